@@ -1,0 +1,1 @@
+"""One module a verb: wires the parts, writes files, prints."""

@@ -1,0 +1,71 @@
+"""The error tree: every failure that is the user's to mend, with its exit code and a hint.
+
+MnftError                 exit code 1: the work failed
+  ConfigError             exit code 2: wrong usage or config
+  DataError               images, folders, splits, downloads
+  ModelError              model names, weights, heads
+  CheckpointError         run folders, model folders, resume states
+  TrainError              training went wrong (a loss that is not finite)
+  GateError               exit code 3: a gate was not met
+Interrupted               exit code 130 (Ctrl-C) or 143 (SIGTERM); not an MnftError
+"""
+
+from __future__ import annotations
+
+
+class MnftError(Exception):
+    """A failure that the user can mend.
+
+    Args:
+        message: what failed, where, what was found and what was expected.
+        hint: what to do about it; shown on a line of its own.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class ConfigError(MnftError):
+    """A config, flag or override that cannot be used."""
+
+    exit_code = 2
+
+
+class DataError(MnftError):
+    """Images, folders, splits or downloads that cannot be used."""
+
+
+class ModelError(MnftError):
+    """A model that cannot be built or whose weights cannot be loaded."""
+
+
+class CheckpointError(MnftError):
+    """A run folder, model folder or resume state that cannot be used."""
+
+
+class TrainError(MnftError):
+    """Training that cannot go on."""
+
+
+class GateError(MnftError):
+    """A result that does not meet its gate."""
+
+    exit_code = 3
+
+
+class Interrupted(BaseException):
+    """The process was asked to stop; what was saved can be resumed.
+
+    Args:
+        exit_code: 130 for Ctrl-C, 143 for SIGTERM.
+        message: what was kept and how to go on.
+    """
+
+    def __init__(self, exit_code: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+        self.message = message

@@ -1,0 +1,101 @@
+"""Atomic writes: a reader sees the old file or the new one, whole, whatever happens in between."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; what was written there replaces `path` at the end.
+
+    The data is flushed to the disk before the rename. On an exception the temporary file is
+    removed and `path` stays as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        _give_usual_permissions(temporary, 0o666)
+        _flush(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _flush(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON atomically; a number that is not finite is an error, as JSON has none."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Give an empty temporary folder beside `folder`; at the end it takes the place of `folder`.
+
+    Two renames are needed where `folder` exists; a crash between them leaves the old content
+    as `<name>.old`, which `recover_folder` puts back.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
+    try:
+        yield temporary
+        _give_usual_permissions(temporary, 0o777)
+        for entry in temporary.rglob("*"):
+            _flush(entry)
+        _flush(temporary)
+        _swap(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    _flush(folder.parent)
+
+
+def recover_folder(folder: Path) -> None:
+    """Put back the old content of `folder` when a crash came between the renames of its swap."""
+    old = _old(folder)
+    if old.is_dir() and not folder.exists():
+        old.rename(folder)
+
+
+def _swap(new: Path, folder: Path) -> None:
+    recover_folder(folder)
+    old = _old(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _old(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".old")
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _give_usual_permissions(path: Path, mode: int) -> None:
+    # tempfile creates files as 0600; a colleague must be able to read the result.
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(mode & ~mask)

@@ -1,0 +1,1 @@
+"""timm models: building, heads, freezing, weights, model folders."""
