@@ -19,14 +19,17 @@ class MnftError(Exception):
     Args:
         message: what failed, where, what was found and what was expected.
         hint: what to do about it; shown on a line of its own.
+        key: the config key that is to blame, such as `model.name`; who knows the config file
+            puts the file and the line in front.
     """
 
     exit_code = 1
 
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
+    def __init__(self, message: str, *, hint: str | None = None, key: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.key = key
 
 
 class ConfigError(MnftError):

@@ -1,0 +1,91 @@
+"""What a config key allows, said in words; the errors and the documentation share it."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Any
+
+from mnft.config.schema import Config
+
+
+@cache
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a config file."""
+    return Config.model_json_schema()
+
+
+def sections() -> dict[str, dict[str, Any]]:
+    """The JSON Schema of each section by its name, in the order of the config."""
+    schema = json_schema()
+    return {
+        name: schema["$defs"][value.get("$ref", "").rsplit("/", 1)[-1]]
+        for name, value in schema["properties"].items()
+    }
+
+
+def key_paths() -> list[str]:
+    """Every key of the config, as `section.key`."""
+    return [f"{name}.{key}" for name, section in sections().items() for key in section["properties"]]
+
+
+def expected(key_path: str) -> str | None:
+    """What the key allows, such as "an integer from 1 to 256, or 'auto'"; None if unknown."""
+    section, _, key = key_path.partition(".")
+    schema = sections().get(section)
+    if schema is None:
+        return None
+    if not key:
+        return f"a section with keys such as {', '.join(list(schema['properties'])[:3])}"
+    field = schema["properties"].get(key)
+    return None if field is None else in_words(field)
+
+
+def choices(key_path: str) -> list[str]:
+    """The words that the key allows; empty when it takes other values only."""
+    section, _, key = key_path.partition(".")
+    field = sections().get(section, {}).get("properties", {}).get(key, {})
+    branches = field.get("anyOf", [field])
+    return [str(c) for b in branches for c in b.get("enum", [b["const"]] if "const" in b else [])]
+
+
+def in_words(field: dict[str, Any]) -> str:
+    """A JSON Schema property in words."""
+    if "anyOf" in field:
+        return ", or ".join(in_words(branch) for branch in field["anyOf"])
+    if "const" in field:
+        return repr(field["const"])
+    if "enum" in field:
+        return "one of " + ", ".join(str(value) for value in field["enum"])
+    kind = field.get("type")
+    if kind == "array":
+        least, most = field.get("minItems"), field.get("maxItems")
+        count = f"{least} to {most} " if least != most else f"{least} " if least else ""
+        item, space, limits = re.sub("^an? ", "", in_words(field["items"])).partition(" ")
+        return f"a list of {count}{item}s{space}{limits}"
+    names = {
+        "integer": "an integer",
+        "number": "a number",
+        "string": "a text",
+        "boolean": "true or false",
+        "null": "empty",
+        "object": "a mapping",
+    }
+    return names.get(str(kind), "a value") + _range_in_words(field)
+
+
+def _range_in_words(field: dict[str, Any]) -> str:
+    low, high = field.get("minimum"), field.get("maximum")
+    above, below = field.get("exclusiveMinimum"), field.get("exclusiveMaximum")
+    if low is not None and high is not None:
+        return f" from {low:g} to {high:g}"
+    parts = []
+    if low is not None:
+        parts.append(f"at least {low:g}")
+    if above is not None:
+        parts.append(f"above {above:g}")
+    if high is not None:
+        parts.append(f"at most {high:g}")
+    if below is not None:
+        parts.append(f"below {below:g}")
+    return " " + " and ".join(parts) if parts else ""
