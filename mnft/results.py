@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -67,7 +67,11 @@ class StepProgress:
 
 @dataclass(frozen=True, slots=True)
 class EpochResult:
-    """One finished epoch; `epoch` counts from 1, `lr` is that of the epoch's last update."""
+    """One finished epoch; `epoch` counts from 1, `lr` is the rate that it began with.
+
+    Losses are mean cross-entropies in nats, accuracies and F1 shares in [0, 1]. The training
+    figures are taken while the weights change, the val figures at the epoch's end.
+    """
 
     epoch: int
     epochs: int
@@ -94,11 +98,11 @@ class Observer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FitResult:
-    """How a training ended; `stopped_early` says that patience ran out before the last epoch."""
+    """How a training ended; `stopped_early` says that patience ran out."""
 
-    epochs: list[EpochResult] = field(default_factory=list)
-    best_epoch: int = 0
-    stopped_early: bool = False
+    epochs: list[EpochResult]
+    best: EpochResult | None
+    stopped_early: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,184 @@
+"""Image file to RGB pixels: the one decoder of train, eval, predict and check."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+import warnings
+import zlib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms, UnidentifiedImageError
+
+from mnft.errors import DataError
+
+# Pillow's own warning limit. An RGBA image of that size takes 360 MB; decoders need up to
+# twice that for a moment.
+MAX_PIXELS = 89_478_485
+
+# Formats by content. EPS and other formats that run programs or read further files stay out.
+_FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000")
+
+# What Pillow's decoders were seen to raise on damaged files.
+_DECODER_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    EOFError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+    ImageCms.PyCMSError,
+)
+
+_EXIF_ORIENTATION = 0x0112
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Damaged EXIF and large images are judged here; Pillow's own warnings would only repeat it.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What one look at a file found.
+
+    Attributes:
+        sha256: hash of the file's bytes, hexadecimal; empty when it could not be read.
+        size: width and height in pixels as a viewer shows it; None when it cannot be decoded.
+        problem: why it cannot be decoded; None when it can.
+    """
+
+    sha256: str
+    size: tuple[int, int] | None
+    problem: str | None
+
+
+def decode(path: Path) -> Image.Image:
+    """Decode an image file as a viewer would show it.
+
+    The type is read from the content, not from the name. EXIF orientation is applied;
+    transparency is shown on white; CMYK, palette, grey, 1-bit and 16-bit images become 8-bit RGB;
+    of an animation the first frame is taken.
+
+    Args:
+        path: an image file.
+
+    Returns:
+        An image of mode "RGB".
+
+    Raises:
+        DataError: the file cannot be read or decoded, is cut off, or has over MAX_PIXELS pixels.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        return decode_bytes(content)
+    except DataError as error:
+        raise DataError(f"{path}: {error.message}") from error
+
+
+def decode_bytes(content: bytes) -> Image.Image:
+    """Decode the content of an image file; see `decode`."""
+    if not content:
+        raise DataError("the file is empty")
+    try:
+        with Image.open(io.BytesIO(content), formats=_known_formats()) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                millions = width * height / 1e6
+                raise DataError(
+                    f"too large: {width} x {height} is {millions:.0f} million pixels, "
+                    f"the limit is {MAX_PIXELS / 1e6:.0f} million"
+                )
+            image.load()
+            return _turn_upright(_to_rgb(image), _orientation(image))
+    except UnidentifiedImageError as error:
+        raise DataError("not an image of a known type") from error
+    except _DECODER_ERRORS as error:
+        raise DataError(f"cannot be decoded: {error}") from error
+
+
+def inspect(path: Path) -> Inspection:
+    """Hash a file and try to decode it."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        return Inspection("", None, f"cannot be read: {error.strerror}")
+    sha256 = hashlib.sha256(content).hexdigest()
+    try:
+        return Inspection(sha256, decode_bytes(content).size, None)
+    except DataError as error:
+        return Inspection(sha256, None, error.message)
+
+
+@cache
+def _known_formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_to_eight_bits(np.asarray(image))).convert("RGB")
+    if image.mode == "CMYK" and (profile := image.info.get("icc_profile")):
+        return _manage_colour(image, profile)
+    return image.convert("RGB")
+
+
+def _to_eight_bits(values: np.ndarray) -> np.ndarray:
+    """Scale 16-bit integers by 257; floats are taken as 0..1, or as 0..255 where they exceed 1.
+
+    Pillow's own `convert` clips at 255, which turns most 16-bit images white.
+    """
+    if values.dtype.kind == "f":
+        values = np.nan_to_num(values, posinf=255.0, neginf=0.0)
+        scaled = values * 255.0 if values.max(initial=0.0) <= 1.0 else values
+    else:
+        scaled = values.astype(np.float32) / 257.0
+    return np.asarray(np.clip(np.round(scaled), 0, 255), dtype=np.uint8)
+
+
+def _manage_colour(image: Image.Image, profile: bytes) -> Image.Image:
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        target = ImageCms.createProfile("sRGB")
+        managed = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError):
+        return image.convert("RGB")  # a damaged profile: the colours without it
+    return managed if managed is not None else image.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+    except _DECODER_ERRORS:
+        return 1  # damaged EXIF says nothing; viewers show the image as it is
+
+
+def _turn_upright(image: Image.Image, orientation: int) -> Image.Image:
+    method = _TRANSPOSE.get(orientation)
+    return image if method is None else image.transpose(method)

@@ -1,0 +1,245 @@
+"""The split manifest: which file, by content, is in which split; made in place, saved with the run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mnft import files
+from mnft.data.decode import Inspection
+from mnft.data.folder import FolderScan, ImageFile
+from mnft.errors import CheckpointError, DataError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image: its path relative to the root, its class, its split and its content's SHA-256."""
+
+    path: str
+    class_name: str
+    split: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A file that no split uses, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Which files a run uses.
+
+    Attributes:
+        root: the image folder.
+        class_names: sorted; the index of a name is its label.
+        samples: sorted by path.
+        left_out: files that were found and are not used.
+    """
+
+    root: Path
+    class_names: tuple[str, ...]
+    samples: tuple[Sample, ...]
+    left_out: tuple[LeftOut, ...] = ()
+
+    def split(self, name: str) -> list[Sample]:
+        """The samples of a split, in the order of their paths."""
+        return [sample for sample in self.samples if sample.split == name]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that hold images."""
+        found = {sample.split for sample in self.samples}
+        return tuple(name for name in ("train", "val", "test") if name in found)
+
+    def label(self, sample: Sample) -> int:
+        """The label of a sample: the index of its class name."""
+        return self.class_names.index(sample.class_name)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of contents, classes and splits; the same images split alike give the same."""
+        lines = sorted(f"{s.sha256} {s.split} {s.class_name}" for s in self.samples)
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def build_manifest(
+    scan: FolderScan,
+    inspections: Mapping[str, Inspection],
+    *,
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+) -> Manifest:
+    """Choose the split of each image that can be decoded.
+
+    Splits that the folder has are kept. A missing val split is taken from train, and where the
+    folder has no splits at all a test split too: in each class, unique contents are put in the
+    order of SHA-256(seed, content) and cut; so the split depends on nothing but seed and files.
+    Copies of one content never stand in two splits: in the folder's own splits the copy in train
+    gives way to val, and both to test.
+
+    Raises:
+        DataError: one class, an empty class, a class too small to split, no training images, or
+            val or test classes that train has not.
+    """
+    good = [image for image in scan.images if inspections[image.path].problem is None]
+    left_out = [
+        LeftOut(image.path, problem)
+        for image in scan.images
+        if (problem := inspections[image.path].problem) is not None
+    ]
+    hashes = {image.path: inspections[image.path].sha256 for image in good}
+    class_names = _check_classes(scan, good)
+    good, doubles = _drop_copies_across_splits(good, hashes)
+    fractions = {}
+    if "val" not in scan.splits:
+        fractions["val"] = val_fraction
+        if not scan.splits and test_fraction > 0:
+            fractions["test"] = test_fraction
+    carved = _carve(good, hashes, fractions, seed)
+    samples = [
+        Sample(i.path, i.class_name, carved.get(hashes[i.path], i.split or "train"), hashes[i.path])
+        if i.split in (None, "train")
+        else Sample(i.path, i.class_name, i.split, hashes[i.path])
+        for i in good
+    ]
+    return Manifest(scan.root, tuple(class_names), tuple(samples), tuple(left_out + doubles))
+
+
+def save_manifest(manifest: Manifest, path: Path) -> None:
+    """Write split.json atomically."""
+    files.write_json(
+        path,
+        {
+            "format": FORMAT,
+            "root": str(manifest.root),
+            "fingerprint": manifest.fingerprint,
+            "class_names": list(manifest.class_names),
+            "counts": {name: len(manifest.split(name)) for name in manifest.splits},
+            "samples": [asdict(sample) for sample in manifest.samples],
+            "left_out": [asdict(entry) for entry in manifest.left_out],
+        },
+    )
+
+
+def load_manifest(path: Path) -> Manifest:
+    """Read split.json.
+
+    Raises:
+        CheckpointError: missing, damaged, or of another format.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise CheckpointError(f"{path}: format {content['format']}, expected {FORMAT}")
+        return Manifest(
+            Path(content["root"]),
+            tuple(content["class_names"]),
+            tuple(Sample(**sample) for sample in content["samples"]),
+            tuple(LeftOut(**entry) for entry in content["left_out"]),
+        )
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file, expected the run's split") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: damaged split file: {error!r}") from error
+
+
+def find_changes(manifest: Manifest, samples: Sequence[Sample]) -> list[str]:
+    """Files whose content is not what it was when the manifest was made, as "path: what"."""
+    changes = []
+    for sample in samples:
+        file = manifest.root / sample.path
+        try:
+            with file.open("rb") as stream:
+                sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            changes.append(f"{sample.path}: {error.strerror}")
+            continue
+        if sha256 != sample.sha256:
+            changes.append(f"{sample.path}: its content has changed")
+    return changes
+
+
+def _check_classes(scan: FolderScan, good: Sequence[ImageFile]) -> list[str]:
+    train = sorted({image.class_name for image in good if image.split in (None, "train")})
+    empty = sorted(
+        {n for s, n in scan.empty_classes if s in (None, "train")}
+        | (set(scan.class_names("train" if scan.splits else None)) - set(train))
+    )
+    if empty and train:
+        raise DataError(
+            f"{scan.root}: no usable image in class {', '.join(empty)}",
+            hint="fill the folder or take it away",
+        )
+    if not train:
+        what = "no images in a train folder" if scan.splits else "no images"
+        raise DataError(f"{scan.root}: found {what}, expected images in folders, one a class")
+    if len(train) < 2:
+        raise DataError(f"{scan.root}: found one class ({train[0]}), expected at least two")
+    for split in ("val", "test"):
+        if unknown := sorted(set(scan.class_names(split)) - set(train)):
+            raise DataError(
+                f"{scan.root}: the {split} split has classes that train has not: "
+                f"{', '.join(unknown)}",
+                hint="classes are matched by name: rename or remove them",
+            )
+    return train
+
+
+def _drop_copies_across_splits(
+    images: Sequence[ImageFile], hashes: Mapping[str, str]
+) -> tuple[list[ImageFile], list[LeftOut]]:
+    holder: dict[str, ImageFile] = {}
+    for split in ("train", "val", "test"):
+        holder |= {hashes[image.path]: image for image in images if image.split == split}
+    kept, doubles = [], []
+    for image in images:
+        other = holder.get(hashes[image.path], image)
+        if image.split == other.split:
+            kept.append(image)
+        else:
+            doubles.append(LeftOut(image.path, f"the same bytes as {other.path}"))
+    return kept, doubles
+
+
+def _carve(
+    images: Sequence[ImageFile],
+    hashes: Mapping[str, str],
+    fractions: Mapping[str, float],
+    seed: int,
+) -> dict[str, str]:
+    """Choose contents for the splits in `fractions`: a stratified cut of each class."""
+    by_class: dict[str, set[str]] = defaultdict(set)
+    seen: set[str] = set()
+    for image in images:
+        content = hashes[image.path]
+        # A content that stands in two classes is counted, and split, with the first of them.
+        if image.split in (None, "train") and (content not in seen):
+            seen.add(content)
+            by_class[image.class_name].add(content)
+    chosen: dict[str, str] = {}
+    for class_name, contents in sorted(by_class.items()):
+        order = sorted(contents, key=lambda c: hashlib.sha256(f"{seed}:{c}".encode()).digest())
+        counts = {name: max(1, round(f * len(order))) for name, f in fractions.items()}
+        if sum(counts.values()) >= len(order):
+            raise DataError(
+                f"class {class_name} has {len(order)} different images, too few to split into "
+                f"{', '.join(['train', *counts])}",
+                hint="add images, lower data.val_fraction or data.test_fraction, or make the "
+                "split folders yourself",
+            )
+        for name, count in counts.items():
+            chosen |= dict.fromkeys(order[:count], name)
+            order = order[count:]
+    return chosen

@@ -1,0 +1,144 @@
+"""Decoded image to uint8 tensor, for training and evaluation, and uint8 batch to model input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from PIL import Image
+from timm.data import create_transform
+from torch import Tensor
+from torchvision.transforms import v2
+
+from mnft.config.schema import AugmentConfig
+from mnft.preprocessing import Preprocessing
+
+Transform = Callable[[Image.Image], Tensor]
+
+# Resizing the shorter side of a 1 x 100,000 strip to 256 pixels would take gigabytes; beyond
+# this ratio the middle of the image is taken first.
+_MAX_ASPECT = 1000
+
+
+def build_eval_transform(preprocessing: Preprocessing) -> Transform:
+    """The standard evaluation pipeline: Resize, CenterCrop (or timm's crop_mode) as uint8.
+
+    Returns:
+        A function from an RGB image to a (C, H, W) uint8 tensor, whose pixels equal those of
+        torchvision's Resize(floor(size / crop_pct)) and CenterCrop(size) on the same image.
+    """
+    geometry = create_transform(
+        input_size=preprocessing.input_size,
+        interpolation=preprocessing.interpolation,
+        crop_pct=preprocessing.crop_pct,
+        crop_mode=preprocessing.crop_mode,
+        is_training=False,
+        normalize=False,
+    )
+    return _Pipeline(_to_channels(preprocessing.input_size[0]), geometry)
+
+
+def build_train_transform(augment: AugmentConfig, preprocessing: Preprocessing) -> Transform:
+    """RandomResizedCrop, flips and what `augment` asks for, as uint8.
+
+    Every random choice is drawn from torch's global generator, which the loader seeds for each
+    image.
+
+    Returns:
+        A function from an RGB image to a (C, H, W) uint8 tensor.
+    """
+    channels, height, width = preprocessing.input_size
+    mode = v2.InterpolationMode(preprocessing.interpolation)
+    steps: list[v2.Transform] = [
+        v2.RandomResizedCrop(
+            (height, width),
+            scale=(max(augment.scale[0], 1e-4), augment.scale[1]),
+            ratio=(augment.ratio[0], augment.ratio[1]),
+            interpolation=mode,
+        )
+    ]
+    if augment.hflip:
+        steps.append(v2.RandomHorizontalFlip(augment.hflip))
+    if augment.vflip:
+        steps.append(v2.RandomVerticalFlip(augment.vflip))
+    steps += _policy(augment, mode)
+    if strength := augment.color_jitter:
+        steps.append(v2.ColorJitter(strength, strength, strength))
+    steps.append(v2.PILToTensor())
+    if augment.random_erasing:
+        # The mean colour, which normalisation turns into about 0.
+        fill = [round(255 * value) for value in preprocessing.mean]
+        steps.append(v2.RandomErasing(augment.random_erasing, value=fill))
+    return _Pipeline(_to_channels(channels), v2.Compose(steps))
+
+
+def normalize(images: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """ToTensor and Normalize on a whole batch.
+
+    Args:
+        images: (B, C, H, W) uint8.
+        preprocessing: whose mean and std are used.
+
+    Returns:
+        (B, C, H, W) float32: (images / 255 - mean) / std.
+    """
+    shape = (1, -1, 1, 1)
+    mean = torch.tensor(preprocessing.mean, device=images.device).view(shape)
+    std = torch.tensor(preprocessing.std, device=images.device).view(shape)
+    return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+
+def build_mix(augment: AugmentConfig, num_classes: int) -> v2.Transform | None:
+    """Mixup and cutmix on a batch (images float, targets int) -> (images, (B, K) float targets)."""
+    mixes: list[v2.Transform] = []
+    if augment.mixup:
+        mixes.append(v2.MixUp(alpha=augment.mixup, num_classes=num_classes))
+    if augment.cutmix:
+        mixes.append(v2.CutMix(alpha=augment.cutmix, num_classes=num_classes))
+    if not mixes:
+        return None
+    return mixes[0] if len(mixes) == 1 else v2.RandomChoice(mixes)
+
+
+class _Pipeline:
+    """Two steps in a row; a class, so that worker processes can receive it."""
+
+    def __init__(self, first: Callable[[Image.Image], Image.Image], second: Transform) -> None:
+        self._first = first
+        self._second = second
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return self._second(self._first(_limit_aspect(image)))
+
+
+def _policy(augment: AugmentConfig, mode: v2.InterpolationMode) -> list[v2.Transform]:
+    if augment.policy == "rand_augment":
+        return [v2.RandAugment(magnitude=augment.magnitude, interpolation=mode)]
+    if augment.policy == "trivial_augment":
+        return [v2.TrivialAugmentWide(interpolation=mode)]
+    if augment.policy == "aug_mix":
+        severity = min(10, max(1, augment.magnitude // 3))
+        return [v2.AugMix(severity=severity, interpolation=mode)]
+    return []
+
+
+def _to_channels(channels: int) -> Callable[[Image.Image], Image.Image]:
+    return _to_grey if channels == 1 else _as_it_is
+
+
+def _to_grey(image: Image.Image) -> Image.Image:
+    return image.convert("L")
+
+
+def _as_it_is(image: Image.Image) -> Image.Image:
+    return image
+
+
+def _limit_aspect(image: Image.Image) -> Image.Image:
+    width, height = image.size
+    longest = _MAX_ASPECT * min(width, height)
+    if max(width, height) <= longest:
+        return image
+    keep_width, keep_height = min(width, longest), min(height, longest)
+    left, top = (width - keep_width) // 2, (height - keep_height) // 2
+    return image.crop((left, top, left + keep_width, top + keep_height))

@@ -1,0 +1,82 @@
+"""The machine that work runs on: device, arithmetic precision, seeds."""
+
+from __future__ import annotations
+
+import random
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import torch
+
+from mnft.errors import ConfigError
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that `train.device` names; `auto` is CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        ConfigError: unknown, or not on this machine.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"found {name!r}, expected auto, cpu, cuda, cuda:N or mps", key="train.device"
+        ) from error
+    present = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not present.get(device.type, False):
+        raise ConfigError(
+            f"this machine has no device {name!r}",
+            hint="`mnft doctor` shows what there is",
+            key="train.device",
+        )
+    return device
+
+
+def resolve_precision(name: str, device: torch.device) -> torch.dtype:
+    """The dtype that `train.precision` or `eval.precision` names on a device.
+
+    `auto` is bf16 where the processor has it natively (GPUs from Ampere on, CPUs with AVX512-BF16
+    or AMX), fp16 on older GPUs, and else fp32.
+
+    Raises:
+        ConfigError: fp16 on a CPU, which has no loss in time to gain from it and overflows.
+    """
+    if name == "fp16" and device.type == "cpu":
+        raise ConfigError("fp16 needs a GPU; use bf16 or fp32 on the CPU", key="train.precision")
+    if name != "auto":
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float16
+    if device.type == "cpu" and cpu_has_bf16():
+        return torch.bfloat16
+    return torch.float32
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bf16 natively (AVX512-BF16 or AMX)."""
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
+    """Autocast to `dtype`; nothing for fp32."""
+    if dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch; the only place that touches global random states."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

@@ -1,0 +1,163 @@
+"""The epochs of a training: when to evaluate, what is best, when to save, when to stop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from mnft.data.loaders import Batches, EpochSampler
+from mnft.engine.device import seed_everything
+from mnft.engine.evaluate import compute_outputs
+from mnft.engine.loop import LoopOptions, LoopResult, train_one_epoch
+from mnft.engine.optim import Criterion
+from mnft.engine.state import TrainState
+from mnft.metrics import EpochMetrics, compute_epoch_metrics
+from mnft.results import EpochResult, FitResult, Observer, StepProgress
+from mnft.seeding import derive_seed
+
+
+class Keeper(Protocol):
+    """Who writes down what an epoch leaves."""
+
+    def keep(self, state: TrainState, result: EpochResult) -> None:
+        """Save the models, the resume state and the log of a finished epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class FitOptions:
+    """What stays the same over the epochs.
+
+    Attributes:
+        epochs: to train in all.
+        monitor: "accuracy", "macro_f1" or "loss" of the val split; chooses the best epoch.
+        early_stopping: epochs without improvement before stopping, or None.
+        seed: of order, augmentation and dropout.
+        num_classes: outputs of the model.
+        eval_dtype: arithmetic of evaluation.
+        loop: how updates are computed.
+    """
+
+    epochs: int
+    monitor: str
+    early_stopping: int | None
+    seed: int
+    num_classes: int
+    eval_dtype: torch.dtype
+    loop: LoopOptions
+
+
+def fit(
+    state: TrainState,
+    forward: nn.Module,
+    train: Batches,
+    val: Batches,
+    criterion: Criterion,
+    options: FitOptions,
+    *,
+    keeper: Keeper | None,
+    observer: Observer | None,
+) -> FitResult:
+    """Train until the epochs are done or patience runs out; goes on after `state.history`.
+
+    Args:
+        state: changed in place.
+        forward: the model, or its distributed wrapper.
+        train: training batches.
+        val: evaluation batches of the val split.
+        criterion: summed loss.
+        options: what stays the same.
+        keeper: writes files; None in processes that do not.
+        observer: watches; None in processes that do not speak.
+
+    Raises:
+        TrainError: the loss is not finite; what was kept before stays.
+    """
+    assert isinstance(train.sampler, EpochSampler)
+    for epoch in range(len(state.history) + 1, options.epochs + 1):
+        if out_of_patience(state, options):
+            break
+        started = time.perf_counter()
+        train.sampler.set_epoch(epoch)
+        # Dropout, mixup and the like: each epoch, and each process, its own stream.
+        seed_everything(derive_seed(options.seed, epoch, options.loop.ranks.rank))
+        lr = state.schedule.lr
+        trained = train_one_epoch(
+            state,
+            forward,
+            train,
+            criterion,
+            options.loop,
+            on_step=_reporter(epoch, options, observer),
+        )
+        metrics = _evaluate(state, val, options)
+        result = EpochResult(
+            epoch=epoch,
+            epochs=options.epochs,
+            train_loss=trained.loss,
+            train_accuracy=trained.accuracy,
+            val_loss=metrics.loss,
+            val_accuracy=metrics.accuracy,
+            val_macro_f1=metrics.macro_f1,
+            lr=lr,
+            images_per_s=trained.num_images / max(trained.seconds, 1e-9),
+            seconds=time.perf_counter() - started,
+            is_best=_is_better(metrics, state.best, options.monitor),
+        )
+        state.history.append(result)
+        state.best = result if result.is_best else state.best
+        state.schedule.after_epoch(epoch, _monitored(metrics, options.monitor))
+        if keeper:
+            keeper.keep(state, result)
+        if observer:
+            observer.on_epoch(result)
+    return FitResult(list(state.history), state.best, out_of_patience(state, options))
+
+
+def out_of_patience(state: TrainState, options: FitOptions) -> bool:
+    """Whether the best epoch is `early_stopping` epochs ago."""
+    if options.early_stopping is None or state.best is None:
+        return False
+    return len(state.history) - state.best.epoch >= options.early_stopping
+
+
+def _evaluate(state: TrainState, val: Batches, options: FitOptions) -> EpochMetrics:
+    outputs = compute_outputs(
+        state.evaluated_model,
+        val,
+        num_classes=options.num_classes,
+        device=options.loop.device,
+        dtype=options.eval_dtype,
+        ranks=options.loop.ranks,
+    )
+    return compute_epoch_metrics(outputs.logits, outputs.targets)
+
+
+def _is_better(metrics: EpochMetrics, best: EpochResult | None, monitor: str) -> bool:
+    """Strictly better than the best so far; of equal epochs the first stays."""
+    if best is None:
+        return True
+    before = EpochMetrics(best.val_loss, best.val_accuracy, best.val_macro_f1)
+    new, old = _monitored(metrics, monitor), _monitored(before, monitor)
+    return new < old if monitor == "loss" else new > old
+
+
+def _monitored(metrics: EpochMetrics, monitor: str) -> float:
+    return float(getattr(metrics, monitor))
+
+
+def _reporter(
+    epoch: int, options: FitOptions, observer: Observer | None
+) -> Callable[[int, int, LoopResult], None]:
+    def report(step: int, steps: int, so_far: LoopResult) -> None:
+        if observer:
+            rate = so_far.num_images / max(so_far.seconds, 1e-9)
+            observer.on_step(
+                StepProgress(epoch, options.epochs, step, steps, so_far.loss, so_far.accuracy, rate)
+            )
+
+    return report

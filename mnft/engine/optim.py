@@ -1,0 +1,160 @@
+"""Optimizer, learning rate schedule and loss, through timm and torch."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+import timm.optim
+import torch
+from sklearn.utils.class_weight import compute_class_weight
+from timm.scheduler import create_scheduler_v2
+from torch import Tensor, nn
+
+from mnft.config.schema import OptimConfig, ScheduleConfig
+from mnft.errors import ConfigError
+
+
+def check_optimizer_name(name: str) -> None:
+    """Refuse a name that timm does not know.
+
+    Raises:
+        ConfigError: with a suggestion.
+    """
+    known = timm.optim.list_optimizers()
+    if name.lower() not in known:
+        close = difflib.get_close_matches(name.lower(), known, 1)
+        raise ConfigError(
+            f"found {name!r}, expected an optimizer of timm such as adam, adamw or sgd",
+            hint=f"did you mean {close[0]}?" if close else None,
+            key="optim.name",
+        )
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """Create the optimizer of the parameters that learn; biases and norms get no weight decay.
+
+    Raises:
+        ConfigError: unknown name, or options that this optimizer has not.
+    """
+    check_optimizer_name(config.name)
+    options: dict[str, Any] = {}
+    if config.betas is not None:
+        options["betas"] = tuple(config.betas)
+    if config.eps is not None:
+        options["eps"] = config.eps
+    try:
+        optimizer: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
+            model,
+            opt=config.name,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+            layer_decay=config.layer_decay,
+            **options,
+        )
+    except (TypeError, ValueError, ImportError, RuntimeError) as error:
+        raise ConfigError(f"{config.name} cannot be built: {error}", key="optim.name") from error
+    return optimizer
+
+
+class Schedule:
+    """The learning rate as a function of the number of updates; of the metric for plateau.
+
+    Args:
+        optimizer: whose rates are set.
+        config: the `schedule` section.
+        epochs: of the whole training.
+        updates_per_epoch: optimizer updates in an epoch.
+        mode: "max" where a higher metric is better (plateau).
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        config: ScheduleConfig,
+        *,
+        epochs: int,
+        updates_per_epoch: int,
+        mode: str,
+    ) -> None:
+        self._optimizer = optimizer
+        self._is_plateau = config.name == "plateau"
+        # A step schedule that never decays: unlike timm's "none" it applies warmup and the
+        # factors of layer-wise decay.
+        constant = config.name == "none"
+        self._scheduler, _ = create_scheduler_v2(
+            optimizer,
+            sched="step" if constant else config.name,
+            num_epochs=epochs,
+            decay_epochs=epochs + 1 if constant else config.decay_epochs,
+            decay_milestones=config.decay_milestones,
+            decay_rate=1.0 if constant else config.decay_rate,
+            patience_epochs=config.patience_epochs,
+            min_lr=config.min_lr,
+            warmup_lr=config.warmup_lr,
+            warmup_epochs=config.warmup_epochs,
+            plateau_mode=mode,
+            step_on_epochs=self._is_plateau,
+            updates_per_epoch=updates_per_epoch,
+        )
+
+    @property
+    def lr(self) -> float:
+        """The highest learning rate of all parameter groups."""
+        return max(float(group["lr"]) for group in self._optimizer.param_groups)
+
+    def after_update(self, num_updates: int) -> None:
+        """Set the rate of the next update."""
+        self._scheduler.step_update(num_updates=num_updates)
+
+    def after_epoch(self, epoch: int, metric: float) -> None:
+        """Set the rate of the next epoch, for plateau."""
+        self._scheduler.step(epoch, metric)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What plateau remembers; the other schedules are functions of the number of updates."""
+        if not self._is_plateau:
+            return {}
+        # timm's own state leaves out the count of bad epochs.
+        return dict(self._scheduler.lr_scheduler.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any], num_updates: int) -> None:
+        """Go on after `num_updates` updates."""
+        if self._is_plateau:
+            self._scheduler.lr_scheduler.load_state_dict(state)
+        self.after_update(num_updates)
+
+
+class Criterion:
+    """Cross-entropy, summed over the batch, with label smoothing and class weights.
+
+    A sum, not a mean: divided by the number of images in the whole batch it stays exact when the
+    batch is cut into parts for accumulation or over processes.
+
+    Args:
+        label_smoothing: share of each target that is spread over all classes.
+        class_weights: (K,) weight of each class, or None.
+    """
+
+    def __init__(self, label_smoothing: float, class_weights: Tensor | None) -> None:
+        self._loss = nn.CrossEntropyLoss(
+            weight=class_weights, label_smoothing=label_smoothing, reduction="sum"
+        )
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The summed loss.
+
+        Args:
+            logits: (B, K) float.
+            targets: (B,) int64 labels or (B, K) float probabilities.
+        """
+        loss: Tensor = self._loss(logits.float(), targets)
+        return loss
+
+
+def compute_balanced_weights(labels: Sequence[int], num_classes: int) -> list[float]:
+    """Weight of each class inverse to its number of images; their mean over the images is 1."""
+    weights = compute_class_weight("balanced", classes=range(num_classes), y=labels)
+    return [float(weight) for weight in weights]

@@ -1,0 +1,110 @@
+"""What a training needs to go on exactly where it stopped, saved after each epoch."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from mnft import files
+from mnft.engine.optim import Schedule
+from mnft.errors import CheckpointError
+from mnft.results import EpochResult
+
+FORMAT = 1
+
+
+@dataclass
+class TrainState:
+    """The parts of a training that change, and how far it is.
+
+    Random states are not among them: order, augmentation and dropout of an epoch follow from the
+    seed and the epoch's number.
+
+    Attributes:
+        model: the model itself, not its distributed wrapper.
+        optimizer: of the model's parameters.
+        schedule: of the optimizer's learning rate.
+        scaler: of fp16's loss; does nothing for other types.
+        ema: the averaged model, if there is one.
+        history: the finished epochs.
+        best: the result that the best model was saved with.
+        num_updates: optimizer updates so far.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    scaler: torch.amp.GradScaler
+    ema: ModelEmaV3 | None = None
+    history: list[EpochResult] = field(default_factory=list)
+    best: EpochResult | None = None
+    num_updates: int = 0
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The model that is evaluated and saved: the average where there is one."""
+        if self.ema is None:
+            return self.model
+        averaged: nn.Module = self.ema.module
+        return averaged
+
+
+def save_state(state: TrainState, path: Path) -> None:
+    """Write resume.pt atomically."""
+    content = {
+        "format": FORMAT,
+        "model": state.model.state_dict(),
+        "ema": None if state.ema is None else state.ema.module.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "schedule": state.schedule.state_dict(),
+        "scaler": state.scaler.state_dict(),
+        "history": [asdict(result) for result in state.history],
+        "best": None if state.best is None else asdict(state.best),
+        "num_updates": state.num_updates,
+    }
+    with files.atomic_path(path) as temporary:
+        torch.save(content, temporary)
+
+
+def load_state(state: TrainState, path: Path) -> None:
+    """Read resume.pt into the parts of `state`.
+
+    Raises:
+        CheckpointError: missing, damaged, or of another model.
+    """
+    content = _read(path)
+    try:
+        if content["format"] != FORMAT:
+            raise CheckpointError(f"{path}: format {content['format']}, expected {FORMAT}")
+        state.model.load_state_dict(content["model"])
+        if state.ema is not None:
+            state.ema.module.load_state_dict(content["ema"])
+        state.optimizer.load_state_dict(content["optimizer"])
+        state.scaler.load_state_dict(content["scaler"])
+        state.schedule.load_state_dict(content["schedule"], content["num_updates"])
+        state.history = [EpochResult(**result) for result in content["history"]]
+        state.best = None if content["best"] is None else EpochResult(**content["best"])
+        state.num_updates = content["num_updates"]
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: does not fit this run: {error}") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{path}: no such file: the run has not finished an epoch",
+            hint="start it again with `mnft train CONFIG`",
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path}: damaged resume state: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: damaged resume state")
+    return content

@@ -1,0 +1,141 @@
+"""The model folder that plain timm opens: weights, timm's config.json and mnft's record."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import timm.data
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import mnft
+from mnft import files
+from mnft.errors import CheckpointError
+from mnft.model import lenet, widths  # noqa: F401 - registers mnft's own architectures with timm
+from mnft.preprocessing import Preprocessing
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+RECORD = "mnft.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """All that belongs to a model beside its weights.
+
+    Attributes:
+        architecture: timm's name.
+        model_args: keyword arguments of timm.create_model beside the number of classes.
+        preprocessing: of the input.
+        class_names: in the order of the outputs.
+        pretrained_cfg: timm's description of the model that it was made from.
+    """
+
+    architecture: str
+    model_args: Mapping[str, Any]
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...]
+    pretrained_cfg: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A model folder that was opened; the model is on the CPU, in evaluation mode."""
+
+    folder: Path
+    model: nn.Module
+    architecture: str
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+    record: Mapping[str, Any]
+
+
+def save_bundle(
+    folder: Path, state: Mapping[str, Tensor], card: ModelCard, record: Mapping[str, Any]
+) -> None:
+    """Write a model folder, all of it or nothing.
+
+    Args:
+        folder: takes the place of an older one.
+        state: the model's state dict, on any device.
+        card: what belongs to the model.
+        record: mnft's own facts, such as the epoch and its metrics; goes to mnft.json with the
+            version of mnft and the weights' SHA-256.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    with files.atomic_folder(folder) as temporary:
+        save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
+        files.write_json(temporary / CONFIG, _timm_config(card))
+        sha256 = hashlib.sha256((temporary / WEIGHTS).read_bytes()).hexdigest()
+        head = {"mnft_version": mnft.__version__, "sha256": sha256}
+        files.write_json(temporary / RECORD, head | dict(record))
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """Open a model folder, through timm.
+
+    Raises:
+        CheckpointError: not a model folder, or a damaged one.
+    """
+    files.recover_folder(folder)
+    config = _read_json(folder / CONFIG)
+    if not (folder / WEIGHTS).is_file():
+        raise CheckpointError(f"{folder}: {WEIGHTS} is missing")
+    class_names = config.get("label_names")
+    if not isinstance(class_names, list) or len(class_names) != config.get("num_classes"):
+        raise CheckpointError(
+            f"{folder / CONFIG}: no label_names for its {config.get('num_classes')} classes",
+            hint="folders that mnft trains have them; to start from other weights, give the "
+            "folder to `mnft train` as model.name: local-dir:FOLDER",
+        )
+    try:
+        model: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    except (SafetensorError, RuntimeError, OSError, TypeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder}: cannot be loaded: {error}") from error
+    record = _read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+    data_config = timm.data.resolve_model_data_config(model)
+    return Bundle(
+        folder=folder,
+        model=model.eval(),
+        architecture=config["architecture"],
+        class_names=tuple(class_names),
+        preprocessing=Preprocessing.from_timm(data_config),
+        record=record,
+    )
+
+
+def _timm_config(card: ModelCard) -> dict[str, Any]:
+    kept = ("fixed_input_size", "pool_size", "first_conv", "classifier", "license")
+    inherited = {k: card.pretrained_cfg[k] for k in kept if card.pretrained_cfg.get(k) is not None}
+    num_classes = len(card.class_names)
+    return {
+        "architecture": card.architecture,
+        "num_classes": num_classes,
+        "label_names": list(card.class_names),
+        "model_args": dict(card.model_args),
+        "pretrained_cfg": inherited
+        | {"num_classes": num_classes}
+        | card.preprocessing.as_pretrained_cfg(),
+    }
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{path.parent}: {path.name} is missing, so it is not a model folder",
+            hint="name a run (runs/NAME) or a model folder (runs/NAME/best)",
+        ) from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a JSON object")
+    return content

@@ -1,0 +1,198 @@
+"""The run folder: its names, what each epoch leaves in it, and finding models in it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mnft import files
+from mnft.engine.state import TrainState, save_state
+from mnft.errors import CheckpointError, ConfigError
+from mnft.model.bundle import CONFIG, ModelCard, save_bundle
+from mnft.results import EpochResult
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Where the parts of a run are."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved config."""
+        return self.path / "config.yaml"
+
+    @property
+    def split(self) -> Path:
+        """Which file is in which split."""
+        return self.path / "split.json"
+
+    @property
+    def log(self) -> Path:
+        """One JSON object an event."""
+        return self.path / "log.jsonl"
+
+    @property
+    def best(self) -> Path:
+        """Model folder of the best epoch."""
+        return self.path / "best"
+
+    @property
+    def last(self) -> Path:
+        """Model folder of the last epoch."""
+        return self.path / "last"
+
+    @property
+    def resume(self) -> Path:
+        """State to go on from."""
+        return self.path / "resume.pt"
+
+    @property
+    def evaluation(self) -> Path:
+        """What `mnft eval` writes."""
+        return self.path / "eval"
+
+
+def create_run(parent: Path, *, name: str | None, default_name: str) -> RunFolder:
+    """Make a new, empty run folder.
+
+    Args:
+        parent: `run.dir`.
+        name: `run.name`; must not be taken.
+        default_name: taken when there is no name, with -2, -3 and so on behind it if need be.
+
+    Raises:
+        ConfigError: the name is taken, or the folder cannot be made.
+    """
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        if name is not None:
+            (parent / name).mkdir()
+            return RunFolder(parent / name)
+        number = 1
+        while True:
+            path = parent / (default_name if number == 1 else f"{default_name}-{number}")
+            try:
+                path.mkdir()
+                return RunFolder(path)
+            except FileExistsError:
+                number += 1
+    except FileExistsError as error:
+        taken = parent / name if name else parent
+        raise ConfigError(
+            f"{taken} exists already",
+            hint=f"choose another name, delete it, or go on with it: mnft train --resume {taken}",
+            key="run.name" if name else "run.dir",
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"{parent}: cannot be made: {error.strerror}", key="run.dir") from error
+
+
+def open_run(path: Path) -> RunFolder:
+    """Find the run folder that `path` is, or lies in.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    for candidate in (path, path.parent):
+        run = RunFolder(candidate)
+        if run.config.is_file():
+            return run
+    what = "is not a run folder: config.yaml is missing" if path.exists() else "does not exist"
+    raise CheckpointError(f"{path} {what}", hint="runs are the folders that `mnft train` makes")
+
+
+def find_bundle(path: Path) -> Path:
+    """The model folder that `--ckpt` means: a run's best one, or the folder itself.
+
+    Raises:
+        CheckpointError: neither.
+    """
+    for candidate in (path, path / "best"):
+        files.recover_folder(candidate)
+        if (candidate / CONFIG).is_file():
+            return candidate
+    if RunFolder(path).config.is_file():
+        raise CheckpointError(
+            f"{path} has no best model: it has not finished an epoch",
+            hint=f"go on with `mnft train --resume {path}`",
+        )
+    if path.is_file():
+        hint = f"name the folder: {path.parent}"
+    else:
+        hint = "name a run (runs/NAME) or a model folder (runs/NAME/best)"
+    what = "is not a model or run folder" if path.exists() else "does not exist"
+    raise CheckpointError(f"{path} {what}", hint=hint)
+
+
+def log_event(run: RunFolder, event: str, values: Mapping[str, Any]) -> None:
+    """Append one line to log.jsonl and flush it to the disk."""
+    line = json.dumps({"event": event, **values}, ensure_ascii=False) + "\n"
+    with run.log.open("a", encoding="utf-8") as stream:
+        stream.write(line)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def reconcile_log(run: RunFolder, history: list[EpochResult]) -> None:
+    """Make the log's epochs those of the resume state.
+
+    A crash may come between the writes of an epoch's state and of its log line.
+    """
+    lines = run.log.read_text(encoding="utf-8").splitlines() if run.log.is_file() else []
+    known = {result.epoch for result in history}
+    kept, seen = [], set()
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue  # the line that was being written
+        if entry.get("event") == "epoch":
+            if entry["epoch"] not in known:
+                continue
+            seen.add(entry["epoch"])
+        kept.append(line)
+    kept += [json.dumps(_epoch_line(r)) for r in history if r.epoch not in seen]
+    files.write_text(run.log, "".join(line + "\n" for line in kept))
+
+
+@dataclass
+class RunKeeper:
+    """Writes what each epoch leaves: models, resume state, log line, TensorBoard.
+
+    Attributes:
+        run: where.
+        card: what belongs to the model.
+        facts: for mnft.json of the saved models, beside the epoch's result.
+        tensorboard: a SummaryWriter, or None.
+    """
+
+    run: RunFolder
+    card: ModelCard
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    tensorboard: Any = None
+
+    def keep(self, state: TrainState, result: EpochResult) -> None:
+        """Save a finished epoch; the resume state comes after the models that it refers to."""
+        record = {**self.facts, "result": asdict(result)}
+        weights = state.evaluated_model.state_dict()
+        if result.is_best:
+            save_bundle(self.run.best, weights, self.card, record)
+        save_bundle(self.run.last, weights, self.card, record)
+        save_state(state, self.run.resume)
+        entry = _epoch_line(result)
+        log_event(self.run, entry.pop("event"), entry)
+        if self.tensorboard is not None:
+            for name, value in asdict(result).items():
+                if name not in {"epoch", "epochs", "is_best"}:
+                    self.tensorboard.add_scalar(name.replace("_", "/", 1), value, result.epoch)
+            self.tensorboard.flush()
+
+
+def _epoch_line(result: EpochResult) -> dict[str, Any]:
+    return {"event": "epoch", **asdict(result)}
