@@ -1,4 +1,4 @@
-"""Everything a person sees: messages and progress on stderr, data on stdout; the only user of rich."""
+"""What a person sees: messages and progress on stderr, data on stdout; the only user of rich."""
 
 from __future__ import annotations
 

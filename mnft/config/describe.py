@@ -26,7 +26,9 @@ def sections() -> dict[str, dict[str, Any]]:
 
 def key_paths() -> list[str]:
     """Every key of the config, as `section.key`."""
-    return [f"{name}.{key}" for name, section in sections().items() for key in section["properties"]]
+    return [
+        f"{name}.{key}" for name, section in sections().items() for key in section["properties"]
+    ]
 
 
 def expected(key_path: str) -> str | None:

@@ -49,7 +49,7 @@ class DataConfig(Section):
     """Processes that decode and augment images; 0 does it in the main process; `auto` chooses from
     the cores, at most 8 a training process."""
     crop_pct: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    """Share of the resized image that the evaluation's centre crop keeps; empty: the model's own."""
+    """Share of the resized image that the centre crop of evaluation keeps; empty: the model's."""
     interpolation: Literal["bilinear", "bicubic", "nearest"] | None = None
     """Resampling of the resize; empty: the model's own."""
     mean: Annotated[list[float], Field(min_length=1, max_length=3)] | None = None

@@ -113,11 +113,11 @@ def _read(node: yaml.Node, key_path: KeyPath, source: Source, seen: set[int]) ->
         return [_read(n, (*key_path, i), source, seen) for i, n in enumerate(node.value)]
     loader = _Loader("")
     try:
-        return loader.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+        return loader.construct_object(node, deep=True)
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{source.path}, {place}: {error}") from error
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
 
 
 def _read_mapping(

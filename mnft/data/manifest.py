@@ -1,4 +1,4 @@
-"""The split manifest: which file, by content, is in which split; made in place, saved with the run."""
+"""The split manifest: which file, by content, is in which split; saved with the run."""
 
 from __future__ import annotations
 

@@ -11,15 +11,17 @@ import torch
 from mnft.errors import ConfigError
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str, *, local_rank: int = 0) -> torch.device:
     """The device that `train.device` names; `auto` is CUDA, then Apple's MPS, then the CPU.
+
+    Of several processes on one machine each takes the GPU of its number.
 
     Raises:
         ConfigError: unknown, or not on this machine.
     """
+    if name in {"auto", "cuda"} and torch.cuda.is_available():
+        return torch.device("cuda", local_rank)
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
@@ -41,17 +43,17 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """The dtype that `train.precision` or `eval.precision` names on a device.
+def resolve_precision(name: str, device: torch.device, *, key: str) -> torch.dtype:
+    """The dtype that a precision key (`train.precision` or `eval.precision`) names on a device.
 
     `auto` is bf16 where the processor has it natively (GPUs from Ampere on, CPUs with AVX512-BF16
     or AMX), fp16 on older GPUs, and else fp32.
 
     Raises:
-        ConfigError: fp16 on a CPU, which has no loss in time to gain from it and overflows.
+        ConfigError: fp16 on a CPU, where it is slow and overflows.
     """
     if name == "fp16" and device.type == "cpu":
-        raise ConfigError("fp16 needs a GPU; use bf16 or fp32 on the CPU", key="train.precision")
+        raise ConfigError("fp16 needs a GPU; use bf16 or fp32 on the CPU", key=key)
     if name != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
     if device.type == "cuda":

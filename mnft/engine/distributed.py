@@ -1,9 +1,9 @@
-"""Several processes that train one model, as torchrun starts them; one process is the simple case."""
+"""Several processes that train one model, as torchrun starts them; one is the simple case."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from mnft.errors import MnftError
 
 T = TypeVar("T")
 
@@ -49,14 +51,25 @@ def process_group() -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def on_main_first(ranks: Ranks, value: T | None) -> T:
-    """Give every process the value that the main one has."""
+def broadcast(ranks: Ranks, compute: Callable[[], T]) -> T:
+    """Compute a value in the main process and give it to every process.
+
+    Raises:
+        Whatever `compute` raises, in every process.
+    """
     if ranks.world_size == 1:
-        assert value is not None
-        return value
-    box: list[Any] = [value]
+        return compute()
+    box: list[Any] = [None, None]
+    if ranks.is_main:
+        try:
+            box[0] = compute()
+        except MnftError as error:
+            box[1] = error
     dist.broadcast_object_list(box, src=0)
-    return box[0]  # type: ignore[no-any-return]
+    if box[1] is not None:
+        raise box[1]
+    value: T = box[0]
+    return value
 
 
 def gather(ranks: Ranks, value: T) -> list[T]:

@@ -36,6 +36,7 @@ class BuiltModel:
         architecture: timm's name.
         model_args: keyword arguments of timm.create_model beside the number of classes.
         weights: where the weights came from, in words.
+        pretrained_cfg: timm's description of the model.
     """
 
     model: nn.Module
@@ -43,6 +44,7 @@ class BuiltModel:
     architecture: str
     model_args: dict[str, Any]
     weights: str
+    pretrained_cfg: Mapping[str, Any]
 
 
 def build_model(
@@ -68,7 +70,7 @@ def build_model(
     # Weights of a folder or file are loaded by mnft, which refuses to load half of them.
     weights_file = _weights_file(config)
     model = _create(config, num_classes, model_args, pretrained=weights_file is None)
-    weights = "random weights"
+    weights, head_is_new = "random weights", False
     if weights_file is not None:
         try:
             report = load_weights(model, weights_file, classifier=classifier_names(model))
@@ -80,13 +82,32 @@ def build_model(
         if report.source_format != "timm":
             weights += f" ({report.source_format})"
         weights += ", new head" if report.head_replaced else ", its head too"
+        head_is_new = report.head_replaced
     elif config.pretrained:
+        head_is_new = True
         weights = f"pretrained weights of {_tagged_name(model)}, new head"
+    if head_is_new:
+        _quieten_head(model)
     cfg = model.pretrained_cfg
     if config.name.startswith("local-dir:"):
         model_args = _folder_config(_folder(config.name)).get("model_args", {}) | model_args
     preprocessing = _resolve_preprocessing(model, config.in_chans, img_size, overrides or {})
-    return BuiltModel(model, preprocessing, cfg["architecture"], model_args, weights)
+    return BuiltModel(model, preprocessing, cfg["architecture"], model_args, weights, cfg)
+
+
+def check_model(config: ModelConfig) -> None:
+    """Refuse an unknown name or a missing weights file, before any work is done.
+
+    Raises:
+        ModelError: with a suggestion.
+    """
+    _check_name(config.name)
+    if isinstance(config.pretrained, str) and not Path(config.pretrained).exists():
+        raise ModelError(
+            f"no such weights file: {config.pretrained}",
+            hint="true takes the weights that belong to model.name, false random ones",
+            key="model.pretrained",
+        )
 
 
 def _model_args(config: ModelConfig, img_size: int | None) -> dict[str, Any]:
@@ -232,6 +253,21 @@ def _no_weights(name: str) -> ModelError:
 def _tagged_name(model: Any) -> str:
     cfg = model.pretrained_cfg
     return ".".join(part for part in (cfg["architecture"], cfg.get("tag")) if part)
+
+
+def _quieten_head(model: nn.Module) -> None:
+    """Give a new head on pretrained features small weights.
+
+    timm draws the head of its EfficientNets and MobileNets from +-1/sqrt(num_classes): with 1,280
+    features the first losses are several times ln(num_classes), and their gradients damage the
+    pretrained layers below before the head has learned anything.
+    """
+    for name in classifier_names(model):
+        for module in model.get_submodule(name).modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.01)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
 
 def _resolve_preprocessing(

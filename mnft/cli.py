@@ -1,0 +1,304 @@
+"""The command line: flags to (path, overrides), errors to exit codes; commands load when they run."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, ParamSpec
+
+import typer
+
+from mnft import __version__
+from mnft.errors import ConfigError, Interrupted, MnftError
+
+P = ParamSpec("P")
+
+EXIT_BROKEN_PIPE = 141
+
+app = typer.Typer(
+    name="mnft",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="From a folder of images to a small, verified model.\n\n"
+    "Start with `mnft data fetch digits`, `mnft train configs/digits.yaml` and "
+    "`mnft eval --ckpt runs/digits`; for your own images with `mnft init IMAGES`.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Bring data sets and check image folders.")
+app.add_typer(data_app, name="data")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
+Overrides = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Set a config value, as optim.lr=3e-4."),
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
+Checkpoint = Annotated[
+    Path,
+    typer.Option("--ckpt", help="A run (its best model is taken) or a model folder."),
+]
+Workers = Annotated[
+    int | None, typer.Option("--workers", min=0, help="Loading processes; 0 is none.")
+]
+
+
+def _guarded(command: Callable[P, None]) -> Callable[P, None]:
+    """Turn the errors of a command into messages and exit codes; a bug keeps its traceback."""
+
+    @functools.wraps(command)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+        from mnft import console
+
+        signal.signal(signal.SIGTERM, _on_sigterm)
+        try:
+            command(*args, **kwargs)
+        except (MnftError, Interrupted) as error:
+            console.show_error(error)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            console.show_error(Interrupted(130, "by Ctrl-C"))
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            # The reader of our output is gone; the interpreter must not try to flush into it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(EXIT_BROKEN_PIPE) from None
+
+    return guarded
+
+
+def _on_sigterm(_signal: int, _frame: object) -> None:
+    raise Interrupted(143, "by SIGTERM")
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"mnft {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show the library's log.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    from mnft import console
+
+    console.setup_logging(verbose=verbose)
+
+
+@app.command()
+@_guarded
+def init(
+    images: Annotated[Path, typer.Argument(help="A folder of images.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where to write; default FOLDER.yaml.")
+    ] = None,
+    model: Annotated[str, typer.Option("--model", help="A timm model.")] = "mobilenetv2_100",
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+) -> None:
+    """Write a commented config for a folder of images.
+
+    The folder holds one folder a class (it is split in place), or train/, val/ and test/ folders
+    with such.
+
+    Example: `mnft init photos/ -o photos.yaml`
+    """
+    from mnft.commands import init as command
+
+    command.run(images, output, model, force=force)
+
+
+@data_app.command("fetch")
+@_guarded
+def data_fetch(
+    name: Annotated[str | None, typer.Argument(help="Name of a data set; see --list.")] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", help="Archive or folder that is already here, instead of the net."),
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option("--to", help="Folder to make; default data/NAME.")
+    ] = None,
+    show: Annotated[
+        bool, typer.Option("--list", help="List the data sets that are known.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Bring a known data set as an image folder.
+
+    The digits come with scikit-learn and need no network; the others are downloaded, checked
+    against their checksums and unpacked, or taken from a local archive.
+
+    Examples: `mnft data fetch digits`, `mnft data fetch flowers102 --from 102flowers.tgz`
+    """
+    from mnft.commands import fetch as command
+
+    command.run(name, source, to, show=show, as_json=as_json)
+
+
+@data_app.command("check")
+@_guarded
+def data_check(
+    target: Annotated[Path, typer.Argument(help="A config, or a folder of images.")],
+    as_json: Json = False,
+) -> None:
+    """Find what would spoil a training: exit code 3 if there is something.
+
+    Files that cannot be decoded, classes that differ between splits, the same image in two splits
+    or in two classes, empty classes; and the number of images of each class.
+
+    Examples: `mnft data check photos/`, `mnft data check configs/flowers.yaml --json`
+    """
+    from mnft.commands import check as command
+
+    command.run(target, as_json=as_json)
+
+
+@app.command()
+@_guarded
+def train(
+    config: Annotated[Path | None, typer.Argument(help="A YAML config.")] = None,
+    overrides: Overrides = [],  # noqa: B006 - Typer copies it
+    resume: Annotated[
+        Path | None, typer.Option("--resume", help="Go on with an interrupted run.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune a model as a config says; prints the folder of the best model.
+
+    Progress goes to stderr, so that `BEST=$(mnft train CONFIG)` works in a script. A resumed run
+    ends as if it had never stopped; `--set train.epochs=N` extends it.
+
+    Examples: `mnft train configs/digits.yaml`, `mnft train configs/flowers.yaml --set
+    optim.lr=3e-4 --set train.epochs=20`, `mnft train --resume runs/flowers`
+    """
+    from mnft.commands import train as command
+
+    command.run(config, overrides, resume, as_json=as_json)
+
+
+@app.command("eval")
+@_guarded
+def evaluate(
+    checkpoint: Checkpoint,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Other images than those of the run.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", help="train, val or test; default test, or else val.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder to write; default RUN/eval.")
+    ] = None,
+    device: Device = "auto",
+    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1)] = None,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Judge a trained model on images that it was not trained on.
+
+    Accuracy with its 95% interval, precision, recall and F1 of each class, calibration; writes
+    metrics.json, predictions.csv, per_class.csv and the confusion matrix.
+
+    Examples: `mnft eval --ckpt runs/flowers`, `mnft eval --ckpt runs/flowers/best --data photos/`
+    """
+    if split not in {None, "train", "val", "test"}:
+        raise ConfigError(f"--split: found {split!r}, expected train, val or test")
+    from mnft.commands import evaluate as command
+
+    command.run(
+        checkpoint,
+        data,
+        split,
+        output,
+        device_name=device,
+        batch_size=batch_size,
+        workers=workers,
+        as_json=as_json,
+    )
+
+
+@app.command()
+@_guarded
+def predict(
+    checkpoint: Checkpoint,
+    inputs: Annotated[
+        list[str], typer.Argument(help="Files, folders, globs, or - for a list on stdin.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write; default stdout.")
+    ] = None,
+    top_k: Annotated[int, typer.Option("--top-k", min=1, help="Classes to name.")] = 1,
+    json_lines: Annotated[
+        bool, typer.Option("--json", help="One JSON object a line instead of CSV.")
+    ] = False,
+    device: Device = "auto",
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 32,
+    workers: Workers = None,
+) -> None:
+    """Name what is in images, one row each; a file that cannot be read gets a row that says why.
+
+    Examples: `mnft predict --ckpt runs/flowers photo.jpg`, `mnft predict --ckpt runs/flowers
+    photos/ --top-k 3 -o predictions.csv`, `find . -name '*.jpg' | mnft predict --ckpt runs/flowers -`
+    """
+    from mnft.commands import predict as command
+
+    command.run(
+        checkpoint,
+        inputs,
+        output,
+        top_k=top_k,
+        as_json_lines=json_lines,
+        device_name=device,
+        batch_size=batch_size,
+        workers=workers,
+    )
+
+
+@app.command()
+@_guarded
+def models(
+    pattern: Annotated[
+        str | None, typer.Argument(help="Names with * and ?; default: MobileNets and LeNet-5.")
+    ] = None,
+    img_size: Annotated[
+        int | None, typer.Option("--img-size", min=8, help="Count MACs at this size.")
+    ] = None,
+    num_classes: Annotated[
+        int | None, typer.Option("--num-classes", min=1, help="Outputs; default the model's own.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List models with their parameters and multiply-accumulates (MACs).
+
+    Examples: `mnft models`, `mnft models 'mobilenetv3*' --img-size 160`
+    """
+    from mnft.commands import models as command
+
+    command.run(pattern, img_size=img_size, num_classes=num_classes, as_json=as_json)
+
+
+@app.command()
+@_guarded
+def doctor(as_json: Json = False) -> None:
+    """Show what this machine can do, and what to mend.
+
+    Example: `mnft doctor`
+    """
+    from mnft.commands import doctor as command
+
+    command.run(as_json=as_json)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,63 @@
+"""`mnft data fetch`: bring a known data set as an image folder."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from mnft import console
+from mnft.data import catalog
+from mnft.errors import ConfigError
+
+
+def run(
+    name: str | None, source: Path | None, to: Path | None, *, show: bool, as_json: bool
+) -> None:
+    """Fetch a data set, or list those that are known."""
+    if show:
+        _show_catalog(as_json=as_json)
+        return
+    if name is None:
+        raise ConfigError(
+            "missing the NAME of a data set", hint=f"one of {', '.join(catalog.names())}"
+        )
+    folder = bring(name, to or Path("data") / name, source)
+    if as_json:
+        console.show_json({"name": name, "folder": str(folder)})
+        return
+    console.note(f"next: mnft init {folder}, or mnft train with data.root: {folder}")
+    console.show_data(str(folder))
+
+
+def bring(name: str, destination: Path, source: Path | None = None) -> Path:
+    """Fetch a data set with a progress bar."""
+    info = catalog.describe(name)
+    console.note(f"fetch    {info.title}: {info.num_images:,} images, {info.num_classes} classes")
+    with console.progress(f"fetching {name}") as on_progress:
+        return catalog.fetch(
+            name,
+            destination,
+            source=source,
+            on_progress=lambda _what, done, total: on_progress(done, total),
+        )
+
+
+def _show_catalog(*, as_json: bool) -> None:
+    infos = [catalog.describe(name) for name in catalog.names()]
+    if as_json:
+        console.show_json({"datasets": [asdict(info) for info in infos]})
+        return
+    console.show_table(
+        ["name", "images", "classes", "download", "splits", "what"],
+        [
+            [
+                info.name,
+                f"{info.num_images:,}",
+                info.num_classes,
+                f"{info.download_mb:,.0f} MB",
+                info.splits,
+                info.title,
+            ]
+            for info in infos
+        ],
+    )

@@ -1,0 +1,43 @@
+"""`mnft init`: write a commented config for a folder of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mnft import console, files
+from mnft.config.docs import render_config
+from mnft.data.folder import scan_folder
+from mnft.data.prepare import describe_scan
+from mnft.errors import ConfigError
+
+# The recipe that configs/flower_photos.yaml measures.
+_RECIPE = {
+    "optim": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.01, "layer_decay": 0.75},
+    "schedule": {"name": "cosine", "warmup_epochs": 1.0},
+    "train": {"epochs": 10, "batch_size": 32, "label_smoothing": 0.1, "ema_decay": 0.99},
+}
+
+
+def run(images: Path, output: Path | None, model: str, *, force: bool) -> None:
+    """Look at the folder and write the config.
+
+    Raises:
+        DataError: the folder cannot be used.
+        ConfigError: the file is there already.
+    """
+    scan = scan_folder(images)
+    output = output or Path(f"{images.resolve().name}.yaml")
+    if output.exists() and not force:
+        raise ConfigError(f"{output} exists already", hint="--force replaces it, -o names another")
+    values = {"data": {"root": str(images)}, "model": {"name": model}, **_RECIPE}
+    head = [
+        f"{images}: {describe_scan(scan)}",
+        f"classes: {', '.join(scan.class_names())}",
+        f"launch:  mnft train {output}",
+        "Lines that begin with # show defaults; take the # away to change one.",
+    ]
+    files.write_text(output, render_config(values, head))
+    console.note(f"found    {describe_scan(scan)}")
+    console.done(f"wrote    {output}")
+    console.note(f"next: mnft data check {output}, then mnft train {output}")
+    console.show_data(str(output))

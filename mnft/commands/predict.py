@@ -1,0 +1,166 @@
+"""`mnft predict`: name what is in images."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import io
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from mnft import console, files
+from mnft.data.folder import IMAGE_SUFFIXES
+from mnft.data.loaders import Batches, EvalSampler, LoaderOptions, choose_workers
+from mnft.data.transforms import build_eval_transform
+from mnft.engine.device import resolve_device
+from mnft.engine.evaluate import Outputs, compute_outputs
+from mnft.errors import DataError
+from mnft.metrics import softmax
+from mnft.model.bundle import Bundle, load_bundle
+from mnft.runs.folder import find_bundle
+
+_CHUNK = 4096
+
+
+def run(
+    checkpoint: Path,
+    inputs: Sequence[str],
+    output: Path | None,
+    *,
+    top_k: int,
+    as_json_lines: bool,
+    device_name: str,
+    batch_size: int,
+    workers: int | None,
+) -> None:
+    """Predict the classes of images and write a row for each, in their order.
+
+    Raises:
+        MnftError: no model, no images, or not one image that could be read.
+    """
+    bundle = load_bundle(find_bundle(checkpoint))
+    paths = list(dict.fromkeys(_expand(inputs)))
+    if not paths:
+        raise DataError("found no images", hint="name files, folders, globs, or - for a list")
+    top_k = min(top_k, len(bundle.class_names))
+    device = resolve_device(device_name)
+    bundle.model.to(device)
+    batch_bytes = batch_size * math.prod(bundle.preprocessing.input_size)
+    options = LoaderOptions(
+        device,
+        choose_workers(
+            "auto" if workers is None else workers, device=device, batch_bytes=batch_bytes
+        )
+        if len(paths) > batch_size
+        else workers or 0,
+        channels_last=True,
+    )
+    rows = _predict(bundle, paths, options, batch_size, top_k)
+    failed = 0
+    if output:
+        with files.atomic_path(output) as temporary:
+            with temporary.open("w", encoding="utf-8", newline="") as stream:
+                failed = _write(rows, stream, top_k, as_json_lines=as_json_lines)
+        console.note(f"written to {output}")
+    else:
+        failed = _write(rows, sys.stdout, top_k, as_json_lines=as_json_lines)
+    if failed == len(paths):
+        raise DataError(f"none of the {failed} images could be read; each row says why")
+    if failed:
+        console.warn(f"{failed} of {len(paths)} images could not be read; their rows say why")
+
+
+def _expand(inputs: Sequence[str]) -> Iterator[Path]:
+    """Files as they are; the images below folders; what globs match; lines of standard input."""
+    for text in inputs:
+        if text == "-":
+            lines = (line.rstrip("\n") for line in sys.stdin)
+            yield from (Path(line) for line in lines if line)
+            continue
+        path = Path(text)
+        if path.is_dir():
+            files_below = (f for f in path.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+            visible = (f for f in files_below if not f.name.startswith(".") and f.is_file())
+            yield from sorted(visible)
+        elif not path.exists() and glob.has_magic(text):
+            matches = sorted(Path(match) for match in glob.glob(text, recursive=True))
+            if not matches:
+                raise DataError(f"{text}: matches no file")
+            yield from (match for match in matches if match.is_file())
+        else:
+            yield path  # a file that is missing gets a row that says so
+
+
+def _predict(
+    bundle: Bundle, paths: list[Path], options: LoaderOptions, batch_size: int, top_k: int
+) -> Iterator[dict[str, Any]]:
+    """Rows in the order of `paths`, a chunk at a time, so that a long list takes little memory."""
+    with console.progress("predicting") as on_progress:
+        for start in range(0, len(paths), _CHUNK):
+            chunk = paths[start : start + _CHUNK]
+            batches = Batches(
+                chunk,
+                [-1] * len(chunk),
+                transform=build_eval_transform(bundle.preprocessing),
+                preprocessing=bundle.preprocessing,
+                sampler=EvalSampler(len(chunk), batch_size),
+                options=options,
+                allow_bad=True,
+            )
+            outputs = compute_outputs(
+                bundle.model,
+                batches,
+                num_classes=len(bundle.class_names),
+                device=options.device,
+                dtype=torch.float32,
+            )
+            yield from _rows(bundle, chunk, outputs, top_k)
+            on_progress(start + len(chunk), len(paths))
+
+
+def _rows(
+    bundle: Bundle, paths: list[Path], outputs: Outputs, top_k: int
+) -> Iterator[dict[str, Any]]:
+    probabilities = dict(zip(outputs.positions.tolist(), softmax(outputs.logits), strict=True))
+    for position, path in enumerate(paths):
+        if (bad := outputs.bad.get(position)) is not None:
+            yield {"path": str(path), "error": bad.reason, "top": []}
+            continue
+        row = probabilities[position]
+        best = (-row).argsort(kind="stable")[:top_k]
+        top = [(bundle.class_names[label], float(row[label])) for label in best]
+        yield {"path": str(path), "error": None, "top": top}
+
+
+def _write(
+    rows: Iterator[dict[str, Any]], stream: TextIO, top_k: int, *, as_json_lines: bool
+) -> int:
+    """Write the rows; gives the number of images that could not be read."""
+    failed = 0
+    if not as_json_lines:
+        names = [f"{n}_{k}" for k in range(1, top_k + 1) for n in ("class", "probability")]
+        stream.write(_csv_line(["path", *names, "error"]))
+    for row in rows:
+        failed += row["error"] is not None
+        if as_json_lines:
+            top = [{"class": name, "probability": round(p, 6)} for name, p in row["top"]]
+            entry = {"path": row["path"], "predictions": top, "error": row["error"]}
+            stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        else:
+            cells = [cell for name, p in row["top"] for cell in (name, f"{p:.6f}")]
+            cells += [""] * (2 * top_k - len(cells))
+            stream.write(_csv_line([row["path"], *cells, row["error"] or ""]))
+        stream.flush()
+    return failed
+
+
+def _csv_line(cells: Sequence[str]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(cells)
+    return line.getvalue()

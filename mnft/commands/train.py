@@ -1,0 +1,229 @@
+"""`mnft train`: fine-tune a model on a folder of images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mnft import console
+from mnft.commands import fetch
+from mnft.config.load import load_config, save_config
+from mnft.config.schema import Config
+from mnft.config.source import Source
+from mnft.data.loaders import Batches
+from mnft.data.manifest import Manifest, find_changes, load_manifest, save_manifest
+from mnft.data.prepare import prepare_manifest
+from mnft.engine.device import resolve_device
+from mnft.engine.distributed import Ranks, broadcast, process_group
+from mnft.engine.fit import fit
+from mnft.engine.optim import check_optimizer_name
+from mnft.engine.setup import Training, build_training
+from mnft.engine.state import load_state
+from mnft.errors import CheckpointError, ConfigError, DataError, Interrupted, MnftError
+from mnft.model.factory import check_model
+from mnft.results import FitResult
+from mnft.runs.folder import RunFolder, RunKeeper, create_run, log_event, open_run, reconcile_log
+from mnft.runs.tensorboard import open_writer
+
+# A resumed run may differ from the one that was interrupted in these keys only.
+RESUMABLE = {
+    "train.epochs",
+    "train.early_stopping",
+    "train.device",
+    "data.workers",
+    "eval.batch_size",
+    "run.tensorboard",
+}
+
+
+def run(
+    config_path: Path | None, overrides: Sequence[str], resume: Path | None, *, as_json: bool
+) -> None:
+    """Train, or go on with an interrupted run.
+
+    Raises:
+        MnftError: whatever keeps the training from its end.
+        Interrupted: by Ctrl-C or SIGTERM; what is saved can be resumed.
+    """
+    started = time.monotonic()
+    if (config_path is None) == (resume is None):
+        raise ConfigError(
+            "give a config file, or --resume RUN",
+            hint="mnft train configs/digits.yaml, or mnft train --resume runs/digits",
+        )
+    run_folder = open_run(resume) if resume else None
+    path = run_folder.config if run_folder else config_path
+    assert path is not None
+    config, source = load_config(path, overrides)
+    if run_folder:
+        _check_resumable(config, run_folder)
+    with source.locating(), process_group() as ranks:
+        check_model(config.model)
+        check_optimizer_name(config.optim.name)
+        device = resolve_device(config.train.device, local_rank=ranks.local_rank)
+        manifest = broadcast(ranks, lambda: _manifest(config, run_folder))
+        training = build_training(config, manifest, device=device, ranks=ranks)
+        if run_folder:
+            load_state(training.state, run_folder.resume)
+        folder = broadcast(ranks, lambda: run_folder or _start(config, path, manifest))
+        result = _fit(config, folder, training, manifest, ranks, resumed=run_folder is not None)
+    if ranks.is_main:
+        _show_result(folder, training, result, time.monotonic() - started, as_json=as_json)
+
+
+def _check_resumable(config: Config, run_folder: RunFolder) -> None:
+    before, _ = load_config(run_folder.config)
+    old, new = before.model_dump(), config.model_dump()
+    changed = {f"{s}.{k}" for s in new for k in new[s] if new[s][k] != old[s][k]}
+    if refused := sorted(changed - RESUMABLE):
+        raise ConfigError(
+            f"{', '.join(refused)} cannot change when a run is resumed",
+            hint=f"only {', '.join(sorted(RESUMABLE))} can; start a new run for other values",
+        )
+
+
+def _manifest(config: Config, run_folder: RunFolder | None) -> Manifest:
+    """The run's own manifest when it is resumed, or a new one from the folder."""
+    if run_folder:
+        manifest = load_manifest(run_folder.split)
+        if changes := find_changes(manifest, manifest.split("train") + manifest.split("val")):
+            raise DataError(
+                f"{manifest.root}: {len(changes)} images changed since the run began:\n  "
+                + "\n  ".join(changes[:10]),
+                hint="restore them, or start a new run",
+            )
+        return manifest
+    root = Path(config.data.root).expanduser()
+    if not root.exists() and config.data.fetch:
+        fetch.bring(config.data.fetch, root)
+    with console.progress("checking images") as on_progress:
+        manifest = prepare_manifest(config.data, on_progress)
+    counts = ", ".join(f"{len(manifest.split(s)):,} {s}" for s in manifest.splits)
+    console.note(f"data     {root}: {len(manifest.class_names)} classes, {counts}")
+    return manifest
+
+
+def _start(config: Config, path: Path, manifest: Manifest) -> RunFolder:
+    default_name = path.stem if path.name != "config.yaml" else path.resolve().parent.name
+    folder = create_run(
+        Path(config.run.dir).expanduser(), name=config.run.name, default_name=default_name
+    )
+    save_config(config, folder.config)
+    save_manifest(manifest, folder.split)
+    return folder
+
+
+def _fit(
+    config: Config,
+    folder: RunFolder,
+    training: Training,
+    manifest: Manifest,
+    ranks: Ranks,
+    *,
+    resumed: bool,
+) -> FitResult:
+    if not ranks.is_main:
+        return _run_fit(training, keeper=None, observer=None)
+    facts = {"split_fingerprint": manifest.fingerprint, "monitor": config.eval.monitor}
+    keeper = RunKeeper(folder, training.card, facts, open_writer(folder.path, config.run))
+    _announce(config, folder, training, resumed=resumed)
+    try:
+        with console.TrainingDisplay() as display:
+            result = _run_fit(training, keeper=keeper, observer=display)
+    except (MnftError, KeyboardInterrupt, Interrupted) as error:
+        log_event(folder, "stop", {"reason": type(error).__name__, "message": str(error)})
+        if isinstance(error, MnftError):
+            raise
+        raise _interrupted(error, folder, training) from error
+    reason = "early stopping" if result.stopped_early else "all epochs done"
+    log_event(folder, "stop", {"reason": reason})
+    return result
+
+
+def _run_fit(training: Training, *, keeper: Any, observer: Any) -> FitResult:
+    return fit(
+        training.state,
+        training.forward,
+        training.train,
+        training.val,
+        training.criterion,
+        training.options,
+        keeper=keeper,
+        observer=observer,
+    )
+
+
+def _announce(config: Config, folder: RunFolder, training: Training, *, resumed: bool) -> None:
+    facts = dict(training.facts)
+    console.note(
+        f"model    {config.model.name}: {facts['parameters'] / 1e6:.2f} M parameters, "
+        f"{facts['learning'] / 1e6:.2f} M of them learn; {facts['weights']}"
+    )
+    size = " x ".join(map(str, training.card.preprocessing.input_size))
+    console.note(f"input    {size}; {facts['device']}, {facts['precision']}")
+    console.note(f"run      {folder.path}")
+    if not resumed:
+        log_event(folder, "start", facts)
+        return
+    save_config(config, folder.config)
+    history = training.state.history
+    reconcile_log(folder, history)
+    rate = training.state.schedule.lr
+    log_event(folder, "resume", {**facts, "epochs_done": len(history), "lr": rate})
+    console.note(f"resumed  after epoch {len(history)}, learning rate {rate:.2e}")
+    if len(history) >= config.train.epochs:
+        console.warn(
+            f"the run has its {len(history)} epochs already; "
+            f"--set train.epochs={len(history) + 10} would go on"
+        )
+
+
+def _interrupted(error: BaseException, folder: RunFolder, training: Training) -> Interrupted:
+    code = error.exit_code if isinstance(error, Interrupted) else 130
+    done = len(training.state.history)
+    how = f"go on with: mnft train --resume {folder.path}" if done else "no epoch was finished"
+    return Interrupted(code, f"after {done} epochs; {how}")
+
+
+def _show_result(
+    folder: RunFolder, training: Training, result: FitResult, seconds: float, *, as_json: bool
+) -> None:
+    best = result.best
+    if best is None:
+        raise CheckpointError(f"{folder.path}: no epoch was trained")
+    if as_json:
+        console.show_json(
+            {
+                "run": str(folder.path),
+                "best": str(folder.best),
+                "epochs": len(result.epochs),
+                "stopped_early": result.stopped_early,
+                "best_epoch": best.epoch,
+                "val_accuracy": best.val_accuracy,
+                "val_macro_f1": best.val_macro_f1,
+                "val_loss": best.val_loss,
+                "seconds": round(seconds, 3),
+            }
+        )
+        return
+    size_mb = (folder.best / "model.safetensors").stat().st_size / 1e6
+    console.show_table(
+        ["best epoch", "val accuracy", "val macro F1", "val loss", "parameters", "size", "time"],
+        [
+            [
+                f"{best.epoch} of {len(result.epochs)}",
+                f"{best.val_accuracy:.2%}",
+                f"{best.val_macro_f1:.4f}",
+                f"{best.val_loss:.4f}",
+                f"{training.facts['parameters'] / 1e6:.2f} M",
+                f"{size_mb:.1f} MB",
+                f"{seconds:.0f} s",
+            ]
+        ],
+        to_stderr=True,
+    )
+    console.done(f"the best model is {folder.best}")
+    console.note(f"next: mnft eval --ckpt {folder.path}")
+    console.show_data(str(folder.best))

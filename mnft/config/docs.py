@@ -1,0 +1,87 @@
+"""The config as documentation: the reference page, the JSON Schema, commented YAML."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mnft import files
+from mnft.config import describe
+
+_REFERENCE_HEAD = """\
+# Configuration reference
+
+Generated from `mnft/config/schema.py` by `python -m mnft.config.docs`; a test checks that it is
+fresh. A config is a YAML file with these sections; `--set section.key=value` overrides a key, and
+what is written nowhere has the default. Values that you write are never changed. Unknown keys,
+wrong types and values out of range are refused, all at once, with their lines.
+
+The resolved config of a run is saved as `config.yaml` in its folder, and trains the same run
+again. The first line of the configs in `configs/` names `configs/schema.json`, so that editors
+with a YAML language server complete and check them.
+"""
+
+
+def render_reference() -> str:
+    """docs/configuration.md."""
+    parts = [_REFERENCE_HEAD]
+    for name, section in describe.sections().items():
+        parts.append(f"\n## {name}\n\n{_one_line(section['description'])}\n")
+        parts.append("\n| key | default | allowed | meaning |\n|---|---|---|---|\n")
+        for key, field in section["properties"].items():
+            default = _value(field["default"]) if "default" in field else "(required)"
+            cells = [f"`{key}`", f"`{default}`" if default else "empty", describe.in_words(field)]
+            cells.append(_one_line(field["description"]))
+            parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n")
+    return "".join(parts)
+
+
+def render_schema() -> str:
+    """configs/schema.json."""
+    return json.dumps(describe.json_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+def render_config(values: Mapping[str, Mapping[str, Any]], head: Sequence[str]) -> str:
+    """A commented config with every key; those not in `values` are commented out.
+
+    Args:
+        values: by section and key.
+        head: comment lines to open with.
+    """
+    lines = [f"# {line}" for line in head]
+    for name, section in describe.sections().items():
+        chosen = values.get(name, {})
+        lines += ["", f"# {_one_line(section['description'])}", f"{name}:"]
+        for key, field in section["properties"].items():
+            text = _one_line(field["description"])
+            lines += textwrap.wrap(text, 96, initial_indent="  # ", subsequent_indent="  # ")
+            value = chosen.get(key, field.get("default"))
+            lines.append(f"  {'' if key in chosen else '# '}{key}: {_value(value)}".rstrip())
+    return "\n".join(lines) + "\n"
+
+
+def write_all(root: Path) -> None:
+    """Write the generated files of the repository at `root`."""
+    files.write_text(root / "docs" / "configuration.md", render_reference())
+    files.write_text(root / "configs" / "schema.json", render_schema())
+
+
+def _value(value: Any) -> str:
+    """A value as YAML in one line; an empty one as nothing."""
+    if value is None:
+        return ""
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=1000, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...").removesuffix("...").strip()
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+if __name__ == "__main__":
+    write_all(Path.cwd())

@@ -1,0 +1,126 @@
+"""Find what would spoil a training: files, classes and splits; looks at bytes and decodes once."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mnft.data.decode import Inspection
+from mnft.data.folder import FolderScan, scan_folder
+from mnft.data.inspection import inspect_files
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that would spoil a training, or that a person should know.
+
+    `kind` is "unreadable", "leak", "label_conflict", "class_set", "empty_class" or "duplicate";
+    `is_problem` says whether the check fails for it.
+    """
+
+    kind: str
+    is_problem: bool
+    message: str
+    paths: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """What `mnft data check` found.
+
+    Attributes:
+        root: the folder.
+        splits: that the folder has.
+        counts: images that decode, by split ("all" where there are none) and class.
+        ignored: files that are not taken as images.
+        findings: problems first.
+    """
+
+    root: Path
+    splits: tuple[str, ...]
+    counts: Mapping[str, Mapping[str, int]]
+    ignored: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def num_problems(self) -> int:
+        """Findings that make the check fail."""
+        return sum(finding.is_problem for finding in self.findings)
+
+
+def check_folder(root: Path, on_progress: Callable[[int, int], None]) -> CheckReport:
+    """Check an image folder.
+
+    Raises:
+        DataError: the folder is none, or holds no class folders.
+    """
+    scan = scan_folder(root)
+    inspections = inspect_files(root, [image.path for image in scan.images], on_progress)
+    counts: dict[str, Counter[str]] = {split: Counter() for split in scan.splits or ("all",)}
+    for image in scan.images:
+        readable = inspections[image.path].problem is None
+        counts[image.split or "all"][image.class_name] += readable
+    findings = [
+        *_unreadable(inspections),
+        *_class_sets(scan),
+        *_empty(scan, counts),
+        *_copies(scan, inspections),
+    ]
+    findings.sort(key=lambda finding: not finding.is_problem)
+    return CheckReport(root, scan.splits, counts, scan.ignored, tuple(findings))
+
+
+def _unreadable(inspections: Mapping[str, Inspection]) -> list[Finding]:
+    return [
+        Finding("unreadable", True, str(inspection.problem), (path,))
+        for path, inspection in inspections.items()
+        if inspection.problem is not None
+    ]
+
+
+def _class_sets(scan: FolderScan) -> list[Finding]:
+    if "train" not in scan.splits:
+        missing = [Finding("class_set", True, "there is no train folder", ())]
+        return missing if scan.splits else []
+    train = set(scan.class_names("train"))
+    findings = []
+    for split in scan.splits[1:]:
+        names = set(scan.class_names(split))
+        if unknown := sorted(names - train):
+            what = f"{split} has classes that train has not: {', '.join(unknown)}"
+            findings.append(Finding("class_set", True, what, ()))
+        if absent := sorted(train - names):
+            what = f"{split} has no images of: {', '.join(absent)}"
+            findings.append(Finding("class_set", False, what, ()))
+    return findings
+
+
+def _empty(scan: FolderScan, counts: Mapping[str, Counter[str]]) -> list[Finding]:
+    folders = [f"{split}/{name}" if split else name for split, name in scan.empty_classes]
+    folders += [f"{s}/{n}" if scan.splits else n for s, c in counts.items() for n in c if not c[n]]
+    return [Finding("empty_class", True, "no usable image", (folder,)) for folder in folders]
+
+
+def _copies(scan: FolderScan, inspections: Mapping[str, Inspection]) -> list[Finding]:
+    by_content = defaultdict(list)
+    for image in scan.images:
+        if inspections[image.path].problem is None:
+            by_content[inspections[image.path].sha256].append(image)
+    findings = []
+    for images in by_content.values():
+        if len(images) < 2:
+            continue
+        paths = tuple(image.path for image in images)
+        splits = {image.split for image in images}
+        classes = {image.class_name for image in images}
+        if len(splits) > 1:
+            what = f"the same image in {' and '.join(sorted(map(str, splits)))}"
+            findings.append(Finding("leak", True, what, paths))
+        if len(classes) > 1:
+            what = f"the same image in classes {' and '.join(sorted(classes))}"
+            findings.append(Finding("label_conflict", True, what, paths))
+        if len(splits) == len(classes) == 1:
+            findings.append(Finding("duplicate", False, "the same image more than once", paths))
+    return findings

@@ -1,0 +1,120 @@
+"""From the `data` section to a manifest of images that decode: scan, inspect, split."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from mnft.config.schema import DataConfig
+from mnft.data.decode import Inspection
+from mnft.data.folder import FolderScan, scan_folder
+from mnft.data.inspection import inspect_files
+from mnft.data.manifest import Manifest, Sample, build_manifest
+from mnft.errors import DataError
+
+_SHOWN = 10
+_log = logging.getLogger(__name__)
+
+
+def prepare_manifest(config: DataConfig, on_progress: Callable[[int, int], None]) -> Manifest:
+    """Find the images of `data.root`, make sure that they decode, and split them.
+
+    Raises:
+        DataError: the folder cannot be used, or holds files that do not decode and
+            `data.on_bad_image` is "fail".
+    """
+    scan = scan_folder(Path(config.root).expanduser())
+    inspections = inspect_files(scan.root, [image.path for image in scan.images], on_progress)
+    bad = {p: i.problem for p, i in inspections.items() if i.problem is not None}
+    if bad and config.on_bad_image == "fail":
+        raise DataError(
+            f"{scan.root}: {len(bad)} of {len(scan.images)} files cannot be decoded:\n"
+            + "\n".join(f"  {path}: {problem}" for path, problem in list(bad.items())[:_SHOWN])
+            + (f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""),
+            hint="mend or remove them (`mnft data check` lists them all), or leave them out with "
+            "data.on_bad_image: skip",
+        )
+    manifest = build_manifest(
+        scan,
+        inspections,
+        val_fraction=config.val_fraction,
+        test_fraction=config.test_fraction,
+        seed=config.split_seed,
+    )
+    for entry in manifest.left_out[:_SHOWN]:
+        _log.warning("left out: %s: %s", entry.path, entry.reason)
+    if len(manifest.left_out) > _SHOWN:
+        _log.warning("left out: %d more, see split.json", len(manifest.left_out) - _SHOWN)
+    return manifest
+
+
+def select_images(
+    root: Path,
+    split: str | None,
+    class_names: tuple[str, ...],
+    recorded: Manifest | None,
+    on_progress: Callable[[int, int], None],
+) -> tuple[list[Sample], dict[str, str]]:
+    """Images of a folder to judge a model on, matched with its classes by name.
+
+    Args:
+        root: class folders, or split folders that hold such.
+        split: which split; None takes test, or else val, of a folder with splits, and all images
+            of one without.
+        class_names: of the model.
+        recorded: the manifest of the model's training, which knows splits by content.
+        on_progress: called with the files inspected and all files.
+
+    Returns:
+        The samples, and the files that cannot be decoded with the reason.
+
+    Raises:
+        DataError: no such split, no images, or classes that the model does not know.
+    """
+    scan = scan_folder(root)
+    if scan.splits:
+        split = split or ("test" if "test" in scan.splits else scan.splits[-1])
+    chosen = [i for i in scan.images if not scan.splits or i.split == split]
+    if unknown := sorted({image.class_name for image in chosen} - set(class_names)):
+        raise DataError(
+            f"{root}: classes that the model does not know: {', '.join(unknown)}",
+            hint=f"the model knows {', '.join(class_names[:10])}"
+            + (", ..." if len(class_names) > 10 else ""),
+        )
+    inspections = inspect_files(root, [image.path for image in chosen], on_progress)
+    samples = [
+        Sample(i.path, i.class_name, split or "all", inspections[i.path].sha256)
+        for i in chosen
+        if inspections[i.path].problem is None
+    ]
+    if split and not scan.splits:
+        samples = _recorded_split(samples, split, recorded, root)
+    if not samples:
+        there = f"it has {', '.join(scan.splits)}" if scan.splits else "no image can be used"
+        raise DataError(f"{root}: no images in the {split or 'folder'} split: {there}")
+    return samples, _problems(inspections)
+
+
+def _recorded_split(
+    samples: list[Sample], split: str, recorded: Manifest | None, root: Path
+) -> list[Sample]:
+    """The samples whose content the training's manifest has in a split."""
+    if recorded is None:
+        raise DataError(
+            f"{root}: no {split} folder, and the model folder does not lie in a run that "
+            "recorded a split",
+            hint="leave --split out to take all images",
+        )
+    contents = {sample.sha256 for sample in recorded.split(split)}
+    return [sample for sample in samples if sample.sha256 in contents]
+
+
+def _problems(inspections: Mapping[str, Inspection]) -> dict[str, str]:
+    return {path: i.problem for path, i in inspections.items() if i.problem is not None}
+
+
+def describe_scan(scan: FolderScan) -> str:
+    """A folder in words: "1,600 images of 5 classes in train, val, test"."""
+    where = f" in {', '.join(scan.splits)}" if scan.splits else ", not split"
+    return f"{len(scan.images):,} images of {len(scan.class_names())} classes{where}"

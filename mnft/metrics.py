@@ -1,0 +1,244 @@
+"""Figures of merit of a classifier, as pure functions of logits, targets and counts.
+
+Shapes: N images, C classes. Every figure that both `compute_epoch_metrics` and
+`compute_evaluation` give comes from the same code, so a validation during the training and the
+evaluation afterwards agree to the last digit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+from sklearn.metrics import precision_recall_fscore_support
+
+from mnft.errors import DataError, ModelError
+from mnft.results import Averages, ClassMetrics, Evaluation
+
+Array = NDArray[Any]
+
+TOP_K = 5
+ECE_BINS = 15
+INTERVAL_LEVEL = 0.95
+# Rows are taken in float64, at most about 32 MiB at a time.
+_CHUNK_ELEMENTS = 1 << 22
+
+
+class EpochMetrics(NamedTuple):
+    """What a validation within the training reports: loss in nats, the others in [0, 1]."""
+
+    loss: float
+    accuracy: float
+    macro_f1: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Scores:
+    """One value an image: cross-entropy, predicted class, probability of that class; each (N,)."""
+
+    losses: Array
+    predictions: Array
+    confidences: Array
+
+
+def compute_evaluation(logits: Array, targets: Array, class_names: Sequence[str]) -> Evaluation:
+    """Evaluate the logits of a whole data set.
+
+    The predicted class is the first of the largest logits. The macro averages are taken over the
+    classes that have images in `targets`, so that classes which a subset lacks do not drag them
+    down; the weighted averages weight each class by its images.
+
+    Args:
+        logits: (N, C) float, unnormalised and finite.
+        targets: (N,) int in [0, C).
+        class_names: C names, in the order of the logits.
+
+    Raises:
+        DataError: there are no images, or a target is outside the C classes.
+        ModelError: logits that are not finite.
+    """
+    if len(class_names) != logits.shape[1]:
+        raise ValueError(f"{len(class_names)} class names for {logits.shape[1]} logits")
+    scores = _compute_scores(logits, targets)
+    correct = scores.predictions == targets
+    confusion = compute_confusion(targets, scores.predictions, num_classes=len(class_names))
+    return Evaluation(
+        num_images=len(targets),
+        loss=float(scores.losses.mean()),
+        accuracy=float(correct.mean()),
+        accuracy_interval=compute_wilson_interval(int(correct.sum()), len(targets)),
+        top5=compute_top_k(logits, targets, k=TOP_K) if len(class_names) > TOP_K else None,
+        macro=_compute_averages(confusion, "macro"),
+        weighted=_compute_averages(confusion, "weighted"),
+        ece=compute_ece(scores.confidences, correct),
+        per_class=_compute_class_metrics(confusion, class_names),
+        confusion=confusion.tolist(),
+    )
+
+
+def compute_epoch_metrics(logits: Array, targets: Array) -> EpochMetrics:
+    """Compute what each epoch's validation needs, equal to `compute_evaluation` to the last digit.
+
+    Args:
+        logits: (N, C) float, unnormalised and finite.
+        targets: (N,) int in [0, C).
+
+    Raises:
+        DataError: there are no images, or a target is outside the C classes.
+        ModelError: logits that are not finite.
+    """
+    scores = _compute_scores(logits, targets)
+    confusion = compute_confusion(targets, scores.predictions, num_classes=logits.shape[1])
+    return EpochMetrics(
+        loss=float(scores.losses.mean()),
+        accuracy=float((scores.predictions == targets).mean()),
+        macro_f1=compute_macro_f1(confusion),
+    )
+
+
+def softmax(logits: Array) -> Array:
+    """Turn logits (N, C) into probabilities (N, C) float64 whose rows sum to 1.
+
+    In float64 two float32 logits that differ keep different probabilities, so the argmax stays.
+    """
+    probabilities = logits.astype(np.float64)
+    probabilities -= probabilities.max(axis=1, keepdims=True)
+    np.exp(probabilities, out=probabilities)
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    return probabilities
+
+
+def compute_top_k(logits: Array, targets: Array, *, k: int) -> float:
+    """Compute the share of images whose target is among the k largest of its logits.
+
+    Among equal logits the lower class index comes first, as in argmax.
+
+    Args:
+        logits: (N, C) float, finite.
+        targets: (N,) int in [0, C).
+        k: how many classes may be named.
+    """
+    classes = np.arange(logits.shape[1])
+    hits = 0
+    for rows in _chunks(logits.shape):
+        part, target = logits[rows], targets[rows, None]
+        own = np.take_along_axis(part, target, axis=1)
+        ahead = (part > own) | ((part == own) & (classes < target))
+        hits += int((ahead.sum(axis=1) < k).sum())
+    return hits / len(targets)
+
+
+def compute_confusion(targets: Array, predictions: Array, *, num_classes: int) -> Array:
+    """Count the images of class i that were predicted as class j: (C, C) int.
+
+    Args:
+        targets: (N,) int in [0, C).
+        predictions: (N,) int in [0, C).
+        num_classes: C.
+    """
+    cells = targets.astype(np.int64) * num_classes + predictions
+    return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def compute_macro_f1(confusion: Array) -> float:
+    """Compute the mean F1 of the classes that have images.
+
+    Args:
+        confusion: (C, C) int, `confusion[i, j]` images of class i predicted as class j.
+    """
+    return _compute_averages(confusion, "macro").f1
+
+
+def compute_ece(confidences: Array, correct: Array, *, num_bins: int = ECE_BINS) -> float:
+    """Compute the expected calibration error (Guo et al. 2017, eq. 3).
+
+    Bins are equally wide and right-closed: bin m holds ((m - 1) / M, m / M].
+
+    Args:
+        confidences: (N,) float in (0, 1], the probability of the predicted class.
+        correct: (N,) bool.
+        num_bins: M.
+    """
+    inner_edges = np.linspace(0, 1, num_bins + 1)[1:-1]
+    bins = np.digitize(confidences, inner_edges, right=True)
+    # |B|/n * |acc(B) - conf(B)| is the difference of the sums over n: empty bins need no care.
+    hits = np.bincount(bins, weights=correct, minlength=num_bins)
+    expected = np.bincount(bins, weights=confidences, minlength=num_bins)
+    return float(np.abs(hits - expected).sum() / len(confidences))
+
+
+def compute_wilson_interval(num_correct: int, num_images: int) -> tuple[float, float]:
+    """Compute the 95% score interval of a share (Wilson 1927), low and high in [0, 1]."""
+    interval = binomtest(num_correct, num_images).proportion_ci(INTERVAL_LEVEL, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def _compute_scores(logits: Array, targets: Array) -> _Scores:
+    _check(logits, targets)
+    losses, confidences = np.empty(len(logits)), np.empty(len(logits))
+    for rows in _chunks(logits.shape):
+        part = logits[rows].astype(np.float64)
+        part -= part.max(axis=1, keepdims=True)
+        own = np.take_along_axis(part, targets[rows, None], axis=1)[:, 0]
+        total = np.exp(part, out=part).sum(axis=1)
+        losses[rows] = np.log(total) - own
+        confidences[rows] = 1 / total
+    return _Scores(losses, logits.argmax(axis=1), confidences)
+
+
+def _check(logits: Array, targets: Array) -> None:
+    if logits.ndim != 2 or targets.shape != logits.shape[:1]:
+        raise ValueError(f"logits {logits.shape} do not fit targets {targets.shape}")
+    num_images, num_classes = logits.shape
+    if num_images == 0:
+        raise DataError("there are no images to evaluate", hint="choose a split that has images")
+    if targets.min() < 0 or targets.max() >= num_classes:
+        raise DataError(
+            f"the targets range from {targets.min()} to {targets.max()}, "
+            f"but the model knows {num_classes} classes, 0 to {num_classes - 1}",
+            hint="evaluate on a folder that has the classes of the training",
+        )
+    bad = num_images - int(np.isfinite(logits).all(axis=1).sum())
+    if bad:
+        raise ModelError(
+            f"the model's output is not finite for {bad} of {num_images} images",
+            hint="train again with a lower optim.lr, or run the model in fp32",
+        )
+
+
+def _chunks(shape: tuple[int, ...]) -> Iterator[slice]:
+    num_rows = max(1, _CHUNK_ELEMENTS // shape[1])
+    for start in range(0, shape[0], num_rows):
+        yield slice(start, start + num_rows)
+
+
+def _compute_averages(confusion: Array, average: str) -> Averages:
+    present = np.flatnonzero(confusion.sum(axis=1))
+    precision, recall, f1 = _score_by_sklearn(confusion, labels=present, average=average)
+    return Averages(float(precision), float(recall), float(f1))
+
+
+def _compute_class_metrics(confusion: Array, class_names: Sequence[str]) -> list[ClassMetrics]:
+    labels = np.arange(len(class_names))
+    scores = _score_by_sklearn(confusion, labels=labels, average=None)
+    support, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
+    columns = [column.tolist() for column in (*scores, support, predicted)]
+    return [ClassMetrics(*row) for row in zip(class_names, *columns, strict=True)]
+
+
+def _score_by_sklearn(confusion: Array, *, labels: Array, average: str | None) -> tuple[Any, ...]:
+    # One weighted sample a cell instead of one an image: the same figures, and independent of N.
+    targets, predictions = np.nonzero(confusion)
+    scores = precision_recall_fscore_support(
+        targets,
+        predictions,
+        labels=labels,
+        average=average,
+        sample_weight=confusion[targets, predictions],
+        zero_division=0,
+    )
+    return tuple(scores[:3])
