@@ -1,4 +1,4 @@
-"""The command line: flags to (path, overrides), errors to exit codes; commands load when they run."""
+"""The command line: flags to (path, overrides), errors to exit codes, commands loaded late."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _on_sigterm(_signal: int, _frame: object) -> None:
     raise Interrupted(143, "by SIGTERM")
 
 
-def _version(show: bool) -> None:
+def _show_version(show: bool) -> None:
     if show:
         typer.echo(f"mnft {__version__}")
         raise typer.Exit
@@ -86,8 +86,9 @@ def _options(
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show the library's log.")
     ] = False,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
     from mnft import console
@@ -248,7 +249,7 @@ def predict(
     """Name what is in images, one row each; a file that cannot be read gets a row that says why.
 
     Examples: `mnft predict --ckpt runs/flowers photo.jpg`, `mnft predict --ckpt runs/flowers
-    photos/ --top-k 3 -o predictions.csv`, `find . -name '*.jpg' | mnft predict --ckpt runs/flowers -`
+    photos/ --top-k 3 -o out.csv`, `find . -name '*.jpg' | mnft predict --ckpt runs/flowers -`
     """
     from mnft.commands import predict as command
 

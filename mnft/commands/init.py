@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from mnft import console, files
 from mnft.config.docs import render_config
@@ -29,7 +30,8 @@ def run(images: Path, output: Path | None, model: str, *, force: bool) -> None:
     output = output or Path(f"{images.resolve().name}.yaml")
     if output.exists() and not force:
         raise ConfigError(f"{output} exists already", hint="--force replaces it, -o names another")
-    values = {"data": {"root": str(images)}, "model": {"name": model}, **_RECIPE}
+    data, chosen = {"root": str(images)}, {"name": model}
+    values: dict[str, dict[str, Any]] = {"data": data, "model": chosen, **_RECIPE}
     head = [
         f"{images}: {describe_scan(scan)}",
         f"classes: {', '.join(scan.class_names())}",

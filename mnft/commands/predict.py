@@ -64,9 +64,11 @@ def run(
     rows = _predict(bundle, paths, options, batch_size, top_k)
     failed = 0
     if output:
-        with files.atomic_path(output) as temporary:
-            with temporary.open("w", encoding="utf-8", newline="") as stream:
-                failed = _write(rows, stream, top_k, as_json_lines=as_json_lines)
+        with (
+            files.atomic_path(output) as temporary,
+            temporary.open("w", encoding="utf-8", newline="") as stream,
+        ):
+            failed = _write(rows, stream, top_k, as_json_lines=as_json_lines)
         console.note(f"written to {output}")
     else:
         failed = _write(rows, sys.stdout, top_k, as_json_lines=as_json_lines)

@@ -1,0 +1,77 @@
+"""What the tests share: tiny image folders, the real assets, and the command line in-process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+MakeFolder = Callable[..., Path]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _threads() -> None:
+    """One thread a test process: the tests run in parallel, and sums keep their order."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def write_image(path: Path, colour: tuple[int, int, int], *, seed: int, size: int = 24) -> None:
+    """An image of one colour with a little noise, so that contents differ."""
+    noise = np.random.default_rng(seed).integers(0, 30, (size, size, 3))
+    pixels = np.clip(np.asarray(colour) * 0.85 + noise, 0, 255).astype(np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+COLOURS = {"blue": (20, 30, 220), "green": (20, 200, 40), "red": (220, 30, 20)}
+
+
+@pytest.fixture
+def make_folder(tmp_path: Path) -> MakeFolder:
+    """A function (name, splits, per_class) that makes an image folder of three plain classes.
+
+    Without splits the class folders lie in the root.
+    """
+
+    def make(name: str = "images", *, splits: tuple[str, ...] = (), per_class: int = 8) -> Path:
+        root = tmp_path / name
+        for part, split in enumerate(splits or ("",)):
+            for number, (label, colour) in enumerate(COLOURS.items()):
+                for index in range(per_class):
+                    seed = 10_000 * part + 1_000 * number + index
+                    write_image(root / split / label / f"{index:03d}.png", colour, seed=seed)
+        return root
+
+    return make
+
+
+@pytest.fixture
+def run_cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Run `mnft ...` in this process, in an empty folder of its own."""
+    from mnft.cli import app
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args: object, stdin: str | None = None) -> Result:
+        result = CliRunner().invoke(app, [str(arg) for arg in args], input=stdin)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return run
+
+
+@pytest.fixture
+def assets() -> Path:
+    """The folder of real images and weights; skips where there is none."""
+    folder = os.environ.get("MNFT_ASSETS")
+    if not folder:
+        pytest.skip("MNFT_ASSETS does not name a folder of real images and weights")
+    return Path(folder)
