@@ -214,3 +214,4 @@ def _show(
     if len(present) > _SHOWN_CLASSES:
         console.note(f"the {_SHOWN_CLASSES} worst of {len(present)} classes; all: per_class.csv")
     console.note(f"written to {target}")
+    console.note(f"next: mnft predict --ckpt {bundle.folder} IMAGES")

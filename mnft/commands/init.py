@@ -12,7 +12,7 @@ from mnft.data.prepare import describe_scan
 from mnft.errors import ConfigError
 
 # The recipe that configs/flower_photos.yaml measures.
-_RECIPE = {
+_RECIPE: dict[str, dict[str, Any]] = {
     "optim": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.01, "layer_decay": 0.75},
     "schedule": {"name": "cosine", "warmup_epochs": 1.0},
     "train": {"epochs": 10, "batch_size": 32, "label_smoothing": 0.1, "ema_decay": 0.99},

@@ -11,8 +11,6 @@ from mnft import console
 from mnft.commands import fetch
 from mnft.config.load import load_config, save_config
 from mnft.config.schema import Config
-from mnft.config.source import Source
-from mnft.data.loaders import Batches
 from mnft.data.manifest import Manifest, find_changes, load_manifest, save_manifest
 from mnft.data.prepare import prepare_manifest
 from mnft.engine.device import resolve_device

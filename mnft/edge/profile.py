@@ -14,8 +14,8 @@ from timm.models import get_pretrained_cfg
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import mnft.model  # noqa: F401 - registers LeNet-5 and further widths with timm
 from mnft.errors import ModelError
-from mnft.model import lenet, widths  # noqa: F401  (registers their models with timm)
 from mnft.results import ModelProfile
 
 DEFAULT_PATTERNS = ("lenet5", "mobilenetv[1-4]_*")

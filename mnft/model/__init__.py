@@ -1,1 +1,7 @@
-"""timm models: building, heads, freezing, weights, model folders."""
+"""timm models: building, heads, freezing, weights, model folders.
+
+Importing this package registers mnft's own architectures (LeNet-5, further widths) with timm.
+"""
+
+from mnft.model import lenet as lenet
+from mnft.model import widths as widths

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 import mnft
 from mnft import files
 from mnft.errors import CheckpointError
-from mnft.model import lenet, widths  # noqa: F401 - registers mnft's own architectures with timm
 from mnft.preprocessing import Preprocessing
 
 WEIGHTS = "model.safetensors"

@@ -19,7 +19,6 @@ from torch import nn
 
 from mnft.config.schema import ModelConfig
 from mnft.errors import ModelError
-from mnft.model import lenet, widths  # noqa: F401 - registers mnft's own architectures with timm
 from mnft.model.weights import classifier_names, load_weights
 from mnft.preprocessing import Preprocessing
 

@@ -20,13 +20,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.layers.conv2d_same import Conv2dSame
 from timm.models import adapt_input_conv, clean_state_dict
 from torch import Tensor, nn
 
 from mnft.errors import ModelError
-
-StateDict = dict[str, Tensor]
+from mnft.model.torchvision_names import StateDict, recognise_torchvision, rename_torchvision
 
 # Keys under which training scripts keep the weights; averaged weights first, as in timm.
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict")
@@ -87,10 +85,10 @@ def load_weights(
     """
     state = _read_state_dict(path)
     head = _as_names(classifier)
-    layout = _recognise_torchvision(model, state)
+    layout = recognise_torchvision(model, state)
     source_format, model_args = "timm", {}
     if layout is not None:
-        state = _rename_torchvision(model, state, layout, path)
+        state = rename_torchvision(model, state, layout, path)
         source_format, model_args = layout.name, dict(layout.model_args)
     fit = _compute_fit(model, state, head)
     if fit.num_problems:
@@ -264,74 +262,6 @@ def _describe_misfit(model: nn.Module, fit: _Fit, path: Path) -> ModelError:
 
 def _shorten(keys: list[str]) -> str:
     return ", ".join(keys[:_SHOWN]) + (", ..." if len(keys) > _SHOWN else "")
-
-
-@dataclass(frozen=True, slots=True)
-class _TorchvisionLayout:
-    """How torchvision names a MobileNet: a key that tells, the last layer, what else differs."""
-
-    name: str
-    marker: str
-    head: str
-    model_args: tuple[tuple[str, float], ...] = ()
-
-
-_TORCHVISION_LAYOUTS = (
-    _TorchvisionLayout("torchvision-mobilenetv2", "features.1.conv.0.0.weight", "classifier.1"),
-    _TorchvisionLayout(
-        "torchvision-mobilenetv3",
-        "features.1.block.0.0.weight",
-        "classifier.3",
-        (("bn_eps", 1e-3),),
-    ),
-)
-
-
-def _recognise_torchvision(model: nn.Module, state: StateDict) -> _TorchvisionLayout | None:
-    if not hasattr(model, "conv_stem") or "features.0.0.weight" not in state:
-        return None
-    return next((layout for layout in _TORCHVISION_LAYOUTS if layout.marker in state), None)
-
-
-def _rename_torchvision(
-    model: nn.Module, state: StateDict, layout: _TorchvisionLayout, path: Path
-) -> StateDict:
-    """Give torchvision's tensors timm's names: both list the same layers in the same order."""
-    if any(isinstance(module, Conv2dSame) for module in model.modules()):
-        raise ModelError(
-            f"{path} holds torchvision weights, which need symmetric padding; the model pads as "
-            "TensorFlow does",
-            hint="choose the model without tf_ in its name, or without pad_type: same",
-        )
-    own: StateDict = model.state_dict()
-    source = sorted({_module_of(key) for key in state} - {layout.head}, key=_torchvision_order)
-    target = [name for name in dict.fromkeys(map(_module_of, own)) if name != "classifier"]
-    if len(source) != len(target):
-        raise ModelError(
-            f"{path} holds {layout.name} weights of {len(source)} layers; the model has "
-            f"{len(target)}",
-            hint="choose the same architecture, such as mobilenetv2_100, mobilenetv3_large_100 "
-            "or mobilenetv3_small_100",
-        )
-    names = {**dict(zip(source, target, strict=True)), layout.head: "classifier"}
-    renamed = {}
-    for key, tensor in state.items():
-        new = f"{names[_module_of(key)]}.{key.rpartition('.')[2]}"
-        is_conv_of_linear = new in own and own[new].ndim == 4 and tensor.ndim == 2
-        renamed[new] = tensor[:, :, None, None] if is_conv_of_linear else tensor
-    return renamed
-
-
-def _module_of(key: str) -> str:
-    return key.rpartition(".")[0]
-
-
-def _torchvision_order(name: str) -> tuple[bool, list[tuple[bool, int, str]]]:
-    # safetensors files are sorted by name, so that 10 comes before 2: numbers restore the order.
-    parts = [
-        (not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in name.split(".")
-    ]
-    return name.startswith("classifier"), parts
 
 
 def _set_bn_eps(model: nn.Module, eps: float) -> None:
