@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
+import errno
 import functools
 import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, ParamSpec
 
@@ -18,6 +21,17 @@ from mnft.errors import ConfigError, Interrupted, MnftError
 P = ParamSpec("P")
 
 EXIT_BROKEN_PIPE = 141
+SPLITS = ("train", "val", "test")
+
+# What the user can mend; any other OSError is a bug and keeps its traceback.
+_DISK_ERRORS = {
+    errno.EACCES,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EISDIR,
+    errno.ENOTDIR,
+}
 
 app = typer.Typer(
     name="mnft",
@@ -65,14 +79,28 @@ def _guarded(command: Callable[P, None]) -> Callable[P, None]:
             raise typer.Exit(130) from None
         except BrokenPipeError:
             # The reader of our output is gone; the interpreter must not try to flush into it.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            for stream in (sys.stdout, sys.stderr):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
             raise typer.Exit(EXIT_BROKEN_PIPE) from None
+        except OSError as error:
+            if error.errno not in _DISK_ERRORS:
+                raise
+            where = error.filename2 or error.filename or "the disk"
+            console.show_error(MnftError(f"{where}: {error.strerror}"))
+            raise typer.Exit(MnftError.exit_code) from None
 
     return guarded
 
 
 def _on_sigterm(_signal: int, _frame: object) -> None:
     raise Interrupted(143, "by SIGTERM")
+
+
+def _flag_of(key: str, flag: str) -> AbstractContextManager[None]:
+    """Put the flag that stands for a config key in front of errors that name the key."""
+    from mnft.config.source import Source
+
+    return Source(places={tuple(key.split(".")): flag}).locating()
 
 
 def _show_version(show: bool) -> None:
@@ -115,7 +143,8 @@ def init(
     """
     from mnft.commands import init as command
 
-    command.run(images, output, model, force=force)
+    with _flag_of("model.name", f"--model {model}"):
+        command.run(images, output, model, force=force)
 
 
 @data_app.command("fetch")
@@ -212,20 +241,25 @@ def evaluate(
 
     Examples: `mnft eval --ckpt runs/flowers`, `mnft eval --ckpt runs/flowers/best --data photos/`
     """
-    if split not in {None, "train", "val", "test"}:
-        raise ConfigError(f"--split: found {split!r}, expected train, val or test")
+    if split is not None and split not in SPLITS:
+        close = difflib.get_close_matches(split, SPLITS, 1)
+        raise ConfigError(
+            f"--split: found {split!r}, expected one of {', '.join(SPLITS)}",
+            hint=f"did you mean {close[0]}?" if close else None,
+        )
     from mnft.commands import evaluate as command
 
-    command.run(
-        checkpoint,
-        data,
-        split,
-        output,
-        device_name=device,
-        batch_size=batch_size,
-        workers=workers,
-        as_json=as_json,
-    )
+    with _flag_of("train.device", f"--device {device}"):
+        command.run(
+            checkpoint,
+            data,
+            split,
+            output,
+            device_name=device,
+            batch_size=batch_size,
+            workers=workers,
+            as_json=as_json,
+        )
 
 
 @app.command()
@@ -253,16 +287,17 @@ def predict(
     """
     from mnft.commands import predict as command
 
-    command.run(
-        checkpoint,
-        inputs,
-        output,
-        top_k=top_k,
-        as_json_lines=json_lines,
-        device_name=device,
-        batch_size=batch_size,
-        workers=workers,
-    )
+    with _flag_of("train.device", f"--device {device}"):
+        command.run(
+            checkpoint,
+            inputs,
+            output,
+            top_k=top_k,
+            as_json_lines=json_lines,
+            device_name=device,
+            batch_size=batch_size,
+            workers=workers,
+        )
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
 import time
@@ -12,7 +13,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
@@ -20,8 +20,10 @@ from rich.text import Text
 from mnft.errors import Interrupted, MnftError
 from mnft.results import EpochResult, StepProgress
 
-# Terminal escapes in file and class names must not reach the terminal.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# Terminal escapes in file and class names must not reach the terminal; nor surrogates, which stand
+# for bytes that are no UTF-8 and which no stream takes.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_UNLIMITED = 1_000_000
 
 
 def show_error(error: MnftError | Interrupted) -> None:
@@ -55,8 +57,9 @@ def show_data(line: str) -> None:
 
 
 def show_json(value: Any) -> None:
-    """Print one JSON object to stdout."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+    """Print one JSON object to stdout, in one line; control characters are escaped."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    sys.stdout.write(_CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n")
     sys.stdout.flush()
 
 
@@ -171,22 +174,41 @@ class TrainingDisplay:
 
 def setup_logging(*, verbose: bool) -> None:
     """Send the library's log to stderr: warnings, and with `verbose` information too."""
-    handler = RichHandler(console=_console(stderr=True), show_time=False, show_path=False)
+    handler = _LogLines()
+    handler.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
 
 
+class _LogLines(logging.Handler):
+    """The log in the words of this module, so that its names are cleaned too."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        (warn if record.levelno >= logging.WARNING else note)(self.format(record))
+
+
 def _bar(console: Console, fields: str) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(10), MofNCompleteColumn())
     return Progress(*columns, TextColumn(fields), console=console, transient=True)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to `cli`; rich would end the process."""
+        raise BrokenPipeError
 
 
 def _console(*, stderr: bool) -> Console:
     """A console on the stream as it is now; off a terminal it neither wraps nor colours."""
-    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    console = _Console(
+        stderr=stderr,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        color_system=None if os.environ.get("NO_COLOR") else "auto",
+    )
     if not console.is_terminal:
-        console = Console(
-            stderr=stderr, highlight=False, markup=False, emoji=False, width=1000, no_color=True
-        )
+        console.width = _UNLIMITED
+        console.no_color = True
     return console
 
 

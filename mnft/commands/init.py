@@ -7,9 +7,10 @@ from typing import Any
 
 from mnft import console, files
 from mnft.config.docs import render_config
+from mnft.config.schema import ModelConfig
 from mnft.data.folder import scan_folder
 from mnft.data.prepare import describe_scan
-from mnft.errors import ConfigError
+from mnft.errors import ConfigError, DataError
 
 # The recipe that configs/flower_photos.yaml measures.
 _RECIPE: dict[str, dict[str, Any]] = {
@@ -24,12 +25,18 @@ def run(images: Path, output: Path | None, model: str, *, force: bool) -> None:
 
     Raises:
         DataError: the folder cannot be used.
-        ConfigError: the file is there already.
+        ModelError: no such model.
+        ConfigError: the file is there already, or cannot be written.
     """
-    scan = scan_folder(images)
     output = output or Path(f"{images.resolve().name}.yaml")
+    if output.is_dir():
+        raise ConfigError(f"{output} is a folder", hint=f"name a file: -o {output}/CONFIG.yaml")
     if output.exists() and not force:
         raise ConfigError(f"{output} exists already", hint="--force replaces it, -o names another")
+    scan = scan_folder(images)
+    if not scan.images:
+        raise DataError(f"{images}: found no images in the class folders, expected some in each")
+    _check_model(model)
     data, chosen = {"root": str(images)}, {"name": model}
     values: dict[str, dict[str, Any]] = {"data": data, "model": chosen, **_RECIPE}
     head = [
@@ -38,8 +45,22 @@ def run(images: Path, output: Path | None, model: str, *, force: bool) -> None:
         f"launch:  mnft train {output}",
         "Lines that begin with # show defaults; take the # away to change one.",
     ]
-    files.write_text(output, render_config(values, head))
+    try:
+        files.write_text(output, render_config(values, head))
+    except (OSError, UnicodeEncodeError) as error:
+        reason = getattr(error, "strerror", None) or "a name is not valid UTF-8"
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            reason = "its folder is a file"
+        raise ConfigError(f"{output} cannot be written: {reason}") from error
     console.note(f"found    {describe_scan(scan)}")
     console.done(f"wrote    {output}")
     console.note(f"next: mnft data check {output}, then mnft train {output}")
     console.show_data(str(output))
+
+
+def _check_model(name: str) -> None:
+    if name == ModelConfig().name:
+        return  # known, and not worth the seconds that importing timm takes
+    from mnft.model.factory import check_model
+
+    check_model(ModelConfig(name=name, pretrained=False))

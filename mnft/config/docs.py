@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mnft import files
 from mnft.config import describe
+from mnft.config.source import dump_yaml
 
 _REFERENCE_HEAD = """\
 # Configuration reference
@@ -53,7 +52,7 @@ def render_config(values: Mapping[str, Mapping[str, Any]], head: Sequence[str]) 
         values: by section and key.
         head: comment lines to open with.
     """
-    lines = [f"# {line}" for line in head]
+    lines = [f"# {_printable(line)}" for line in head]
     for name, section in describe.sections().items():
         chosen = values.get(name, {})
         lines += ["", f"# {_one_line(section['description'])}", f"{name}:"]
@@ -75,12 +74,16 @@ def _value(value: Any) -> str:
     """A value as YAML in one line; an empty one as nothing."""
     if value is None:
         return ""
-    text: str = yaml.safe_dump(value, default_flow_style=True, width=1000, allow_unicode=True)
-    return text.removesuffix("\n").removesuffix("\n...").removesuffix("...").strip()
+    return dump_yaml(value, one_line=True).removesuffix("\n...\n").strip()
 
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
+
+
+def _printable(text: str) -> str:
+    """Names of folders may hold line breaks and escapes, which would end or spoil a comment."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 if __name__ == "__main__":

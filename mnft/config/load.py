@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from mnft import files
 from mnft.config import describe
 from mnft.config.schema import Config
-from mnft.config.source import MAX_BYTES, Source, parse_value, parse_yaml
+from mnft.config.source import MAX_BYTES, Source, dump_yaml, parse_value, parse_yaml
 from mnft.errors import ConfigError
+
+_SHOWN_CHARS = 80
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> tuple[Config, Source]:
@@ -39,8 +40,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> tuple[Config, Sour
 
 def save_config(config: Config, path: Path) -> None:
     """Write the resolved config; `load_config` reads it back to an equal config."""
-    text = yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
-    files.write_text(path, text)
+    files.write_text(path, dump_yaml(config.model_dump()))
 
 
 def validate(source: Source) -> Config:
@@ -58,7 +58,8 @@ def validate(source: Source) -> Config:
         return Config.model_validate(values)
     except ValidationError as error:
         problems = _problems(error, source)
-    name = str(source.path) if source.path else "the config"
+    typed = all(problem.lstrip().startswith("--") for problem in problems)
+    name = "the command line" if typed or not source.path else str(source.path)
     count = f"{len(problems)} problems" if len(problems) > 1 else "a problem"
     hint = "the configuration reference is docs/configuration.md"
     raise ConfigError("\n".join([f"{name} has {count}", *problems]), hint=hint)
@@ -67,7 +68,7 @@ def validate(source: Source) -> Config:
 def _read_text(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{path}: too large for a config (over {MAX_BYTES:,} bytes)")
+            raise ConfigError(f"{path}: too large, expected a config of at most 1,000,000 bytes")
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         hint = "`mnft init IMAGES` writes a config for a folder of images"
@@ -76,8 +77,11 @@ def _read_text(path: Path) -> str:
             if close := difflib.get_close_matches(path.name, beside, 1):
                 hint = f"did you mean {path.parent / close[0]}?"
         raise ConfigError(f"{path}: no such config file", hint=hint) from error
+    except IsADirectoryError as error:
+        hint = f"`mnft init {path}` writes a config for a folder of images"
+        raise ConfigError(f"{path}: is a folder, expected a YAML config", hint=hint) from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not a text file (expected YAML in UTF-8)") from error
+        raise ConfigError(f"{path}: not a text file, expected YAML in UTF-8") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
 
@@ -89,19 +93,12 @@ def _apply_override(source: Source, override: str) -> None:
         raise ConfigError(
             f"--set {override}: expected section.key=value", hint="for example --set optim.lr=3e-4"
         )
+    place = f"--set {override}"
     try:
         value = parse_value(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value is not valid YAML") from error
-    section = source.values
-    for key in keys[:-1]:
-        if section.get(key) is None:
-            section[key] = {}
-        section = section[key]
-        if not isinstance(section, dict):
-            raise ConfigError(f"--set {override}: {key} is a value, not a section")
-    section[keys[-1]] = value
-    source.places[tuple(keys)] = f"--set {override}"
+    except ValueError as error:
+        raise ConfigError(f"{place}: {error}") from error
+    source.override(tuple(keys), value, place)
 
 
 def _problems(error: ValidationError, source: Source) -> list[str]:
@@ -109,11 +106,15 @@ def _problems(error: ValidationError, source: Source) -> list[str]:
     found: dict[str, int] = {}
     for item in error.errors(include_url=False):
         loc = tuple(item["loc"])
+        what = _what(item, ".".join(str(part) for part in loc[:2]))
+        if item["type"] == "value_error" and len(loc) < 2:
+            # What a rule over several keys says opens with the key that is to blame.
+            key, _, what = what.partition(": ")
+            loc = tuple(key.split("."))
         key_path = ".".join(str(part) for part in loc[:2])
         place = source.place(loc[:2]) or "line 1"
-        what = _what(item, key_path)
         number = int(place.removeprefix("line ")) if place.startswith("line ") else MAX_BYTES
-        found[f"  {place}: {key_path}: {what}" if key_path else f"  {what}"] = number
+        found[f"  {place}: {key_path}: {what}"] = number
     return sorted(found, key=lambda line: found[line])
 
 
@@ -127,12 +128,30 @@ def _what(item: Any, key_path: str) -> str:
     found = item["input"]
     allowed = describe.expected(key_path) or "sections such as `data:`"
     if len(item["loc"]) > 2 and isinstance(item["loc"][2], int):
-        return f"found {found!r} as item {item['loc'][2] + 1}, expected {allowed}"
-    text = f"found {found!r}, expected {allowed}"
-    if isinstance(found, str):
-        close = difflib.get_close_matches(found, describe.choices(key_path), 1)
-        text += f"; did you mean {close[0]}?" if close else ""
-    return text
+        return f"found {_show(found)} as item {item['loc'][2] + 1}, expected {allowed}"
+    return f"found {_show(found)}, expected {allowed}{_suggest_value(found, key_path)}"
+
+
+def _show(value: Any) -> str:
+    """A value as it is written in YAML, shortened."""
+    text = repr(value) if isinstance(value, str) else dump_yaml(value, one_line=True)
+    text = "nothing" if value is None else text.removesuffix("\n...\n").strip()
+    return text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "..."
+
+
+def _suggest_value(value: Any, key_path: str) -> str:
+    if isinstance(value, str):
+        close = difflib.get_close_matches(value.lower(), describe.choices(key_path), 1)
+        if close:
+            return f"; did you mean {close[0]}?"
+        try:
+            if isinstance(parse_value(value), int | float):
+                return f"; did you mean {value} without quotes?"
+        except ValueError:
+            pass
+    elif isinstance(value, int | float) and "a text" in str(describe.expected(key_path)):
+        return "; a text that looks like something else needs quotes"
+    return ""
 
 
 def _suggest_key(key_path: str) -> str:

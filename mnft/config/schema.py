@@ -52,7 +52,7 @@ class DataConfig(Section):
     """Share of the resized image that the centre crop of evaluation keeps; empty: the model's."""
     interpolation: Literal["bilinear", "bicubic", "nearest"] | None = None
     """Resampling of the resize; empty: the model's own."""
-    mean: Annotated[list[float], Field(min_length=1, max_length=3)] | None = None
+    mean: Annotated[list[Share], Field(min_length=1, max_length=3)] | None = None
     """Channel means, of values in 0..1, that normalisation subtracts; empty: the model's own."""
     std: Annotated[list[Positive], Field(min_length=1, max_length=3)] | None = None
     """Channel standard deviations that normalisation divides by; empty: the model's own."""
@@ -200,8 +200,8 @@ class TrainConfig(Section):
     def _parts_fit(self) -> TrainConfig:
         if self.accumulation_steps > self.batch_size:
             raise ValueError(
-                f"accumulation_steps ({self.accumulation_steps}) cannot be above batch_size "
-                f"({self.batch_size})"
+                f"train.accumulation_steps: found {self.accumulation_steps}, expected at most "
+                f"train.batch_size ({self.batch_size})"
             )
         return self
 
@@ -248,11 +248,24 @@ class Config(Section):
     eval: EvalConfig = EvalConfig()
     run: RunConfig = RunConfig()
 
+    # The message of a rule over several keys opens with the key that is to blame: `load` takes
+    # the line from it.
+
     @model_validator(mode="after")
     def _warmup_fits(self) -> Config:
         if self.schedule.warmup_epochs >= self.train.epochs and self.schedule.warmup_epochs > 0:
             raise ValueError(
-                f"schedule.warmup_epochs ({self.schedule.warmup_epochs:g}) must be below "
-                f"train.epochs ({self.train.epochs})"
+                f"schedule.warmup_epochs: found {self.schedule.warmup_epochs:g}, expected less "
+                f"than train.epochs ({self.train.epochs})"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _statistics_fit(self) -> Config:
+        for key, value in (("mean", self.data.mean), ("std", self.data.std)):
+            if value is not None and len(value) not in {1, self.model.in_chans}:
+                raise ValueError(
+                    f"data.{key}: found {len(value)} values, expected one for each of the "
+                    f"{self.model.in_chans} channels, or one for all"
+                )
         return self

@@ -49,20 +49,77 @@ class Source:
             if error.key is None:
                 raise
             place = self.place(tuple(error.key.split(".")))
-            where = [str(self.path)] if self.path else []
-            where += [place or "default value", error.key]
-            raise type(error)(f"{', '.join(where)}: {error.message}", hint=error.hint) from error
+            if place is not None and place.startswith("--"):
+                where = place
+            else:
+                file = [str(self.path), place or "default value"] if self.path else []
+                where = ", ".join([*file, error.key])
+            raise type(error)(f"{where}: {error.message}", hint=error.hint) from error
+
+    def override(self, key_path: tuple[str, ...], value: Any, place: str) -> None:
+        """Set a value, and forget the places of what it replaces.
+
+        Raises:
+            ConfigError: the path leads through a value that is no section.
+        """
+        section = self.values
+        for length, key in enumerate(key_path[:-1], start=1):
+            if section.get(key) is None:
+                section[key] = {}
+                self.places[key_path[:length]] = place
+            section = section[key]
+            if not isinstance(section, dict):
+                parent = ".".join(key_path[:length])
+                raise ConfigError(
+                    f"{place}: {parent} is a value, it has no keys",
+                    hint=f"set it whole: --set {parent}=VALUE",
+                )
+        length = len(key_path)
+        self.places = {p: at for p, at in self.places.items() if p[:length] != key_path}
+        section[key_path[-1]] = value
+        self.places[key_path] = place
+
+
+_Resolvers = dict[str, list[tuple[str, re.Pattern[str]]]]
+_PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq")}
+_FLOAT_TAG = "tag:yaml.org,2002:float"
+_EXPONENT = re.compile(r"^[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$")
+
+
+def _resolvers() -> _Resolvers:
+    """SafeLoader's, but 1e-3 is a number (YAML 1.1 wants 1.0e-3) and 2026-01-31 a text."""
+    resolvers: _Resolvers = {
+        first: [(tag, pattern) for tag, pattern in known if not tag.endswith(":timestamp")]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    for first in "-+0123456789":
+        resolvers[first] = [*resolvers.get(first, []), (_FLOAT_TAG, _EXPONENT)]
+    return resolvers
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-3 as the number it is (YAML 1.1 wants 1.0e-3)."""
+    """What reads configs."""
+
+    yaml_implicit_resolvers = _resolvers()
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
+class _Dumper(yaml.SafeDumper):
+    """What writes configs; it quotes each text that the loader would take for something else."""
+
+    yaml_implicit_resolvers = _resolvers()
+
+
+def dump_yaml(values: Any, *, one_line: bool = False) -> str:
+    """Plain values as YAML that `parse_yaml` and `parse_value` read back."""
+    text: str = yaml.dump(
+        values,
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=one_line,
+        width=2**31 if one_line else 80,
+    )
+    return text
 
 
 def parse_yaml(text: str, path: Path) -> Source:
@@ -73,49 +130,78 @@ def parse_yaml(text: str, path: Path) -> Source:
     """
     source = Source(path=path)
     try:
-        node = yaml.compose(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error)
-        raise ConfigError(f"{path}{line}: not valid YAML: {problem}") from error
-    except RecursionError as error:
-        raise ConfigError(f"{path}: nested too deep") from error
-    if node is None:
-        return source
-    if not isinstance(node, yaml.MappingNode):
-        raise ConfigError(
-            f"{path}, line {node.start_mark.line + 1}: expected sections such as `data:`"
-        )
-    source.values = _read(node, (), source, set())
+        node = _compose(text)
+        if node is None:
+            return source
+        if not isinstance(node, yaml.MappingNode):
+            kind = "a list" if isinstance(node, yaml.SequenceNode) else repr(node.value[:40])
+            raise _ProblemError(f"found {kind}, expected sections such as `data:`", _line(node))
+        source.values = _read(node, (), source, set())
+    except _ProblemError as error:
+        line = f", line {error.line}" if error.line else ""
+        raise ConfigError(f"{path}{line}: {error}", hint=error.hint) from error
     return source
 
 
 def parse_value(text: str) -> Any:
-    """The value of `--set key=TEXT`, read as YAML.
+    """The value of `--set key=TEXT`, read as YAML; an empty one is None.
 
     Raises:
-        yaml.YAMLError: the text is not YAML.
+        ValueError: the text is not YAML, or holds what a config file may not hold either.
     """
-    return yaml.load(text, Loader=_Loader)  # a SafeLoader: no objects are made
+    node = _compose(text)
+    return None if node is None else _read(node, (), Source(), set())
+
+
+class _ProblemError(ValueError):
+    """What is wrong with YAML text, and in which line (from 1, None if unknown)."""
+
+    def __init__(self, message: str, line: int | None = None, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.line = line
+        self.hint = hint
+
+
+def _compose(text: str) -> yaml.Node | None:
+    try:
+        return yaml.compose(text, Loader=_Loader)
+    except yaml.reader.ReaderError as error:
+        what = f"not valid YAML: the character {chr(error.character)!r} is not allowed"
+        raise _ProblemError(what, text.count("\n", 0, error.position) + 1) from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        hint = "indent with spaces" if "'\\t'" in str(error.problem) else None
+        line = mark.line + 1 if mark else None
+        raise _ProblemError(f"not valid YAML: {error.problem}", line, hint) from error
+    except RecursionError as error:
+        raise _ProblemError("nested too deep") from error
+
+
+def _line(node: yaml.Node) -> int:
+    line: int = node.start_mark.line
+    return line + 1
 
 
 def _read(node: yaml.Node, key_path: KeyPath, source: Source, seen: set[int]) -> Any:
-    place = f"line {node.start_mark.line + 1}"
+    is_scalar = isinstance(node, yaml.ScalarNode)
     if id(node) in seen or len(key_path) > MAX_DEPTH:
         what = "aliases (&name, *name)" if id(node) in seen else "such deep nesting"
-        raise ConfigError(f"{source.path}, {place}: configs have no use for {what}")
+        raise _ProblemError(f"configs have no use for {what}", _line(node))
+    if node.tag not in (_Loader.yaml_constructors if is_scalar else _PLAIN_TAGS):
+        tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+        raise _ProblemError(f"configs have no use for the tag {tag}", _line(node))
     seen.add(id(node))
     if isinstance(node, yaml.MappingNode):
         return _read_mapping(node, key_path, source, seen)
-    source.places.setdefault(key_path, place)
+    source.places.setdefault(key_path, f"line {_line(node)}")
     if isinstance(node, yaml.SequenceNode):
         return [_read(n, (*key_path, i), source, seen) for i, n in enumerate(node.value)]
     loader = _Loader("")
     try:
         return loader.construct_object(node, deep=True)
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{source.path}, {place}: {error}") from error
+        shown = node.value if len(node.value) <= 40 else node.value[:40] + "..."
+        raise _ProblemError(f"{shown!r} cannot be read as a value", _line(node)) from error
     finally:
         loader.dispose()
 
@@ -125,11 +211,16 @@ def _read_mapping(
 ) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key_node, value_node in node.value:
-        place = f"line {key_node.start_mark.line + 1}"
         key = key_node.value
-        if not isinstance(key, str) or key in values:
-            what = f"the key {key} stands twice" if isinstance(key, str) else "keys are plain words"
-            raise ConfigError(f"{source.path}, {place}: {what}")
-        source.places[(*key_path, key)] = place
+        if not isinstance(key, str):
+            raise _ProblemError("keys are plain words", _line(key_node))
+        if key in values:
+            twice, first = ".".join(map(str, (*key_path, key))), source.places[(*key_path, key)]
+            raise _ProblemError(
+                f"the key {twice} stands twice, first in {first}",
+                _line(key_node),
+                hint="take one of them away",
+            )
+        source.places[(*key_path, key)] = f"line {_line(key_node)}"
         values[key] = _read(value_node, (*key_path, key), source, seen)
     return values

@@ -1,0 +1,278 @@
+"""The layer table of the design, held by reading imports, and the rules for modules."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MAX_LINES = 340
+
+# The first pattern that a module matches says its layer; `x.*` is a package and all below it.
+LAYERS = {
+    "mnft": 0,  # mnft/__init__.py: the version
+    "mnft.errors": 0,
+    "mnft.results": 0,
+    "mnft.files": 0,
+    "mnft.seeding": 0,
+    "mnft.preprocessing": 0,
+    "mnft.config.*": 1,
+    "mnft.metrics": 1,
+    "mnft.console": 1,
+    "mnft.data.*": 2,
+    "mnft.model.*": 2,
+    "mnft.engine": 2,  # its docstring
+    "mnft.engine.device": 2,
+    "mnft.engine.distributed": 2,
+    "mnft.engine.loop": 3,
+    "mnft.engine.optim": 3,
+    "mnft.engine.evaluate": 3,
+    "mnft.engine.state": 3,
+    "mnft.edge.*": 3,
+    "mnft.runs.*": 3,
+    "mnft.engine.fit": 4,
+    "mnft.engine.setup": 4,
+    "mnft.search": 5,
+    "mnft.commands.*": 6,
+    "mnft.cli": 7,
+    "mnft.__main__": 7,
+}
+# Inside one layer a module imports from its own package only, but for these.
+SIDEWAYS = {("mnft.runs.folder", "mnft.engine.state"), ("mnft.__main__", "mnft.cli")}
+# Importing these takes seconds.
+HEAVY = {"torch", "torchvision", "timm", "numpy", "sklearn", "scipy", "matplotlib", "PIL"}
+LIGHT_MODULES = ("mnft.config", "mnft.console", "mnft.cli", "mnft.__main__")
+CONSOLE_USERS = ("mnft.cli", "mnft.commands")
+WRITERS_TO_STDOUT = ("mnft.console", "mnft.commands.predict")
+
+
+@dataclass(frozen=True)
+class Module:
+    name: str
+    source: str
+    is_package: bool = False
+
+    @property
+    def tree(self) -> ast.Module:
+        return ast.parse(self.source)
+
+    @property
+    def package(self) -> str:
+        return self.name if self.is_package else self.name.rpartition(".")[0]
+
+
+def read_modules() -> list[Module]:
+    modules = []
+    for path in sorted((ROOT / "mnft").rglob("*.py")):
+        parts = list(path.relative_to(ROOT).with_suffix("").parts)
+        is_package = parts[-1] == "__init__"
+        name = ".".join(parts[:-1] if is_package else parts)
+        modules.append(Module(name, path.read_text(encoding="utf-8"), is_package))
+    return modules
+
+
+MODULES = read_modules()
+NAMES = {module.name for module in MODULES}
+
+
+def layer(name: str) -> int | None:
+    """The layer of a module; None if the table does not know it."""
+    if name in LAYERS:
+        return LAYERS[name]
+    parents = [pattern.removesuffix(".*") for pattern in LAYERS if pattern.endswith(".*")]
+    for parent in parents:
+        if name == parent or name.startswith(f"{parent}."):
+            return LAYERS[f"{parent}.*"]
+    return None
+
+
+def within(name: str, parents: tuple[str, ...] | set[str]) -> bool:
+    return any(name == parent or name.startswith(f"{parent}.") for parent in parents)
+
+
+def imports(module: Module, known: set[str], *, at_import: bool = False) -> Iterator[str]:
+    """Modules that a module imports: those of `known` by their full names, others as written.
+
+    Args:
+        module: the one that imports.
+        known: names of modules, which tells `from package import module` from other names.
+        at_import: leave out what is imported inside functions or for type checking only.
+    """
+    for node in _statements(module.tree) if at_import else ast.walk(module.tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = module.package.split(".")
+                base = ".".join([*parents[: len(parents) - node.level + 1], *filter(None, [base])])
+            for alias in node.names:
+                inner = f"{base}.{alias.name}"
+                yield inner if inner in known else base
+
+
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    """What runs when the module is imported."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        yield child
+        yield from _statements(child)
+
+
+def wrong_imports(module: Module, known: set[str]) -> list[str]:
+    """Imports against the table, as "a imports b"."""
+    own = layer(module.name)
+    wrong = []
+    for other in sorted(set(imports(module, known))):
+        if not within(other, {"mnft"}) or other == module.name:
+            continue
+        below = layer(other)
+        assert own is not None, f"{module.name} has no layer"
+        same_package = other.split(".")[:2] == module.name.split(".")[:2] and "." in other
+        sideways = below == own and (same_package or (module.name, other) in SIDEWAYS)
+        if below is None or not (below < own or sideways):
+            wrong.append(f"{module.name} imports {other}")
+    return wrong
+
+
+def writes_to_stdout(module: Module) -> bool:
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Name) and node.id == "print":
+            return True
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in {
+            "sys.stdout",
+            "sys.__stdout__",
+        }:
+            return True
+        if isinstance(node, ast.ImportFrom) and node.module == "sys":
+            return any(alias.name == "stdout" for alias in node.names)
+    return False
+
+
+each_module = pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name)
+
+
+@each_module
+def test_a_module_has_a_layer_and_imports_downward(module):
+    assert layer(module.name) is not None, f"put {module.name} into the table"
+    assert wrong_imports(module, NAMES) == []
+
+
+@each_module
+def test_the_console_and_rich_have_few_users(module):
+    used = set(imports(module, NAMES))
+    if not within(module.name, CONSOLE_USERS):
+        assert "mnft.console" not in used
+    if module.name != "mnft.console":
+        assert not [name for name in used if within(name, {"rich"})]
+    if module.name not in {"mnft.cli", "mnft.__main__"}:
+        assert not [name for name in used if within(name, {"typer", "click"})]
+
+
+@each_module
+def test_light_modules_import_nothing_heavy(module):
+    if layer(module.name) == 0 or within(module.name, LIGHT_MODULES):
+        heavy = [n for n in imports(module, NAMES, at_import=True) if within(n, HEAVY)]
+        assert heavy == []
+
+
+def test_the_command_line_imports_commands_and_console_late():
+    cli = next(module for module in MODULES if module.name == "mnft.cli")
+    early = set(imports(cli, NAMES, at_import=True))
+    assert {name for name in early if within(name, {"mnft"})} == {"mnft", "mnft.errors"}
+    assert "mnft.commands.train" in set(imports(cli, NAMES))
+
+
+@each_module
+def test_only_the_console_and_predict_write_to_stdout(module):
+    if module.name == "mnft.cli":
+        return  # points stdout elsewhere when its reader has gone
+    assert writes_to_stdout(module) == (module.name in WRITERS_TO_STDOUT)
+
+
+@each_module
+def test_a_module_says_its_responsibility_and_is_not_too_long(module):
+    assert ast.get_docstring(module.tree)
+    assert module.source.count("\n") <= MAX_LINES
+
+
+def test_no_module_is_called_by_a_word_that_says_nothing():
+    assert not {name.rpartition(".")[2] for name in NAMES} & {"utils", "helpers", "common", "misc"}
+
+
+def test_the_table_names_modules_that_exist():
+    future = {"mnft.search"}
+    for pattern in set(LAYERS) - future:
+        assert pattern.removesuffix(".*") in NAMES, f"take {pattern} out of the table"
+    assert len(NAMES) > 30
+
+
+# --- the checks can fail
+
+KNOWN = {*NAMES, "mnft.search", "mnft.data.decode", "mnft.model.factory", "mnft.engine.state"}
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "wrong"),
+    [
+        ("mnft.errors", "from mnft.config import load", "mnft.config.load"),
+        ("mnft.metrics", "def f():\n    from mnft.data import decode", "mnft.data.decode"),
+        ("mnft.metrics", "import mnft.console", "mnft.console"),
+        ("mnft.data.decode", "from mnft.model.factory import build_model", "mnft.model.factory"),
+        ("mnft.data.decode", "from ..model import factory", "mnft.model.factory"),
+        ("mnft.engine.device", "from mnft.engine.state import TrainState", "mnft.engine.state"),
+        ("mnft.runs.evaluation", "from mnft.engine.state import x", "mnft.engine.state"),
+        ("mnft.edge.profile", "from mnft.runs.folder import RunFolder", "mnft.runs.folder"),
+        ("mnft.engine.fit", "from mnft import search", "mnft.search"),
+        ("mnft.commands.train", "import mnft.cli", "mnft.cli"),
+        ("mnft.engine.fit", "import mnft.new_module", "mnft.new_module"),
+    ],
+)
+def test_an_import_against_the_table_is_found(name, source, wrong):
+    assert wrong_imports(Module(name, source), KNOWN) == [f"{name} imports {wrong}"]
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("mnft.data.transforms", "from mnft.config.schema import AugmentConfig"),
+        ("mnft.data.decode", "from mnft.data import folder\nfrom . import folder"),
+        ("mnft.runs.folder", "from mnft.engine.state import TrainState"),
+        ("mnft.engine.loop", "from mnft.engine.state import TrainState"),
+        ("mnft.engine.fit", "import mnft, torch\nfrom mnft.data.loaders import Batches"),
+    ],
+)
+def test_an_import_by_the_table_is_right(name, source):
+    assert wrong_imports(Module(name, source), KNOWN) == []
+
+
+def test_a_module_outside_the_table_has_no_layer():
+    assert layer("mnft.new_module") is None
+    assert layer("mnft.engine.new_module") is None
+    assert layer("mnft.data.new_module") == 2
+
+
+def test_late_imports_are_told_from_early_ones():
+    module = Module(
+        "mnft.x",
+        "import os\nif TYPE_CHECKING:\n    import torch\nif 1:\n    import timm.data\n"
+        "class A:\n    import numpy\n    def f(self):\n        import PIL\n",
+    )
+    assert set(imports(module, KNOWN, at_import=True)) == {"os", "timm.data", "numpy"}
+    assert set(imports(module, KNOWN)) == {"os", "torch", "timm.data", "numpy", "PIL"}
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["print(1)", "f = print", "import sys\nsys.stdout.write('')", "from sys import stdout"],
+)
+def test_writing_to_stdout_is_found(source):
+    assert writes_to_stdout(Module("mnft.x", source))
+    assert not writes_to_stdout(Module("mnft.x", "import sys\nsys.stderr.write(fingerprint(1))"))

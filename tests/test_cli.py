@@ -1,0 +1,269 @@
+"""The command line itself: start-up, help, completion, JSON on stdout, exit codes, bugs."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+import mnft
+from mnft.cli import app
+from mnft.errors import GateError, Interrupted, MnftError
+
+RunCli = Callable[..., Result]
+HEAVY = ("torch", "torchvision", "timm", "numpy", "sklearn", "PIL", "matplotlib")
+VERBS = [
+    *("init", "train", "eval", "predict", "models", "doctor"),
+    *("data fetch", "data check"),
+]
+
+
+def commands() -> list[str]:
+    """All verbs, as Typer knows them."""
+    groups = [
+        ("", app),
+        *((f"{group.name} ", group.typer_instance) for group in app.registered_groups),
+    ]
+    return [
+        prefix + (command.name or command.callback.__name__.replace("_", "-"))
+        for prefix, group in groups
+        for command in group.registered_commands
+    ]
+
+
+def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **env}
+    )
+
+
+# --- start-up and help
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["train", "--help"], ["--version"]])
+def test_help_imports_nothing_heavy(argv):
+    code = (
+        f"import sys; sys.argv = ['mnft', *{argv!r}]\n"
+        "from mnft.cli import main\n"
+        "try:\n    main()\n"
+        "except SystemExit as end:\n    assert not end.code\n"
+        f"print('HEAVY', [name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    result = python(code)
+    assert result.stderr == ""
+    assert result.stdout.splitlines()[-1] == "HEAVY []"
+
+
+def test_the_check_for_heavy_imports_can_fail():
+    code = f"import sys, numpy; print([name for name in {HEAVY!r} if name in sys.modules])"
+    assert python(code).stdout == "['numpy']\n"
+
+
+def test_the_verbs_are_those_that_are_tested():
+    assert set(VERBS) <= set(commands())
+
+
+@pytest.mark.parametrize("verb", commands())
+def test_every_command_has_help_with_an_example(run_cli: RunCli, verb: str):
+    result = run_cli(*verb.split(), "--help")
+    text = re.sub(r"[\s\u2500-\u257f]+", " ", result.stdout)
+    assert result.exit_code == 0
+    assert f"Usage: mnft {verb} " in text or f"Usage: root {verb} " in text
+    assert re.search(rf"Examples?: (find .* )?mnft {verb}\b", text), text
+
+
+def test_help_names_all_commands(run_cli: RunCli):
+    text = run_cli("--help").stdout + run_cli("data", "--help").stdout
+    for verb in commands():
+        assert f" {verb.split()[-1]} " in text
+
+
+def test_no_arguments_show_the_help(run_cli: RunCli):
+    result = run_cli()
+    assert result.exit_code == 2
+    assert "Usage:" in result.output
+
+
+def test_version(run_cli: RunCli):
+    result = run_cli("--version")
+    assert (result.exit_code, result.stdout) == (0, f"mnft {mnft.__version__}\n")
+
+
+def test_the_module_runs_as_the_command_does():
+    result = subprocess.run(
+        [sys.executable, "-m", "mnft", "--version"], capture_output=True, text=True
+    )
+    assert (result.returncode, result.stdout) == (0, f"mnft {mnft.__version__}\n")
+
+
+def test_completion_for_bash():
+    code = "import sys; sys.argv = ['mnft']; from mnft.cli import main; main()"
+    script = python(code, _MNFT_COMPLETE="source_bash").stdout
+    assert "complete -o default -F _mnft_completion mnft" in script
+    words = {"_MNFT_COMPLETE": "complete_bash", "COMP_WORDS": "mnft tr", "COMP_CWORD": "1"}
+    assert python(code, **words).stdout.split() == ["train"]
+
+
+# --- wrong usage
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["tran"], "No such command 'tran'. Did you mean 'train'?"),
+        (["data", "fech"], "No such command 'fech'. Did you mean 'fetch'?"),
+        (["train", "--resum", "x"], "No such option: --resum (Possible options: --resume)"),
+        (["doctor", "--jsno"], "No such option: --jsno"),
+        (["doctor", "extra"], "extra"),
+    ],
+)
+def test_unknown_words_end_in_2(run_cli: RunCli, argv, says):
+    result = run_cli(*argv)
+    assert result.exit_code == 2
+    assert says in re.sub(r"[\s\u2500-\u257f]+", " ", result.stderr)
+    assert result.stdout == ""
+
+
+# --- stdout is data
+
+
+@pytest.mark.parametrize(
+    ("argv", "keys"),
+    [
+        (["doctor", "--json"], {"mnft", "torch", "device", "problems"}),
+        (["models", "mobilenetv1_0*", "--json"], {"models"}),
+        (["data", "fetch", "--list", "--json"], {"datasets"}),
+    ],
+)
+def test_json_is_one_object_and_all_of_stdout(run_cli: RunCli, argv, keys):
+    result = run_cli(*argv)
+    assert result.exit_code == 0
+    assert result.stdout.count("\n") == 1
+    assert set(json.loads(result.stdout)) >= keys
+
+
+def test_json_and_table_hold_the_same_models(run_cli: RunCli):
+    entries = json.loads(run_cli("models", "mobilenetv1_0*", "--json").stdout)["models"]
+    table = run_cli("models", "mobilenetv1_0*").stdout.splitlines()
+    assert [entry["name"] for entry in entries] == [line.split()[0] for line in table[1:]]
+    assert len(entries) == 3
+
+
+def test_data_goes_to_stdout_and_words_to_stderr(run_cli: RunCli, make_folder, tmp_path):
+    make_folder("photos")
+    result = run_cli("init", "photos", "-o", "my.yaml")
+    assert result.stdout == "my.yaml\n"
+    assert "24 images of 3 classes" in result.stderr
+    assert run_cli("init", "photos", "-o", "my.yaml").exit_code == 2
+    assert run_cli("init", "photos", "-o", "my.yaml", "--force").exit_code == 0
+
+
+# --- escapes
+
+
+@pytest.mark.parametrize("name", ["\x1b[31mred\x1b[0m", "a\x9bb", "a\rb"])
+def test_escapes_in_names_do_not_come_out(run_cli: RunCli, make_folder, tmp_path, name):
+    (make_folder("photos") / "red").rename(tmp_path / "photos" / name)
+    argvs = (["init", "photos"], ["data", "check", "photos"], ["data", "check", name], [name])
+    outputs = [run_cli(*argv).output for argv in argvs]
+    assert [("\N{REPLACEMENT CHARACTER}" in output) for output in outputs[1:3]] == [True, True]
+    assert not set("\x1b\x9b\r") & set("".join(outputs))
+    written = (tmp_path / "photos.yaml").read_text(encoding="utf-8")
+    assert not set("\x1b\x9b\r") & set(written)
+
+
+def test_a_config_for_a_strange_folder_names_it_exactly(run_cli: RunCli, make_folder):
+    from pathlib import Path
+
+    from mnft.config.load import load_config
+
+    for name in ("1e3", "photos...", "a: b # c", "- x", "żółte kwiaty"):
+        make_folder(name, per_class=1)
+        assert run_cli("init", f"./{name}", "-o", "x.yaml", "--force").exit_code == 0
+        assert load_config(Path("x.yaml"))[0].data.root == name
+
+
+# --- exit codes
+
+
+def replace_models(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    from mnft.commands import models
+
+    def fail(*_args: object, **_kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr(models, "run", fail)
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code", "stderr"),
+    [
+        (MnftError("it broke", hint="mend it"), 1, "error: it broke\nhint: mend it\n"),
+        (GateError("too bad"), 3, "error: too bad\n"),
+        (Interrupted(143, "by SIGTERM"), 143, "stopped: by SIGTERM\n"),
+        (KeyboardInterrupt(), 130, "stopped: by Ctrl-C\n"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "a"),
+            1,
+            "error: a: Permission denied\n",
+        ),
+        (OSError(errno.ENOSPC, "No space left", "a", None, "b"), 1, "error: b: No space left\n"),
+    ],
+)
+def test_errors_become_messages_and_exit_codes(
+    run_cli: RunCli, monkeypatch, error, exit_code, stderr
+):
+    replace_models(monkeypatch, error)
+    result = run_cli("models")
+    assert (result.exit_code, result.stderr, result.stdout) == (exit_code, stderr, "")
+
+
+@pytest.mark.parametrize("bug", [RuntimeError("a bug"), OSError(errno.EBADF, "Bad descriptor")])
+def test_a_bug_keeps_its_traceback(monkeypatch, bug):
+    replace_models(monkeypatch, bug)
+    result = CliRunner().invoke(app, ["models"])
+    assert result.exception is bug
+    assert "error:" not in result.stderr
+
+
+def test_a_bug_shows_its_traceback():
+    code = (
+        "import sys; sys.argv = ['mnft', 'doctor']\n"
+        "import types; command = types.ModuleType('mnft.commands.doctor')\n"
+        "def run(**_): raise RuntimeError('a bug')\n"
+        "command.run = run; sys.modules['mnft.commands.doctor'] = command\n"
+        "import mnft.commands; mnft.commands.doctor = command\n"
+        "from mnft.cli import main; main()\n"
+    )
+    result = python(code)
+    assert result.returncode == 1
+    assert "Traceback (most recent call last)" in result.stderr
+    assert result.stderr.splitlines()[-1] == "RuntimeError: a bug"
+
+
+@pytest.mark.parametrize(
+    "argv", [["data", "fetch", "--list"], ["data", "fetch", "--list", "--json"]]
+)
+def test_a_reader_that_goes_away_ends_it_quietly(argv):
+    code = f"import sys; sys.argv = ['mnft', *{argv!r}]; from mnft.cli import main; main()"
+    reading, writing = os.pipe()
+    os.close(reading)
+    result = subprocess.run([sys.executable, "-c", code], stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert (result.returncode, result.stderr) == (141, b"")
+
+
+def test_commands_have_no_pretty_exceptions_and_are_guarded():
+    assert isinstance(app, typer.Typer)
+    assert not app.pretty_exceptions_enable
+    for group in (app, *(entry.typer_instance for entry in app.registered_groups)):
+        for command in group.registered_commands:
+            assert hasattr(command.callback, "__wrapped__"), command.callback

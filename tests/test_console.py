@@ -1,0 +1,216 @@
+"""The console: cleaned text, unwrapped tables, JSON, the log, the training display."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from contextlib import redirect_stderr
+
+import pytest
+
+from mnft import console
+from mnft.errors import Interrupted, MnftError
+from mnft.results import EpochResult, StepProgress
+
+NASTY = "\x1b[31mred\x07\x9b\u202e\r\udcff"
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """A colour terminal of 80 columns; tests redirect stderr to it."""
+    stream = Terminal()
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "80")
+    return stream
+
+
+def epoch_result(epoch: int = 3, *, is_best: bool = False) -> EpochResult:
+    return EpochResult(
+        epoch=epoch,
+        epochs=10,
+        train_loss=1.25,
+        train_accuracy=0.5,
+        val_loss=1.5,
+        val_accuracy=0.4321,
+        val_macro_f1=0.42,
+        lr=0.001,
+        images_per_s=123.4,
+        seconds=6.54,
+        is_best=is_best,
+    )
+
+
+# --- messages
+
+
+def test_an_error_and_its_hint_have_lines_of_their_own(capsys):
+    console.show_error(MnftError("no such file", hint="look"))
+    console.show_error(MnftError("no hint"))
+    console.show_error(Interrupted(130, "by Ctrl-C"))
+    expected = "error: no such file\nhint: look\nerror: no hint\nstopped: by Ctrl-C\n"
+    assert capsys.readouterr() == ("", expected)
+
+
+@pytest.mark.parametrize(
+    "show",
+    [
+        lambda text: console.show_error(MnftError(text, hint=text)),
+        console.warn,
+        console.note,
+        console.done,
+        console.show_data,
+        lambda text: console.show_facts({text: text}),
+        lambda text: console.show_table([text], [[text]], title="t"),
+        lambda text: console.show_table([text], [[text]], to_stderr=True),
+    ],
+)
+def test_control_characters_are_cleaned(capsys, show):
+    show(NASTY)
+    output = "".join(capsys.readouterr())
+    assert "\N{REPLACEMENT CHARACTER}[31mred" in output
+    assert not set(NASTY) & set(output) - set("[31mred")
+    output.encode("utf-8")
+
+
+def test_markup_and_emoji_codes_are_plain_text(capsys):
+    console.note("[bold]x[/bold] [/] :smile:")
+    console.show_table(["a"], [["[red]x[/red]"]])
+    out, err = capsys.readouterr()
+    assert err == "[bold]x[/bold] [/] :smile:\n"
+    assert out.splitlines()[1].rstrip() == "[red]x[/red]"
+
+
+def test_long_messages_are_not_wrapped_off_a_terminal(capsys):
+    console.warn("word " * 1000)
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+# --- JSON
+
+
+def test_json_is_one_line_that_reads_back(capsys):
+    value = {"name": NASTY, "ż": [1, 2.5, None, True, "🌸\n"]}
+    console.show_json(value)
+    out = capsys.readouterr().out
+    assert json.loads(out) == value
+    assert out.count("\n") == 1
+    assert not set("\x1b\x07\x9b\u202e\r\udcff") & set(out)
+    assert "ż" in out
+
+
+def test_json_refuses_numbers_that_it_does_not_have():
+    with pytest.raises(ValueError, match="JSON"):
+        console.show_json({"loss": float("nan")})
+
+
+# --- tables
+
+
+def test_a_piped_table_has_one_line_a_row(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    console.show_table(["name", "what"], [["n" * 700, "word " * 400], ["b", "c"]])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["name", "n" * 700, "b"]
+    assert lines[1].rstrip().endswith("word " * 399 + "word")
+
+
+def test_numbers_are_right_aligned_and_words_left(capsys):
+    console.show_table(["name", "size"], [["a", "5 MB"], ["long", "500 MB"]])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["name    size", "a       5 MB", "long  500 MB"]
+
+
+# --- the log
+
+
+def test_the_log_is_plain_lines(capsys, monkeypatch):
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(root, "level", root.level)
+    console.setup_logging(verbose=False)
+    logging.getLogger("mnft.x").warning("left out: %s [b]", NASTY)
+    logging.getLogger("mnft.x").info("hidden")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("warning: left out: \N{REPLACEMENT CHARACTER}[31mred")
+    assert err.endswith(" [b]\n")
+    assert err.count("\n") == 1
+
+    root.handlers.clear()
+    console.setup_logging(verbose=True)
+    logging.getLogger("mnft.x").info("shown")
+    assert capsys.readouterr().err == "shown\n"
+
+
+# --- colour
+
+
+def test_colour_on_a_terminal_and_none_with_no_color(terminal, monkeypatch):
+    with redirect_stderr(terminal):
+        console.warn("careful")
+    assert "\x1b[" in terminal.getvalue()
+    terminal.seek(0)
+    terminal.truncate()
+    monkeypatch.setenv("NO_COLOR", "1")
+    with redirect_stderr(terminal):
+        console.warn("careful")
+        console.show_error(MnftError("x", hint="y"))
+        console.done("z")
+    assert terminal.getvalue() == "warning: careful\nerror: x\nhint: y\nz\n"
+
+
+# --- progress
+
+
+def test_progress_off_a_terminal_says_nothing(capsys):
+    with console.progress("checking") as on_progress:
+        on_progress(1, 2)
+        on_progress(2, 2)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_progress_on_a_terminal_shows_a_bar(terminal):
+    with redirect_stderr(terminal), console.progress("checking \x1b[31m") as on_progress:
+        on_progress(0, 0)
+        on_progress(1, 2)
+    assert "checking \N{REPLACEMENT CHARACTER}[31m" in terminal.getvalue()
+    assert "1/2" in terminal.getvalue()
+
+
+def test_training_off_a_terminal_prints_one_line_an_epoch_and_nothing_else(capsys):
+    with console.TrainingDisplay() as display:
+        for epoch in (1, 2):
+            for step in range(3):
+                display.on_step(StepProgress(epoch, 2, step, 3, 1.0, 0.5, 100.0))
+            display.on_epoch(epoch_result(epoch, is_best=epoch == 2))
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("epoch  1/10  loss 1.2500  acc 50.00%  val_loss 1.5000")
+    assert "val_acc 43.21%  val_f1 0.4200  lr 1.00e-03  123 img/s  6.5 s" in lines[0]
+    assert not lines[0].endswith("best")
+    assert lines[1].endswith("  best")
+    assert "\r" not in err
+    assert "\x1b" not in err
+
+
+def test_training_on_a_terminal_shows_a_bar_with_loss_speed_and_time(terminal):
+    with redirect_stderr(terminal), console.TrainingDisplay() as display:
+        display.on_step(StepProgress(10, 20, 98, 160, 1.234, 0.5, 1234.0))
+        display.on_step(StepProgress(10, 20, 99, 160, 1.111, 0.5, 1234.0))
+        display.on_epoch(epoch_result())
+    shown = terminal.getvalue().replace("\n", "")
+    for word in ("epoch 10/20", "99/160", "loss 1.111", "acc 50.0%", "1234 img/s", "left"):
+        assert word in shown, word
+    assert "val_acc 43.21%" in shown
