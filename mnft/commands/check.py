@@ -11,6 +11,7 @@ from mnft.data.check import CheckReport, check_folder
 from mnft.errors import GateError
 
 _SHOWN = 50
+_SHOWN_PATHS = 10
 
 
 def run(target: Path, *, as_json: bool) -> None:
@@ -32,7 +33,7 @@ def run(target: Path, *, as_json: bool) -> None:
         _show(report)
     if report.num_problems:
         raise GateError(
-            f"{root}: {report.num_problems} problems",
+            f"{root}: {report.num_problems} problem{'s' if report.num_problems > 1 else ''}",
             hint="mend them; `data.on_bad_image: skip` trains without unreadable files",
         )
     console.done(f"{root}: no problems")
@@ -47,7 +48,10 @@ def _show(report: CheckReport) -> None:
         some = ", ".join(report.ignored[:5]) + (", ..." if len(report.ignored) > 5 else "")
         console.note(f"not taken as images: {len(report.ignored)} files ({some})")
     for finding in report.findings[:_SHOWN]:
-        line = ": ".join(part for part in (", ".join(finding.paths), finding.message) if part)
+        paths = ", ".join(finding.paths[:_SHOWN_PATHS])
+        if (more := len(finding.paths) - _SHOWN_PATHS) > 0:
+            paths += f" and {more} more"
+        line = f"{paths}: {finding.message}" if paths else finding.message
         (console.warn if finding.is_problem else console.note)(f"{finding.kind}: {line}")
     if len(report.findings) > _SHOWN:
         console.note(f"and {len(report.findings) - _SHOWN} more; --json lists all")

@@ -13,6 +13,7 @@ import torch
 
 import mnft
 from mnft import console
+from mnft.data.inspection import count_cores
 from mnft.engine.device import cpu_has_bf16, resolve_device, resolve_precision
 
 _PACKAGES = ("torch", "torchvision", "timm", "safetensors", "pillow", "scikit-learn")
@@ -23,13 +24,13 @@ _SMALL_SHM_MB = 512
 def run(*, as_json: bool) -> None:
     """Print versions, devices, memory and extras, and what to mend."""
     device = resolve_device("auto")
-    cores = len(os.sched_getaffinity(0))
+
     facts: dict[str, Any] = {
         "mnft": mnft.__version__,
         "python": platform.python_version(),
         **{name: _version(name) for name in _PACKAGES},
         "system": f"{platform.system()} {platform.machine()}",
-        "cores": cores,
+        "cores": count_cores(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "device": str(device),

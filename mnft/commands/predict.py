@@ -7,6 +7,7 @@ import glob
 import io
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, TextIO
 import torch
 
 from mnft import console, files
-from mnft.data.folder import IMAGE_SUFFIXES
+from mnft.data.folder import list_images
 from mnft.data.loaders import Batches, EvalSampler, LoaderOptions, choose_workers
 from mnft.data.transforms import build_eval_transform
 from mnft.engine.device import resolve_device
@@ -62,13 +63,8 @@ def run(
         channels_last=True,
     )
     rows = _predict(bundle, paths, options, batch_size, top_k)
-    failed = 0
     if output:
-        with (
-            files.atomic_path(output) as temporary,
-            temporary.open("w", encoding="utf-8", newline="") as stream,
-        ):
-            failed = _write(rows, stream, top_k, as_json_lines=as_json_lines)
+        failed = _write_file(rows, output, top_k, as_json_lines=as_json_lines)
         console.note(f"written to {output}")
     else:
         failed = _write(rows, sys.stdout, top_k, as_json_lines=as_json_lines)
@@ -82,21 +78,32 @@ def _expand(inputs: Sequence[str]) -> Iterator[Path]:
     """Files as they are; the images below folders; what globs match; lines of standard input."""
     for text in inputs:
         if text == "-":
-            lines = (line.rstrip("\n") for line in sys.stdin)
-            yield from (Path(line) for line in lines if line)
-            continue
-        path = Path(text)
-        if path.is_dir():
-            files_below = (f for f in path.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
-            visible = (f for f in files_below if not f.name.startswith(".") and f.is_file())
-            yield from sorted(visible)
-        elif not path.exists() and glob.has_magic(text):
-            matches = sorted(Path(match) for match in glob.glob(text, recursive=True))
+            # As bytes: names need not be valid UTF-8.
+            lines = (line.rstrip(b"\r\n") for line in sys.stdin.buffer)
+            yield from (Path(os.fsdecode(line)) for line in lines if line)
+        elif not text:
+            raise DataError("found an empty file name", hint="is a shell variable empty?")
+        elif not _exists(Path(text)) and glob.has_magic(text):
+            # Path.glob takes no absolute patterns.
+            matches = sorted(Path(m) for m in glob.glob(text, recursive=True))  # noqa: PTH207
             if not matches:
                 raise DataError(f"{text}: matches no file")
-            yield from (match for match in matches if match.is_file())
+            for match in matches:
+                yield from _expand_path(match)
         else:
-            yield path  # a file that is missing gets a row that says so
+            yield from _expand_path(Path(text))
+
+
+def _expand_path(path: Path) -> list[Path]:
+    """The images below a folder, or the file; one that is missing gets a row that says so."""
+    return list_images(path) if _exists(path) and path.is_dir() else [path]
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long, or a folder that may not be read
+        return False
 
 
 def _predict(
@@ -132,12 +139,33 @@ def _rows(
     probabilities = dict(zip(outputs.positions.tolist(), softmax(outputs.logits), strict=True))
     for position, path in enumerate(paths):
         if (bad := outputs.bad.get(position)) is not None:
-            yield {"path": str(path), "error": bad.reason, "top": []}
+            yield {"path": _printable(path), "error": bad.reason, "top": []}
             continue
         row = probabilities[position]
         best = (-row).argsort(kind="stable")[:top_k]
         top = [(bundle.class_names[label], float(row[label])) for label in best]
-        yield {"path": str(path), "error": None, "top": top}
+        yield {"path": _printable(path), "error": None, "top": top}
+
+
+def _printable(path: Path) -> str:
+    """The name as UTF-8; bytes that are none are written as \\xNN."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _write_file(
+    rows: Iterator[dict[str, Any]], output: Path, top_k: int, *, as_json_lines: bool
+) -> int:
+    """Write the rows to a file, all or nothing; gives the number of images not read."""
+    if output.is_dir():
+        raise DataError(f"{output}: is a folder, expected the name of a file to write")
+    try:
+        with (
+            files.atomic_path(output) as temporary,
+            temporary.open("w", encoding="utf-8", newline="") as stream,
+        ):
+            return _write(rows, stream, top_k, as_json_lines=as_json_lines)
+    except OSError as error:
+        raise DataError(f"{output}: cannot be written: {error.strerror}") from error
 
 
 def _write(
@@ -164,5 +192,6 @@ def _write(
 
 def _csv_line(cells: Sequence[str]) -> str:
     line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(cells)
-    return line.getvalue()
+    # Only characters of the line's end are quoted, so \r must be one of them.
+    csv.writer(line, lineterminator="\r\n").writerow(cells)
+    return line.getvalue().removesuffix("\r\n") + "\n"

@@ -120,6 +120,7 @@ def _find(name: str) -> DatasetSpec:
     raise ConfigError(
         f"unknown data set {name!r}" + (f"; did you mean {close[0]}?" if close else ""),
         hint=f"known are {', '.join(names())}",
+        key="data.fetch",
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mnft.data.decode import Inspection
-from mnft.data.folder import FolderScan, scan_folder
+from mnft.data.folder import IMAGE_SUFFIXES, FolderScan, scan_folder
 from mnft.data.inspection import inspect_files
 
 
@@ -16,8 +16,8 @@ from mnft.data.inspection import inspect_files
 class Finding:
     """One thing that would spoil a training, or that a person should know.
 
-    `kind` is "unreadable", "leak", "label_conflict", "class_set", "empty_class" or "duplicate";
-    `is_problem` says whether the check fails for it.
+    `kind` is "unreadable", "leak", "label_conflict", "class_set", "empty_class", "small_class",
+    "no_class" or "duplicate"; `is_problem` says whether the check fails for it.
     """
 
     kind: str
@@ -66,10 +66,13 @@ def check_folder(root: Path, on_progress: Callable[[int, int], None]) -> CheckRe
         *_unreadable(inspections),
         *_class_sets(scan),
         *_empty(scan, counts),
+        *_small(scan, inspections),
+        *_without_class(scan),
         *_copies(scan, inspections),
     ]
     findings.sort(key=lambda finding: not finding.is_problem)
-    return CheckReport(root, scan.splits, counts, scan.ignored, tuple(findings))
+    plain = {split: dict(of_split) for split, of_split in counts.items()}
+    return CheckReport(root, scan.splits, plain, scan.ignored, tuple(findings))
 
 
 def _unreadable(inspections: Mapping[str, Inspection]) -> list[Finding]:
@@ -81,10 +84,14 @@ def _unreadable(inspections: Mapping[str, Inspection]) -> list[Finding]:
 
 
 def _class_sets(scan: FolderScan) -> list[Finding]:
+    learned = scan.class_names("train" if scan.splits else None)
+    if len(learned) == 1:
+        what = f"one class ({learned[0]}), a classifier needs at least two"
+        return [Finding("class_set", True, what, ())]
     if "train" not in scan.splits:
         missing = [Finding("class_set", True, "there is no train folder", ())]
         return missing if scan.splits else []
-    train = set(scan.class_names("train"))
+    train = set(learned)
     findings = []
     for split in scan.splits[1:]:
         names = set(scan.class_names(split))
@@ -101,6 +108,32 @@ def _empty(scan: FolderScan, counts: Mapping[str, Counter[str]]) -> list[Finding
     folders = [f"{split}/{name}" if split else name for split, name in scan.empty_classes]
     folders += [f"{s}/{n}" if scan.splits else n for s, c in counts.items() for n in c if not c[n]]
     return [Finding("empty_class", True, "no usable image", (folder,)) for folder in folders]
+
+
+def _small(scan: FolderScan, inspections: Mapping[str, Inspection]) -> list[Finding]:
+    """Classes with fewer different images than the splits that will be made of them."""
+    if "val" in scan.splits:
+        return []
+    splits = ("train", "val") if scan.splits else ("train", "val", "test")
+    contents = defaultdict(set)
+    for image in scan.images:
+        if image.split in (None, "train") and inspections[image.path].problem is None:
+            contents[image.class_name].add(inspections[image.path].sha256)
+    return [
+        Finding(
+            "small_class",
+            True,
+            f"{len(found)} different images, too few to split into {', '.join(splits)}",
+            (f"train/{name}" if scan.splits else name,),
+        )
+        for name, found in sorted(contents.items())
+        if len(found) < len(splits)
+    ]
+
+
+def _without_class(scan: FolderScan) -> list[Finding]:
+    loose = tuple(p for p in scan.ignored if Path(p).suffix.lower() in IMAGE_SUFFIXES)
+    return [Finding("no_class", False, "in no class folder, not used", loose)] if loose else []
 
 
 def _copies(scan: FolderScan, inspections: Mapping[str, Inspection]) -> list[Finding]:

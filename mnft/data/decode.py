@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import struct
 import warnings
 import zlib
@@ -37,7 +38,6 @@ _DECODER_ERRORS = (
     MemoryError,
     struct.error,
     zlib.error,
-    Image.DecompressionBombError,
     ImageCms.PyCMSError,
 )
 
@@ -88,11 +88,7 @@ def decode(path: Path) -> Image.Image:
         DataError: the file cannot be read or decoded, is cut off, or has over MAX_PIXELS pixels.
     """
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    try:
-        return decode_bytes(content)
+        return decode_bytes(_read(path))
     except DataError as error:
         raise DataError(f"{path}: {error.message}") from error
 
@@ -105,15 +101,14 @@ def decode_bytes(content: bytes) -> Image.Image:
         with Image.open(io.BytesIO(content), formats=_known_formats()) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
-                millions = width * height / 1e6
-                raise DataError(
-                    f"too large: {width} x {height} is {millions:.0f} million pixels, "
-                    f"the limit is {MAX_PIXELS / 1e6:.0f} million"
-                )
+                raise _too_large(width * height)
             image.load()
             return _turn_upright(_to_rgb(image), _orientation(image))
     except UnidentifiedImageError as error:
         raise DataError("not an image of a known type") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        found = re.search(r"\d+", str(error))
+        raise _too_large(int(found[0]) if found else MAX_PIXELS) from error
     except _DECODER_ERRORS as error:
         raise DataError(f"cannot be decoded: {error}") from error
 
@@ -121,14 +116,29 @@ def decode_bytes(content: bytes) -> Image.Image:
 def inspect(path: Path) -> Inspection:
     """Hash a file and try to decode it."""
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        return Inspection("", None, f"cannot be read: {error.strerror}")
+        content = _read(path)
+    except DataError as error:
+        return Inspection("", None, error.message)
     sha256 = hashlib.sha256(content).hexdigest()
     try:
         return Inspection(sha256, decode_bytes(content).size, None)
     except DataError as error:
         return Inspection(sha256, None, error.message)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}") from error
+    except ValueError as error:  # a zero byte in the name
+        raise DataError(f"cannot be read: {error}") from error
+
+
+def _too_large(pixels: int) -> DataError:
+    return DataError(
+        f"too large: {pixels / 1e6:.0f} million pixels, the limit is {MAX_PIXELS / 1e6:.0f} million"
+    )
 
 
 @cache
@@ -138,28 +148,36 @@ def _known_formats() -> tuple[str, ...]:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return _from_deep_grey(image)
     if image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
-    if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_to_eight_bits(np.asarray(image))).convert("RGB")
     if image.mode == "CMYK" and (profile := image.info.get("icc_profile")):
         return _manage_colour(image, profile)
     return image.convert("RGB")
 
 
-def _to_eight_bits(values: np.ndarray) -> np.ndarray:
-    """Scale 16-bit integers by 257; floats are taken as 0..1, or as 0..255 where they exceed 1.
+def _from_deep_grey(image: Image.Image) -> Image.Image:
+    values = np.asarray(image)
+    grey = _to_eight_bits(values)
+    if isinstance(transparent := image.info.get("transparency"), int):
+        grey[values == transparent] = 255
+    return Image.fromarray(grey).convert("RGB")
 
-    Pillow's own `convert` clips at 255, which turns most 16-bit images white.
+
+def _to_eight_bits(values: np.ndarray) -> np.ndarray:
+    """Scale the smallest usual range that holds the values to 0..255.
+
+    Integers are taken as 16-bit, or as 32-bit where they exceed that; floats as 0..1, 0..255 or
+    16-bit. Pillow's own `convert` clips at 255, which turns most such images white.
     """
-    if values.dtype.kind == "f":
-        values = np.nan_to_num(values, posinf=255.0, neginf=0.0)
-        scaled = values * 255.0 if values.max(initial=0.0) <= 1.0 else values
-    else:
-        scaled = values.astype(np.float32) / 257.0
-    return np.asarray(np.clip(np.round(scaled), 0, 255), dtype=np.uint8)
+    tops = (1.0, 255.0, 65535.0) if values.dtype.kind == "f" else (65535.0, 2.0**32 - 1)
+    values = np.nan_to_num(values.astype(np.float32), posinf=np.inf, neginf=-np.inf)
+    highest = values[np.isfinite(values)].max(initial=0.0)
+    top = next((top for top in tops if highest <= top), tops[-1])
+    return np.asarray(np.clip(np.round(values * (255.0 / top)), 0, 255), dtype=np.uint8)
 
 
 def _manage_colour(image: Image.Image, profile: bytes) -> Image.Image:

@@ -97,7 +97,7 @@ def scan_folder(root: Path) -> FolderScan:
         DataError: no such folder, no class folder, split and class folders side by side, a class
             named like a split, or two folders for one split or class.
     """
-    if not root.is_dir():
+    if not _is_folder(root):
         what = "is a file, expected a folder" if root.exists() else "no such folder"
         raise DataError(f"{root}: {what}", hint="data.root names the folder of images")
     splits = {d.name: SPLIT_NAMES[d.name.lower()] for d in _folders(root) if _is_split(d)}
@@ -115,15 +115,27 @@ def scan_folder(root: Path) -> FolderScan:
     return _collect(root, [(root / name, split) for name, split in splits.items()])
 
 
+def list_images(folder: Path) -> list[Path]:
+    """The files below a folder that their endings call images, in the order of their paths.
+
+    Raises:
+        DataError: a folder that cannot be read.
+    """
+    found = [f for f in _walk(folder, frozenset()) if f.suffix.lower() in IMAGE_SUFFIXES]
+    return sorted(found, key=lambda file: file.relative_to(folder).as_posix())
+
+
 def _collect(root: Path, parts: list[tuple[Path, str | None]]) -> FolderScan:
     images: list[ImageFile] = []
     empty: list[tuple[str | None, str]] = []
-    ignored: list[str] = []
+    loose = [f for folder in {root, *(part for part, _ in parts)} for f in _files(folder)]
+    ignored = [file.relative_to(root).as_posix() for file in loose]
     for part, split in parts:
+        above = frozenset(os.path.realpath(folder) for folder in (root, part))
         class_folders = _class_folders(part)
         for name, folder in class_folders.items():
             before = len(images)
-            for file in _walk(folder, frozenset()):
+            for file in _walk(folder, above):
                 path = file.relative_to(root).as_posix()
                 if file.suffix.lower() in IMAGE_SUFFIXES:
                     images.append(ImageFile(path, name, split))
@@ -131,7 +143,6 @@ def _collect(root: Path, parts: list[tuple[Path, str | None]]) -> FolderScan:
                     ignored.append(path)
             if len(images) == before:
                 empty.append((split, name))
-        ignored += [f.relative_to(root).as_posix() for f in _entries(part) if f.is_file()]
     images.sort(key=lambda image: image.path)
     return FolderScan(root, tuple(images), tuple(sorted(empty, key=str)), tuple(sorted(ignored)))
 
@@ -163,14 +174,30 @@ def _walk(folder: Path, above: frozenset[str]) -> Iterator[Path]:
     if real in above:
         return
     for entry in _entries(folder):
-        if entry.is_dir():
+        if _is_folder(entry):
             yield from _walk(entry, above | {real})
-        elif entry.is_file() or entry.is_symlink():
+        elif _is_file(entry):
             yield entry
 
 
 def _folders(folder: Path) -> list[Path]:
-    return [entry for entry in _entries(folder) if entry.is_dir()]
+    return [entry for entry in _entries(folder) if _is_folder(entry)]
+
+
+def _files(folder: Path) -> list[Path]:
+    return [entry for entry in _entries(folder) if _is_file(entry)]
+
+
+def _is_folder(entry: Path) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        raise DataError(f"{entry}: cannot be read: {error.strerror}") from error
+
+
+def _is_file(entry: Path) -> bool:
+    """Whether it is a file, or a link to nothing: that is reported as unreadable, not ignored."""
+    return entry.is_file() or (entry.is_symlink() and not entry.exists())
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -178,10 +205,11 @@ def _entries(folder: Path) -> list[Path]:
         entries = sorted(folder.iterdir())
     except OSError as error:
         raise DataError(f"{folder}: cannot be read: {error.strerror}") from error
+    entries = [e for e in entries if not e.name.startswith(".") and not _is_system(e)]
     for entry in entries:
         if entry.name != entry.name.encode("utf-8", "replace").decode("utf-8"):
             raise DataError(f"{folder}: the name {entry.name!r} is not valid UTF-8; rename it")
-    return [e for e in entries if not e.name.startswith(".") and not _is_system(e)]
+    return entries
 
 
 def _is_split(folder: Path) -> bool:

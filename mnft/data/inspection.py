@@ -9,6 +9,9 @@ from pathlib import Path
 
 from mnft.data.decode import Inspection, inspect
 
+# Files handed to the threads at once; a million waiting tasks would take gigabytes.
+_CHUNK = 4096
+
 
 def inspect_files(
     root: Path, paths: Iterable[str], on_progress: Callable[[int, int], None]
@@ -25,9 +28,18 @@ def inspect_files(
     """
     paths = list(paths)
     found: dict[str, Inspection] = {}
-    with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
-        results = pool.map(inspect, (root / path for path in paths))
-        for done, (path, inspection) in enumerate(zip(paths, results, strict=True), start=1):
-            found[path] = inspection
-            on_progress(done, len(paths))
+    with ThreadPoolExecutor(max_workers=count_cores()) as pool:
+        for start in range(0, len(paths), _CHUNK):
+            chunk = paths[start : start + _CHUNK]
+            results = pool.map(inspect, (root / path for path in chunk))
+            for path, inspection in zip(chunk, results, strict=True):
+                found[path] = inspection
+                on_progress(len(found), len(paths))
     return found
+
+
+def count_cores() -> int:
+    """Cores that this process may use; only Linux tells which those are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
 from mnft.data.decode import decode
+from mnft.data.inspection import count_cores
 from mnft.data.transforms import Transform, normalize
 from mnft.errors import DataError
 from mnft.preprocessing import Preprocessing
@@ -126,7 +127,8 @@ class Batches:
         if len(images):
             images = normalize(images, self._preprocessing)
             if self._mix is not None:
-                images, targets = self._mix(images, targets)
+                with _seeded(raw.seed):
+                    images, targets = self._mix(images, targets)
             if self._options.channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
         return Batch(images, targets, raw.positions, raw.bad)
@@ -230,7 +232,7 @@ def choose_workers(
     """
     if isinstance(wanted, int):
         return wanted
-    cores = len(os.sched_getaffinity(0)) // processes
+    cores = count_cores() // processes
     workers = min(8, max(1, cores - 1)) if device.type == "cuda" else min(4, cores // 2)
     shared = Path("/dev/shm")
     if shared.is_dir():
@@ -250,6 +252,7 @@ class _RawBatch(NamedTuple):
     targets: Tensor
     positions: list[int]
     bad: list[tuple[int, BadImage]]
+    seed: int
 
 
 class _ImageDataset(Dataset[_Raw]):
@@ -269,8 +272,7 @@ class _ImageDataset(Dataset[_Raw]):
             return _Raw(key, -1, BadImage(path, reason))
         if key.seed is None:
             return _Raw(key, self._targets[key.position], self._transform(image))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(key.seed)
+        with _seeded(key.seed):
             return _Raw(key, self._targets[key.position], self._transform(image))
 
 
@@ -283,4 +285,13 @@ def _collate(items: list[_Raw]) -> _RawBatch:
         torch.tensor([item.target for item in good]),
         [item.key.position for item in good],
         bad,
+        derive_seed(items[0].key.seed or 0),
     )
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed torch's generator of the CPU for a while; that of the device is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield

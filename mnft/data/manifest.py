@@ -90,8 +90,8 @@ def build_manifest(
     gives way to val, and both to test.
 
     Raises:
-        DataError: one class, an empty class, a class too small to split, no training images, or
-            val or test classes that train has not.
+        DataError: one class, an empty class, a class too small to split, no training images of a
+            class, or val or test classes that train has not.
     """
     good = [image for image in scan.images if inspections[image.path].problem is None]
     left_out = [
@@ -114,6 +114,7 @@ def build_manifest(
         else Sample(i.path, i.class_name, i.split, hashes[i.path])
         for i in good
     ]
+    _check_train_is_complete(scan.root, samples, class_names)
     return Manifest(scan.root, tuple(class_names), tuple(samples), tuple(left_out + doubles))
 
 
@@ -143,16 +144,21 @@ def load_manifest(path: Path) -> Manifest:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             raise CheckpointError(f"{path}: format {content['format']}, expected {FORMAT}")
-        return Manifest(
+        manifest = Manifest(
             Path(content["root"]),
             tuple(content["class_names"]),
             tuple(Sample(**sample) for sample in content["samples"]),
             tuple(LeftOut(**entry) for entry in content["left_out"]),
         )
+        if manifest.fingerprint != content["fingerprint"]:
+            raise ValueError("its fingerprint is not that of its samples")
+        if unknown := {s.class_name for s in manifest.samples} - set(manifest.class_names):
+            raise ValueError(f"class_names lacks {', '.join(sorted(unknown))}")
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file, expected the run's split") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: damaged split file: {error!r}") from error
+    return manifest
 
 
 def find_changes(manifest: Manifest, samples: Sequence[Sample]) -> list[str]:
@@ -195,6 +201,18 @@ def _check_classes(scan: FolderScan, good: Sequence[ImageFile]) -> list[str]:
                 hint="classes are matched by name: rename or remove them",
             )
     return train
+
+
+def _check_train_is_complete(
+    root: Path, samples: Sequence[Sample], class_names: Sequence[str]
+) -> None:
+    learned = {sample.class_name for sample in samples if sample.split == "train"}
+    if missing := [name for name in class_names if name not in learned]:
+        raise DataError(
+            f"{root}: every image of class {', '.join(missing)} is a copy of one in another split "
+            "or class, so none is left for train",
+            hint="`mnft data check` lists the copies",
+        )
 
 
 def _drop_copies_across_splits(

@@ -14,6 +14,7 @@ from mnft.data.manifest import Manifest, Sample, build_manifest
 from mnft.errors import DataError
 
 _SHOWN = 10
+_LISTED_BAD = 100
 _log = logging.getLogger(__name__)
 
 
@@ -30,10 +31,10 @@ def prepare_manifest(config: DataConfig, on_progress: Callable[[int, int], None]
     if bad and config.on_bad_image == "fail":
         raise DataError(
             f"{scan.root}: {len(bad)} of {len(scan.images)} files cannot be decoded:\n"
-            + "\n".join(f"  {path}: {problem}" for path, problem in list(bad.items())[:_SHOWN])
-            + (f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""),
-            hint="mend or remove them (`mnft data check` lists them all), or leave them out with "
-            "data.on_bad_image: skip",
+            + "\n".join(f"  {path}: {problem}" for path, problem in list(bad.items())[:_LISTED_BAD])
+            + (f"\n  and {len(bad) - _LISTED_BAD} more" if len(bad) > _LISTED_BAD else ""),
+            hint="mend or remove them (`mnft data check --json` lists them all), or leave them out "
+            "with data.on_bad_image: skip",
         )
     manifest = build_manifest(
         scan,

@@ -15,9 +15,9 @@ from mnft.preprocessing import Preprocessing
 
 Transform = Callable[[Image.Image], Tensor]
 
-# Resizing the shorter side of a 1 x 100,000 strip to 256 pixels would take gigabytes; beyond
-# this ratio the middle of the image is taken first.
-_MAX_ASPECT = 1000
+# Resizing the shorter side of a 1 x 100,000 strip to 256 pixels would take gigabytes. Where the
+# resized image would have more pixels than the decoder allows, the middle is taken first.
+_MAX_RESIZED_PIXELS = 89_478_485
 
 
 def build_eval_transform(preprocessing: Preprocessing) -> Transform:
@@ -25,7 +25,8 @@ def build_eval_transform(preprocessing: Preprocessing) -> Transform:
 
     Returns:
         A function from an RGB image to a (C, H, W) uint8 tensor, whose pixels equal those of
-        torchvision's Resize(floor(size / crop_pct)) and CenterCrop(size) on the same image.
+        torchvision's Resize(floor(size / crop_pct)) and CenterCrop(size) on the same image, but
+        for strips so long that the resized image would have over 89 million pixels.
     """
     geometry = create_transform(
         input_size=preprocessing.input_size,
@@ -35,7 +36,11 @@ def build_eval_transform(preprocessing: Preprocessing) -> Transform:
         is_training=False,
         normalize=False,
     )
-    return _Pipeline(_to_channels(preprocessing.input_size[0]), geometry)
+    channels, height, width = preprocessing.input_size
+    resized = int(max(height, width) / preprocessing.crop_pct)
+    keeps_aspect = preprocessing.crop_mode == "center"
+    max_aspect = max(2, _MAX_RESIZED_PIXELS // resized**2) if keeps_aspect else None
+    return _Pipeline(_to_channels(channels), geometry, max_aspect)
 
 
 def build_train_transform(augment: AugmentConfig, preprocessing: Preprocessing) -> Transform:
@@ -103,12 +108,20 @@ def build_mix(augment: AugmentConfig, num_classes: int) -> v2.Transform | None:
 class _Pipeline:
     """Two steps in a row; a class, so that worker processes can receive it."""
 
-    def __init__(self, first: Callable[[Image.Image], Image.Image], second: Transform) -> None:
+    def __init__(
+        self,
+        first: Callable[[Image.Image], Image.Image],
+        second: Transform,
+        max_aspect: int | None = None,
+    ) -> None:
         self._first = first
         self._second = second
+        self._max_aspect = max_aspect
 
     def __call__(self, image: Image.Image) -> Tensor:
-        return self._second(self._first(_limit_aspect(image)))
+        if self._max_aspect:
+            image = _limit_aspect(image, self._max_aspect)
+        return self._second(self._first(image))
 
 
 def _policy(augment: AugmentConfig, mode: v2.InterpolationMode) -> list[v2.Transform]:
@@ -118,6 +131,9 @@ def _policy(augment: AugmentConfig, mode: v2.InterpolationMode) -> list[v2.Trans
         return [v2.TrivialAugmentWide(interpolation=mode)]
     if augment.policy == "aug_mix":
         severity = min(10, max(1, augment.magnitude // 3))
+        # AugMix works on tensors, which torchvision cannot rotate bicubically.
+        if mode is not v2.InterpolationMode.NEAREST:
+            mode = v2.InterpolationMode.BILINEAR
         return [v2.AugMix(severity=severity, interpolation=mode)]
     return []
 
@@ -134,11 +150,9 @@ def _as_it_is(image: Image.Image) -> Image.Image:
     return image
 
 
-def _limit_aspect(image: Image.Image) -> Image.Image:
+def _limit_aspect(image: Image.Image, max_aspect: int) -> Image.Image:
     width, height = image.size
-    longest = _MAX_ASPECT * min(width, height)
-    if max(width, height) <= longest:
-        return image
-    keep_width, keep_height = min(width, longest), min(height, longest)
-    left, top = (width - keep_width) // 2, (height - keep_height) // 2
-    return image.crop((left, top, left + keep_width, top + keep_height))
+    longest = max_aspect * min(width, height)
+    # As much is cut from one end as from the other, so that the centre stays the centre.
+    left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
+    return image.crop((left, top, width - left, height - top)) if left or top else image

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import timm
 import timm.data
@@ -23,6 +23,17 @@ from mnft.preprocessing import Preprocessing
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 RECORD = "mnft.json"
+# What timm and safetensors were seen to raise on damaged weights and configs.
+_DAMAGED = (
+    SafetensorError,
+    RuntimeError,
+    OSError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +99,7 @@ def load_bundle(folder: Path) -> Bundle:
     if not (folder / WEIGHTS).is_file():
         raise CheckpointError(f"{folder}: {WEIGHTS} is missing")
     class_names = config.get("label_names")
-    if not isinstance(class_names, list) or len(class_names) != config.get("num_classes"):
+    if not _are_names(class_names) or len(class_names) != config.get("num_classes"):
         raise CheckpointError(
             f"{folder / CONFIG}: no label_names for its {config.get('num_classes')} classes",
             hint="folders that mnft trains have them; to start from other weights, give the "
@@ -96,18 +107,23 @@ def load_bundle(folder: Path) -> Bundle:
         )
     try:
         model: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True)
-    except (SafetensorError, RuntimeError, OSError, TypeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder}: cannot be loaded: {error}") from error
+        preprocessing = Preprocessing.from_timm(timm.data.resolve_model_data_config(model))
+    except _DAMAGED as error:
+        reason = str(error) or type(error).__name__
+        raise CheckpointError(f"{folder}: cannot be loaded: {reason}") from error
     record = _read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
-    data_config = timm.data.resolve_model_data_config(model)
     return Bundle(
         folder=folder,
         model=model.eval(),
         architecture=config["architecture"],
         class_names=tuple(class_names),
-        preprocessing=Preprocessing.from_timm(data_config),
+        preprocessing=preprocessing,
         record=record,
     )
+
+
+def _are_names(value: Any) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def _timm_config(card: ModelCard) -> dict[str, Any]:

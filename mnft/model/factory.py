@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import timm
 import timm.data
 from huggingface_hub import constants as hub
+from timm.models import load_model_config_from_hf
 from torch import nn
 
 from mnft.config.schema import ModelConfig
@@ -88,8 +89,7 @@ def build_model(
     if head_is_new:
         _quieten_head(model)
     cfg = model.pretrained_cfg
-    if config.name.startswith("local-dir:"):
-        model_args = _folder_config(_folder(config.name)).get("model_args", {}) | model_args
+    model_args = _args_of_source(config.name) | model_args
     preprocessing = _resolve_preprocessing(model, config.in_chans, img_size, overrides or {})
     return BuiltModel(model, preprocessing, cfg["architecture"], model_args, weights, cfg)
 
@@ -120,6 +120,16 @@ def _model_args(config: ModelConfig, img_size: int | None) -> dict[str, Any]:
     if img_size is not None and _has_fixed_input(config.name):
         args.setdefault("img_size", img_size)  # position embeddings and the like depend on it
     return args
+
+
+def _args_of_source(name: str) -> dict[str, Any]:
+    """The `model_args` of the config.json that timm has built a model from."""
+    if name.startswith("local-dir:"):
+        return dict(_folder_config(_folder(name)).get("model_args") or {})
+    if name.startswith("hf-hub:"):
+        _, _, args = load_model_config_from_hf(name.removeprefix("hf-hub:"))
+        return dict(args or {})
+    return {}
 
 
 def _has_fixed_input(name: str) -> bool:
@@ -177,8 +187,10 @@ def _check_name(name: str) -> None:
     architecture, _, tag = name.partition(".")
     known = timm.list_models()
     if architecture not in known:
-        close = difflib.get_close_matches(architecture, known, 1, cutoff=0.5)
-        hint = f"did you mean {close[0]}? " if close else ""
+        # Without underscores: torchvision writes mobilenet_v2, timm mobilenetv2_100.
+        plain = {n.replace("_", ""): n for n in reversed(known)}
+        close = difflib.get_close_matches(architecture.replace("_", "").lower(), plain, 1, 0.5)
+        hint = f"did you mean {plain[close[0]]}? " if close else ""
         raise ModelError(
             f"found {name!r}, expected a name that timm knows",
             hint=hint + "`mnft models '*PATTERN*'` lists them",

@@ -60,6 +60,7 @@ class LeNet5(nn.Module):
             raise ModelError(
                 f"lenet5 cannot take images of {height}x{width} pixels",
                 hint=f"use an img_size of {MIN_IMG_SIZE} or more; the paper's is 32",
+                key="data.img_size",
             )
         self.num_classes = num_classes
         self.in_chans = in_chans

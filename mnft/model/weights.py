@@ -151,6 +151,8 @@ def _describe_unreadable(path: Path, error: Exception) -> ModelError:
             'torch.save(model.state_dict(), "weights.pth")',
         )
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    if isinstance(error, pickle.UnpicklingError):
+        reason = "it is damaged or of another format"  # torch's text advises to load it unsafely
     return ModelError(
         f"{path} cannot be read as weights: {reason}",
         hint="a safetensors file or a torch state dict is expected; is the download complete?",

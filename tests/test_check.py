@@ -1,0 +1,243 @@
+"""`mnft data check`: what it finds, what makes it fail, and what a script reads of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import Result
+
+from mnft.config.schema import DataConfig
+from mnft.data.check import CheckReport, Finding, check_folder
+from mnft.data.prepare import prepare_manifest
+from mnft.errors import DataError
+
+Cli = Callable[..., Result]
+Make = Callable[..., Path]
+
+
+def check(root: Path) -> CheckReport:
+    return check_folder(root, lambda *_: None)
+
+
+def only(root: Path) -> Finding:
+    """The one finding of a folder."""
+    (finding,) = check(root).findings
+    return finding
+
+
+def copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(source.read_bytes())
+
+
+def test_nothing_to_find(make_folder: Make) -> None:
+    report = check(make_folder(splits=("train", "val", "test"), per_class=3))
+    assert report.findings == ()
+    assert report.splits == ("train", "val", "test")
+    assert report.counts == {
+        split: {"blue": 3, "green": 3, "red": 3} for split in ("train", "val", "test")
+    }
+
+
+def test_progress(make_folder: Make) -> None:
+    steps: list[tuple[int, int]] = []
+    check_folder(make_folder(per_class=3), lambda done, total: steps.append((done, total)))
+    assert steps == [(number, 9) for number in range(1, 10)]
+
+
+def test_unreadable(make_folder: Make) -> None:
+    root = make_folder(per_class=4)
+    (root / "red/bad.jpg").write_bytes(b"<html>")
+    (root / "red/gone.jpg").symlink_to("nowhere.jpg")
+    report = check(root)
+    assert report.findings == (
+        Finding("unreadable", True, "not an image of a known type", ("red/bad.jpg",)),
+        Finding("unreadable", True, "cannot be read: No such file or directory", ("red/gone.jpg",)),
+    )
+    assert report.counts == {"all": {"blue": 4, "green": 4, "red": 4}}
+
+
+def test_leak(make_folder: Make) -> None:
+    root = make_folder(splits=("train", "val"), per_class=3)
+    copy(root / "train/red/000.png", root / "val/red/x.png")
+    what = "the same image in train and val"
+    assert only(root) == Finding("leak", True, what, ("train/red/000.png", "val/red/x.png"))
+
+
+def test_label_conflict(make_folder: Make) -> None:
+    root = make_folder(per_class=3)
+    copy(root / "red/000.png", root / "blue/x.png")
+    what = "the same image in classes blue and red"
+    assert only(root) == Finding("label_conflict", True, what, ("blue/x.png", "red/000.png"))
+
+
+def test_duplicate_is_no_problem(make_folder: Make) -> None:
+    root = make_folder(per_class=3)
+    copy(root / "red/000.png", root / "red/x.png")
+    copy(root / "red/000.png", root / "red/y.png")
+    found = only(root)
+    assert (found.kind, found.is_problem) == ("duplicate", False)
+    assert found.paths == ("red/000.png", "red/x.png", "red/y.png")
+
+
+def test_class_sets(make_folder: Make) -> None:
+    root = make_folder(splits=("train", "val"), per_class=3)
+    (root / "val/red").rename(root / "val/rot")
+    assert check(root).findings == (
+        Finding("class_set", True, "val has classes that train has not: rot", ()),
+        Finding("class_set", False, "val has no images of: red", ()),
+    )
+
+
+def test_no_train_folder_and_one_class(make_folder: Make, tmp_path: Path) -> None:
+    found = only(make_folder("a", splits=("val", "test"), per_class=1))
+    assert (found.kind, found.message) == ("class_set", "there is no train folder")
+    root = make_folder("b", per_class=3)
+    for name in ("red", "green"):
+        (root / name).rename(tmp_path / name)
+    found = only(root)
+    assert (found.kind, found.is_problem) == ("class_set", True)
+    assert found.message.startswith("one class (blue)")
+
+
+def test_empty_class(make_folder: Make) -> None:
+    root = make_folder(per_class=3)
+    (root / "zebra").mkdir()
+    assert only(root) == Finding("empty_class", True, "no usable image", ("zebra",))
+    (root / "zebra/1.jpg").write_bytes(b"")
+    kinds = [(f.kind, f.paths) for f in check(root).findings]
+    assert kinds == [("unreadable", ("zebra/1.jpg",)), ("empty_class", ("zebra",))]
+
+
+def test_empty_class_of_a_split(make_folder: Make) -> None:
+    root = make_folder(splits=("train", "val"), per_class=3)
+    (root / "train/zebra").mkdir()
+    assert only(root) == Finding("empty_class", True, "no usable image", ("train/zebra",))
+
+
+@pytest.mark.parametrize(("splits", "smallest"), [((), 3), (("train", "test"), 2)])
+def test_small_class(make_folder: Make, splits: tuple[str, ...], smallest: int) -> None:
+    """What the check passes can be split, and what it refuses cannot."""
+    root = make_folder("fits", splits=splits, per_class=smallest)
+    assert check(root).findings == ()
+    prepare_manifest(DataConfig(root=str(root)), lambda *_: None)
+    root = make_folder("too small", splits=splits, per_class=smallest)
+    file = next((root / "train" if splits else root).rglob("red/000.png"))
+    copy(file.with_name("001.png"), file)  # as many files, fewer images
+    assert [f.kind for f in check(root).findings if f.is_problem] == ["small_class"]
+    with pytest.raises(DataError, match="too few to split"):
+        prepare_manifest(DataConfig(root=str(root)), lambda *_: None)
+
+
+def test_loose_images(make_folder: Make) -> None:
+    root = make_folder(per_class=3)
+    copy(root / "red/000.png", root / "loose.png")
+    (root / "notes.txt").write_text("x")
+    found = only(root)
+    assert (found.kind, found.is_problem, found.paths) == ("no_class", False, ("loose.png",))
+    assert check(root).ignored == ("loose.png", "notes.txt")
+
+
+def test_problems_come_first(make_folder: Make) -> None:
+    root = make_folder(per_class=3)
+    copy(root / "blue/000.png", root / "blue/x.png")
+    copy(root / "red/000.png", root / "green/x.png")
+    report = check(root)
+    assert [f.is_problem for f in report.findings] == [True, False]
+    assert report.num_problems == 1
+
+
+# The command
+
+
+def test_exit_code_0(make_folder: Make, run_cli: Cli) -> None:
+    result = run_cli("data", "check", make_folder(per_class=4))
+    assert result.exit_code == 0
+    assert "no problems" in result.stderr
+    table = [line.split() for line in result.stdout.splitlines()]
+    assert table == [
+        ["class", "all"],
+        ["blue", "4"],
+        ["green", "4"],
+        ["red", "4"],
+        ["in", "all", "12"],
+    ]
+
+
+def test_exit_code_3(make_folder: Make, run_cli: Cli) -> None:
+    root = make_folder(per_class=4)
+    (root / "red/a, b.jpg").write_bytes(b"")
+    (root / "red/notes.txt").write_text("x")
+    result = run_cli("data", "check", root)
+    assert result.exit_code == 3
+    assert "warning: unreadable: red/a, b.jpg: the file is empty" in result.stderr
+    assert "not taken as images: 1 files (red/notes.txt)" in result.stderr
+    assert f"error: {root}: 1 problem\n" in result.stderr
+    assert "a, b.jpg" not in result.stdout
+
+
+def test_json(make_folder: Make, run_cli: Cli) -> None:
+    root = make_folder(splits=("train", "val"), per_class=3)
+    copy(root / "train/red/000.png", root / "val/red/x.png")
+    result = run_cli("data", "check", root, "--json")
+    assert result.exit_code == 3
+    content = json.loads(result.stdout)
+    assert content["root"] == str(root)
+    assert content["splits"] == ["train", "val"]
+    assert content["counts"] == {
+        "train": {"blue": 3, "green": 3, "red": 3},
+        "val": {"blue": 3, "green": 3, "red": 4},
+    }
+    assert content["problems"] == 1
+    assert content["findings"] == [
+        {
+            "kind": "leak",
+            "is_problem": True,
+            "message": "the same image in train and val",
+            "paths": ["train/red/000.png", "val/red/x.png"],
+        }
+    ]
+    clean = run_cli("data", "check", make_folder("clean", per_class=3), "--json")
+    assert (clean.exit_code, json.loads(clean.stdout)["findings"]) == (0, [])
+
+
+def test_a_config_names_the_folder(make_folder: Make, run_cli: Cli, tmp_path: Path) -> None:
+    root = make_folder(per_class=3)
+    (tmp_path / "my.yaml").write_text(f"data:\n  root: {root.name}\n")
+    result = run_cli("data", "check", "my.yaml", "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["counts"]["all"]["red"] == 3
+
+
+def test_wrong_targets(run_cli: Cli, tmp_path: Path) -> None:
+    result = run_cli("data", "check", "nowhere")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "nowhere: no such folder" in result.stderr
+    assert run_cli("data", "check", "nowhere.yaml").exit_code == 2
+    (tmp_path / "bad.yaml").write_text("data:\n  rot: x\n")
+    assert run_cli("data", "check", "bad.yaml").exit_code == 2
+
+
+def test_many_findings_are_cut_short_but_not_in_json(make_folder: Make, run_cli: Cli) -> None:
+    root = make_folder(per_class=3)
+    for number in range(60):
+        (root / f"red/bad{number:02d}.jpg").write_bytes(b"")
+    for number in range(20):
+        copy(root / "blue/000.png", root / f"blue/copy{number:02d}.png")
+    result = run_cli("data", "check", root)
+    assert result.stderr.count("warning: unreadable") == 50
+    assert "and 11 more; --json lists all" in result.stderr
+    content = json.loads(run_cli("data", "check", root, "--json").stdout)
+    assert len(content["findings"]) == 61
+    assert len(content["findings"][-1]["paths"]) == 21
+
+
+def test_a_name_cannot_draw_on_the_terminal(make_folder: Make, run_cli: Cli) -> None:
+    root = make_folder(per_class=3)
+    (root / "red/\x1b[31mbad.jpg").write_bytes(b"")
+    result = run_cli("data", "check", root)
+    assert result.exit_code == 3
+    assert "\x1b" not in result.stderr + result.stdout
