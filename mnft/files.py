@@ -20,7 +20,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     removed and `path` stays as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.", suffix=".tmp")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=".tmp")
     os.close(handle)
     temporary = Path(name)
     try:
@@ -52,11 +52,14 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     as `<name>.old`, which `recover_folder` puts back.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
+    name = tempfile.mkdtemp(dir=folder.parent, prefix=_prefix(folder), suffix=".tmp")
+    temporary = Path(name)
     try:
         yield temporary
         _give_usual_permissions(temporary, 0o777)
         for entry in temporary.rglob("*"):
+            # Others write here too, and safetensors creates files as 0600.
+            _give_usual_permissions(entry, 0o777 if entry.is_dir() else 0o666)
             _flush(entry)
         _flush(temporary)
         _swap(temporary, folder)
@@ -75,15 +78,33 @@ def recover_folder(folder: Path) -> None:
 def _swap(new: Path, folder: Path) -> None:
     recover_folder(folder)
     old = _old(folder)
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
+    try:
+        if folder.exists() or folder.is_symlink():
+            folder.rename(old)
+        new.rename(folder)
+    except BaseException:
+        # Ctrl-C and SIGTERM come as exceptions, anywhere.
+        recover_folder(folder)
+        raise
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _old(folder: Path) -> Path:
-    return folder.with_name(folder.name + ".old")
+    # Not with_name, which refuses "." (`--ckpt .`).
+    return folder.parent / f"{folder.name}.old"
+
+
+def _prefix(path: Path) -> str:
+    # A part of the name, for who finds a leftover; 40 characters are at most 160 bytes of 255.
+    return f".{path.name[:40]}."
 
 
 def _flush(path: Path) -> None:

@@ -16,13 +16,20 @@ from mnft.engine.device import resolve_device, resolve_precision
 from mnft.engine.distributed import Ranks
 from mnft.engine.evaluate import Outputs, compute_outputs
 from mnft.engine.setup import build_eval_batches
-from mnft.errors import CheckpointError, DataError
+from mnft.errors import CheckpointError, ConfigError, DataError
 from mnft.metrics import compute_evaluation, softmax
 from mnft.model.bundle import Bundle, load_bundle
 from mnft.results import Evaluation
 from mnft.runs.evaluation import Predictions, write_evaluation
 from mnft.runs.folder import RunFolder, find_bundle
 
+EVALUATION_FILES = {
+    "metrics.json",
+    "predictions.csv",
+    "per_class.csv",
+    "confusion_matrix.csv",
+    "confusion_matrix.png",
+}
 _SHOWN_CLASSES = 20
 
 
@@ -53,12 +60,13 @@ def run(
     """
     folder = find_bundle(checkpoint)
     bundle = load_bundle(folder)
-    run_folder = RunFolder(folder.parent)
+    run_folder = _run_of(folder)
+    target = output or _default_output(run_folder, folder, data)
+    _check_output(target)
     images = _find_images(run_folder, bundle, data, split)
     settings = _settings(run_folder)
     outputs = _compute(bundle, images, settings, device_name, batch_size, workers)
     evaluation = compute_evaluation(outputs.logits, outputs.targets, bundle.class_names)
-    target = output or _default_output(run_folder, folder, data)
     paths = [images.samples[position].path for position in outputs.positions]
     write_evaluation(
         target,
@@ -75,10 +83,32 @@ def run(
     _show(bundle, images, evaluation, target, as_json=as_json)
 
 
+def _run_of(folder: Path) -> RunFolder:
+    """The run that a model folder lies in; `.` and `..` have a parent only once resolved."""
+    return RunFolder(folder.parent if folder.name not in {"", ".."} else folder.resolve().parent)
+
+
+def _is_run(run_folder: RunFolder) -> bool:
+    # config.yaml alone is a usual name for other things.
+    return run_folder.config.is_file() and run_folder.split.is_file()
+
+
+def _check_output(target: Path) -> None:
+    """Refuse to replace what is not an earlier evaluation."""
+    if not (target.exists() or target.is_symlink()):
+        return
+    if target.is_dir() and {entry.name for entry in target.iterdir()} <= EVALUATION_FILES:
+        return
+    raise ConfigError(
+        f"{target} exists and is not an earlier evaluation, which alone may be replaced",
+        hint="name a new folder: --output DIR",
+    )
+
+
 def _find_images(
     run_folder: RunFolder, bundle: Bundle, data: Path | None, split: str | None
 ) -> _Images:
-    recorded = load_manifest(run_folder.split) if run_folder.split.is_file() else None
+    recorded = load_manifest(run_folder.split) if _is_run(run_folder) else None
     if data is not None:
         with console.progress("checking images") as on_progress:
             samples, problems = select_images(
@@ -122,7 +152,7 @@ def _warn_of_training_images(images: _Images) -> None:
 
 
 def _settings(run_folder: RunFolder) -> EvalConfig:
-    return load_config(run_folder.config)[0].eval if run_folder.config.is_file() else EvalConfig()
+    return load_config(run_folder.config)[0].eval if _is_run(run_folder) else EvalConfig()
 
 
 def _compute(
@@ -168,8 +198,9 @@ def _compute(
 
 def _default_output(run_folder: RunFolder, folder: Path, data: Path | None) -> Path:
     """RUN/eval for the run's own images; for others a folder that says which."""
-    if not run_folder.config.is_file():
-        return folder.with_name(f"{folder.name}-eval")
+    if not _is_run(run_folder):
+        resolved = folder if folder.name not in {"", ".."} else folder.resolve()
+        return resolved.with_name(f"{resolved.name}-eval")
     return (
         run_folder.evaluation if data is None else run_folder.path / f"eval-{data.resolve().name}"
     )

@@ -14,11 +14,11 @@ from mnft.config.schema import Config
 from mnft.data.manifest import Manifest, find_changes, load_manifest, save_manifest
 from mnft.data.prepare import prepare_manifest
 from mnft.engine.device import resolve_device
-from mnft.engine.distributed import Ranks, broadcast, process_group
+from mnft.engine.distributed import Ranks, broadcast, one_voice, process_group
 from mnft.engine.fit import fit
 from mnft.engine.optim import check_optimizer_name
 from mnft.engine.setup import Training, build_training
-from mnft.engine.state import load_state
+from mnft.engine.state import count_saved_epochs, load_state
 from mnft.errors import CheckpointError, ConfigError, DataError, Interrupted, MnftError
 from mnft.model.factory import check_model
 from mnft.results import FitResult
@@ -51,13 +51,26 @@ def run(
             "give a config file, or --resume RUN",
             hint="mnft train configs/digits.yaml, or mnft train --resume runs/digits",
         )
+    with process_group() as ranks, one_voice(ranks):
+        _run(config_path, overrides, resume, ranks, started, as_json=as_json)
+
+
+def _run(
+    config_path: Path | None,
+    overrides: Sequence[str],
+    resume: Path | None,
+    ranks: Ranks,
+    started: float,
+    *,
+    as_json: bool,
+) -> None:
     run_folder = open_run(resume) if resume else None
     path = run_folder.config if run_folder else config_path
     assert path is not None
     config, source = load_config(path, overrides)
     if run_folder:
         _check_resumable(config, run_folder)
-    with source.locating(), process_group() as ranks:
+    with source.locating():
         check_model(config.model)
         check_optimizer_name(config.optim.name)
         device = resolve_device(config.train.device, local_rank=ranks.local_rank)
@@ -123,9 +136,14 @@ def _fit(
     resumed: bool,
 ) -> FitResult:
     if not ranks.is_main:
-        return _run_fit(training, keeper=None, observer=None)
+        try:
+            return _run_fit(training, keeper=None, observer=None)
+        except DataError as error:
+            console.show_error(error)  # of its own images: the main process does not know it
+            raise
     facts = {"split_fingerprint": manifest.fingerprint, "monitor": config.eval.monitor}
-    keeper = RunKeeper(folder, training.card, facts, open_writer(folder.path, config.run))
+    writer = open_writer(folder.path, config.run)
+    keeper = RunKeeper(folder, training.card, facts, writer)
     _announce(config, folder, training, resumed=resumed)
     try:
         with console.TrainingDisplay() as display:
@@ -134,7 +152,10 @@ def _fit(
         log_event(folder, "stop", {"reason": type(error).__name__, "message": str(error)})
         if isinstance(error, MnftError):
             raise
-        raise _interrupted(error, folder, training) from error
+        raise _interrupted(error, folder) from error
+    finally:
+        if writer is not None:
+            writer.close()
     reason = "early stopping" if result.stopped_early else "all epochs done"
     log_event(folder, "stop", {"reason": reason})
     return result
@@ -178,11 +199,14 @@ def _announce(config: Config, folder: RunFolder, training: Training, *, resumed:
         )
 
 
-def _interrupted(error: BaseException, folder: RunFolder, training: Training) -> Interrupted:
-    code = error.exit_code if isinstance(error, Interrupted) else 130
-    done = len(training.state.history)
+def _interrupted(error: BaseException, folder: RunFolder) -> Interrupted:
+    signal, code = (
+        ("SIGTERM", error.exit_code) if isinstance(error, Interrupted) else ("Ctrl-C", 130)
+    )
+    # What counts is the state on the disk: the signal may have come while an epoch was saved.
+    done = count_saved_epochs(folder.resume)
     how = f"go on with: mnft train --resume {folder.path}" if done else "no epoch was finished"
-    return Interrupted(code, f"after {done} epochs; {how}")
+    return Interrupted(code, f"by {signal} after {done} epochs; {how}")
 
 
 def _show_result(

@@ -20,6 +20,12 @@ def resolve_device(name: str, *, local_rank: int = 0) -> torch.device:
         ConfigError: unknown, or not on this machine.
     """
     if name in {"auto", "cuda"} and torch.cuda.is_available():
+        if local_rank >= (count := torch.cuda.device_count()):
+            raise ConfigError(
+                f"process {local_rank + 1} of this machine finds {count} GPUs",
+                hint="start one process a GPU: torchrun --nproc-per-node",
+                key="train.device",
+            )
         return torch.device("cuda", local_rank)
     if name == "auto":
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -6,13 +6,14 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mnft.errors import MnftError
+from mnft.errors import Interrupted, MnftError
 
 T = TypeVar("T")
 
@@ -35,20 +36,42 @@ class Ranks:
 def process_group() -> Iterator[Ranks]:
     """Join the group that torchrun's environment variables describe, and leave it at the end.
 
-    gloo on CPUs, NCCL on GPUs. Without torchrun there is one process and no group.
+    gloo for tensors on the CPU, NCCL for those on GPUs. Without torchrun there is one process and
+    no group.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size == 1:
+    if world_size == 1 or "RANK" not in os.environ:
         yield Ranks()
         return
     ranks = Ranks(int(os.environ["RANK"]), world_size, int(os.environ.get("LOCAL_RANK", "0")))
-    if torch.cuda.is_available():
+    if ranks.local_rank < torch.cuda.device_count():
         torch.cuda.set_device(ranks.local_rank)
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    # The others wait while the main process fetches and checks the images.
+    dist.init_process_group(backend, timeout=timedelta(hours=2))
     try:
         yield ranks
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def one_voice(ranks: Ranks) -> Iterator[None]:
+    """Let errors of the main process be heard, and end the others with the same exit code.
+
+    What fails before the first epoch fails in every process alike, and a person wants to read it
+    once.
+    """
+    try:
+        yield
+    except (MnftError, Interrupted) as error:
+        if ranks.is_main:
+            raise
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        if ranks.is_main:
+            raise
+        raise SystemExit(130) from None
 
 
 def broadcast(ranks: Ranks, compute: Callable[[], T]) -> T:
@@ -92,35 +115,38 @@ def synchronize_batchnorm(model: nn.Module) -> nn.Module:
     """Let BatchNorm layers take their statistics over the batches of all processes.
 
     On a GPU this is torch's SyncBatchNorm, through timm, which knows its fused layers. torch has
-    none for the CPU; there the statistics of each layer are averaged with a differentiable
+    none for the CPU; there the statistics of each layer are summed with a differentiable
     all-reduce.
     """
-    if next(model.parameters()).device.type != "cpu":
+    if any(parameter.device.type != "cpu" for parameter in model.parameters()):
         from timm.layers import convert_sync_batchnorm
 
         synchronized: nn.Module = convert_sync_batchnorm(model)
         return synchronized
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
             module.__class__ = _synchronized(type(module))
     return model
 
 
-def _synchronized(kind: type[nn.BatchNorm2d]) -> type[nn.BatchNorm2d]:
-    """A subclass of a BatchNorm2d class whose training statistics span all processes."""
+def _synchronized(kind: Any) -> Any:
+    """A subclass of a BatchNorm class whose training statistics span all processes."""
 
     def forward(self: Any, images: Tensor) -> Tensor:
         if not self.training:
-            return kind.forward(self, images)
-        mean, var, count = _global_moments(images)
+            evaluated: Tensor = kind.forward(self, images)
+            return evaluated
+        shape = (1, -1, *[1] * (images.ndim - 2))
+        mean, var, count = _global_moments(images, shape)
         with torch.no_grad():
-            unbiased = var.detach() * count / (count - 1).clamp(min=1)
-            self.running_mean.lerp_(mean.detach().to(self.running_mean.dtype), self.momentum)
-            self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
             self.num_batches_tracked += 1
-        shape = (1, -1, 1, 1)
-        scale = self.weight * torch.rsqrt(var + self.eps)
-        out = (images - mean.view(shape)) * scale.view(shape) + self.bias.view(shape)
+            unbiased = var * count / (count - 1).clamp(min=1)
+            momentum = self.momentum or 1 / float(self.num_batches_tracked)
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
+        out = (images - mean.view(shape)) * torch.rsqrt(var + self.eps).view(shape)
+        if self.affine:
+            out = out * self.weight.view(shape) + self.bias.view(shape)
         out = out.to(images.dtype)
         # timm's BatchNormAct2d goes on with dropout and the activation.
         result: Tensor = self.act(self.drop(out)) if hasattr(self, "drop") else out
@@ -129,16 +155,33 @@ def _synchronized(kind: type[nn.BatchNorm2d]) -> type[nn.BatchNorm2d]:
     return type(f"Synchronized{kind.__name__}", (kind,), {"forward": forward})
 
 
-def _global_moments(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and biased variance of each channel over all processes, and the count of values."""
-    from torch.distributed.nn.functional import all_reduce
+class _DifferentiableSum(torch.autograd.Function):
+    """Sum over all processes; so is the gradient, as every process uses the sum."""
 
-    values = images.to(torch.float32)
-    count = torch.tensor([float(values.numel() // values.shape[1])])
-    local = torch.cat([values.sum((0, 2, 3)), (values * values).sum((0, 2, 3)), count])
-    total = all_reduce(local)  # type: ignore[no-untyped-call]
-    channels = values.shape[1]
+    @staticmethod
+    def forward(_ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+
+def _global_moments(images: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and biased variance of each channel over all processes, and the count of values.
+
+    In two passes: the difference of the mean square and the squared mean would lose the variance
+    of channels whose mean is large.
+    """
+    values = images.to(torch.promote_types(images.dtype, torch.float32))
+    axes = [axis for axis in range(values.ndim) if axis != 1]
+    count = values.new_tensor([values.numel() // values.shape[1]])
+    total = _DifferentiableSum.apply(torch.cat([values.sum(axes), count]))
     count = total[-1].detach()
-    mean = total[:channels] / count
-    var = (total[channels : 2 * channels] / count - mean * mean).clamp(min=0)
-    return mean, var, count
+    mean = total[:-1] / count
+    squares = _DifferentiableSum.apply((values - mean.view(shape)).square().sum(axes))
+    return mean, squares / count, count

@@ -7,15 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
 from mnft.data.loaders import Batches, EpochSampler
 from mnft.engine.device import seed_everything
 from mnft.engine.evaluate import compute_outputs
-from mnft.engine.loop import LoopOptions, LoopResult, train_one_epoch
+from mnft.engine.loop import DIVERGED_HINT, LoopOptions, LoopResult, train_one_epoch
 from mnft.engine.optim import Criterion
 from mnft.engine.state import TrainState
+from mnft.errors import TrainError
 from mnft.metrics import EpochMetrics, compute_epoch_metrics
 from mnft.results import EpochResult, FitResult, Observer, StepProgress
 from mnft.seeding import derive_seed
@@ -75,7 +77,7 @@ def fit(
         observer: watches; None in processes that do not speak.
 
     Raises:
-        TrainError: the loss is not finite; what was kept before stays.
+        TrainError: the loss or the model's outputs are not finite; what was kept before stays.
     """
     assert isinstance(train.sampler, EpochSampler)
     for epoch in range(len(state.history) + 1, options.epochs + 1):
@@ -134,6 +136,11 @@ def _evaluate(state: TrainState, val: Batches, options: FitOptions) -> EpochMetr
         dtype=options.eval_dtype,
         ranks=options.loop.ranks,
     )
+    if not np.isfinite(outputs.logits).all():
+        raise TrainError(
+            "the model's outputs on the val split are not finite, so the weights are lost",
+            hint=DIVERGED_HINT,
+        )
     return compute_epoch_metrics(outputs.logits, outputs.targets)
 
 

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import timm.optim
 import torch
 from sklearn.utils.class_weight import compute_class_weight
@@ -80,7 +81,10 @@ class Schedule:
         mode: str,
     ) -> None:
         self._optimizer = optimizer
-        self._is_plateau = config.name == "plateau"
+        self._plateau = None
+        if config.name == "plateau":
+            self._plateau = _Plateau(optimizer, config, updates_per_epoch, mode)
+            return
         # A step schedule that never decays: unlike timm's "none" it applies warmup and the
         # factors of layer-wise decay.
         constant = config.name == "none"
@@ -89,14 +93,13 @@ class Schedule:
             sched="step" if constant else config.name,
             num_epochs=epochs,
             decay_epochs=epochs + 1 if constant else config.decay_epochs,
-            decay_milestones=config.decay_milestones,
+            # timm decays one update before its milestone; half an update more mends that.
+            decay_milestones=[m + 0.5 / updates_per_epoch for m in config.decay_milestones],
             decay_rate=1.0 if constant else config.decay_rate,
-            patience_epochs=config.patience_epochs,
             min_lr=config.min_lr,
             warmup_lr=config.warmup_lr,
             warmup_epochs=config.warmup_epochs,
-            plateau_mode=mode,
-            step_on_epochs=self._is_plateau,
+            step_on_epochs=False,
             updates_per_epoch=updates_per_epoch,
         )
 
@@ -107,24 +110,74 @@ class Schedule:
 
     def after_update(self, num_updates: int) -> None:
         """Set the rate of the next update."""
-        self._scheduler.step_update(num_updates=num_updates)
+        if self._plateau:
+            self._plateau.after_update(num_updates)
+        else:
+            self._scheduler.step_update(num_updates=num_updates)
 
     def after_epoch(self, epoch: int, metric: float) -> None:
         """Set the rate of the next epoch, for plateau."""
-        self._scheduler.step(epoch, metric)
+        if self._plateau:
+            self._plateau.after_epoch(epoch, metric)
 
     def state_dict(self) -> dict[str, Any]:
         """What plateau remembers; the other schedules are functions of the number of updates."""
-        if not self._is_plateau:
-            return {}
-        # timm's own state leaves out the count of bad epochs.
-        return dict(self._scheduler.lr_scheduler.state_dict())
+        return dict(self._plateau.inner.state_dict()) if self._plateau else {}
 
     def load_state_dict(self, state: dict[str, Any], num_updates: int) -> None:
-        """Go on after `num_updates` updates."""
-        if self._is_plateau:
-            self._scheduler.lr_scheduler.load_state_dict(state)
+        """Go on after `num_updates` updates; the optimizer has its rates already."""
+        if self._plateau:
+            self._plateau.inner.load_state_dict(state)
         self.after_update(num_updates)
+
+
+class _Plateau:
+    """torch's ReduceLROnPlateau after a linear warmup; timm's is deprecated and cannot resume."""
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        config: ScheduleConfig,
+        updates_per_epoch: int,
+        mode: str,
+    ) -> None:
+        self._groups = optimizer.param_groups
+        self._config = config
+        self._warmup_updates = config.warmup_epochs * updates_per_epoch
+        for group in self._groups:
+            # `lr_scale` is the factor of layer-wise decay.
+            group["lr"] *= group.get("lr_scale", 1.0)
+        self._rates = [group["lr"] for group in self._groups]
+        if config.decay_rate >= 1:
+            raise ConfigError(
+                f"found {config.decay_rate:g}, expected a factor below 1 for plateau",
+                key="schedule.decay_rate",
+            )
+        self.inner = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer,
+            mode="min" if mode == "min" else "max",
+            factor=config.decay_rate,
+            patience=config.patience_epochs,
+            min_lr=config.min_lr,
+        )
+        self.after_update(0)
+
+    def after_update(self, num_updates: int) -> None:
+        """Set the rates of warmup; what comes later is left as it is."""
+        start = self._config.warmup_lr
+        if num_updates < self._warmup_updates:
+            share = num_updates / self._warmup_updates
+            for group, rate in zip(self._groups, self._rates, strict=True):
+                low = start * group.get("lr_scale", 1.0)
+                group["lr"] = low + share * (rate - low)
+        elif num_updates < self._warmup_updates + 1:
+            for group, rate in zip(self._groups, self._rates, strict=True):
+                group["lr"] = rate
+
+    def after_epoch(self, epoch: int, metric: float) -> None:
+        """Decay when the metric has not improved for long enough; warmup does not count."""
+        if epoch > self._config.warmup_epochs:
+            self.inner.step(metric)
 
 
 class Criterion:
@@ -156,5 +209,5 @@ class Criterion:
 
 def compute_balanced_weights(labels: Sequence[int], num_classes: int) -> list[float]:
     """Weight of each class inverse to its number of images; their mean over the images is 1."""
-    weights = compute_class_weight("balanced", classes=range(num_classes), y=labels)
+    weights = compute_class_weight("balanced", classes=np.arange(num_classes), y=labels)
     return [float(weight) for weight in weights]

@@ -23,7 +23,7 @@ from mnft.engine.fit import FitOptions
 from mnft.engine.loop import LoopOptions
 from mnft.engine.optim import Criterion, Schedule, build_optimizer, compute_balanced_weights
 from mnft.engine.state import TrainState
-from mnft.errors import DataError
+from mnft.errors import ConfigError, DataError
 from mnft.model.bundle import ModelCard
 from mnft.model.factory import BuiltModel, build_model
 from mnft.model.freeze import freeze
@@ -61,8 +61,15 @@ def build_training(
     """Build the parts of a training.
 
     Raises:
-        MnftError: a part that the config asks for cannot be built.
+        MnftError: no val images, fewer than two images of a batch for each process, or a part that
+            the config asks for cannot be built.
     """
+    if config.train.batch_size < 2 * ranks.world_size and ranks.world_size > 1:
+        raise ConfigError(
+            f"found {config.train.batch_size}, expected at least two images for each of "
+            f"{ranks.world_size} processes",
+            key="train.batch_size",
+        )
     if not manifest.split("val"):
         raise DataError(f"{manifest.root}: no images in the val split")
     seed_everything(config.train.seed)

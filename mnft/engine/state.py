@@ -86,13 +86,19 @@ def load_state(state: TrainState, path: Path) -> None:
         if state.ema is not None:
             state.ema.module.load_state_dict(content["ema"])
         state.optimizer.load_state_dict(content["optimizer"])
-        state.scaler.load_state_dict(content["scaler"])
+        if content["scaler"]:  # empty where the run began in another arithmetic than fp16
+            state.scaler.load_state_dict(content["scaler"])
         state.schedule.load_state_dict(content["schedule"], content["num_updates"])
         state.history = [EpochResult(**result) for result in content["history"]]
         state.best = None if content["best"] is None else EpochResult(**content["best"])
         state.num_updates = content["num_updates"]
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: does not fit this run: {error}") from error
+
+
+def count_saved_epochs(path: Path) -> int:
+    """The epochs that resume.pt holds; 0 where there is none."""
+    return len(_read(path).get("history", [])) if path.is_file() else 0
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -71,6 +71,10 @@ def create_run(parent: Path, *, name: str | None, default_name: str) -> RunFolde
     """
     try:
         parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "is a file" if parent.is_file() else f"cannot be made: {error.strerror}"
+        raise ConfigError(f"{parent} {reason}", key="run.dir") from error
+    try:
         if name is not None:
             (parent / name).mkdir()
             return RunFolder(parent / name)
@@ -83,14 +87,17 @@ def create_run(parent: Path, *, name: str | None, default_name: str) -> RunFolde
             except FileExistsError:
                 number += 1
     except FileExistsError as error:
-        taken = parent / name if name else parent
+        taken = parent / str(name)
         raise ConfigError(
             f"{taken} exists already",
             hint=f"choose another name, delete it, or go on with it: mnft train --resume {taken}",
-            key="run.name" if name else "run.dir",
+            key="run.name",
         ) from error
     except OSError as error:
-        raise ConfigError(f"{parent}: cannot be made: {error.strerror}", key="run.dir") from error
+        raise ConfigError(
+            f"{parent / (name or default_name)} cannot be made: {error.strerror}",
+            key="run.name" if name else "run.dir",
+        ) from error
 
 
 def open_run(path: Path) -> RunFolder:
@@ -144,7 +151,9 @@ def reconcile_log(run: RunFolder, history: list[EpochResult]) -> None:
 
     A crash may come between the writes of an epoch's state and of its log line.
     """
-    lines = run.log.read_text(encoding="utf-8").splitlines() if run.log.is_file() else []
+    # A line that was cut in the middle of a character must not keep the run from going on.
+    text = run.log.read_text(encoding="utf-8", errors="replace") if run.log.is_file() else ""
+    lines = text.split("\n")
     known = {result.epoch for result in history}
     kept, seen = [], set()
     for line in lines:

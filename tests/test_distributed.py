@@ -1,0 +1,441 @@
+"""Two processes on the CPU learn what one learns, speak with one voice and end together."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from conftest import COLOURS
+from PIL import Image
+from safetensors.torch import load_file
+from typer.testing import Result
+
+from mnft.engine.distributed import Ranks, broadcast, gather, one_voice, process_group
+from mnft.errors import DataError, Interrupted
+
+Cli = Callable[..., Result]
+TIMEOUT_S = 180
+
+
+def torchrun(
+    *args: object, cwd: Path, processes: int = 2, timeout: float = TIMEOUT_S
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*launcher(processes), *map(str, args)],
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def launcher(processes: int) -> list[str]:
+    run = [sys.executable, "-m", "torch.distributed.run"]
+    return [*run, "--standalone", "--local-addr", "127.0.0.1", f"--nproc-per-node={processes}"]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """24 training images in batches of 9, 9 and 6, and 23 val images: nothing halves evenly."""
+    root = tmp_path / "images"
+    for seed, (split, (name, colour)) in enumerate(product(("train", "val"), COLOURS.items())):
+        for index in range(8):
+            write_noise(root / split / name / f"{index}.png", colour, seed=100 * seed + index)
+    (root / "val" / "red" / "0.png").unlink()
+    sections: dict[str, Any] = {
+        "data": {"root": str(root), "workers": 0, "img_size": 32},
+        # A fresh MobileNetV1 in float32 is no measure: the rounding of another memory format
+        # alone moves its gradient by a hundredth (ReLU at outputs of BatchNorm that are 0).
+        # It is compared in float64 below.
+        "model": {"name": "test_resnet", "pretrained": False},
+        "optim": {"name": "sgd", "lr": 0.005},
+        "train": {"epochs": 3, "batch_size": 9, "precision": "fp32", "device": "cpu"},
+        "run": {"tensorboard": False},
+    }
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(sections))
+    return path
+
+
+def write_noise(path: Path, colour: tuple[int, int, int], *, seed: int) -> None:
+    """Noise with a touch of colour: plain images would leave BatchNorm nearly no variance."""
+    noise = np.random.default_rng(seed).normal(128, 70, (32, 32, 3)) + np.array(colour) / 6 - 20
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(noise.clip(0, 255).astype(np.uint8)).save(path)
+
+
+def epochs_of(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == "epoch"]
+
+
+def options(*sets: str) -> list[str]:
+    return [part for value in sets for part in ("--set", value)]
+
+
+def assert_same_curve(one: Path, two: Path, *, rel: float = 1e-3) -> None:
+    a, b = epochs_of(one), epochs_of(two)
+    assert len(a) == len(b) >= 3
+    for own, other in zip(a, b, strict=True):
+        for key in ("train_loss", "val_loss", "val_accuracy", "train_accuracy", "lr"):
+            assert other[key] == pytest.approx(own[key], rel=rel), key
+    assert a[-1]["train_loss"] < a[0]["train_loss"]  # it learned, so the figures are not constant
+
+
+def test_two_processes_learn_what_one_learns(config: Path, run_cli: Cli) -> None:
+    """With BatchNorm in every layer, over uneven shares of the batches."""
+    assert run_cli("train", config, *options("run.name=one")).exit_code == 0
+    two = torchrun("-m", "mnft", "train", config, *options("run.name=two"), cwd=config.parent)
+    assert two.returncode == 0, two.stderr
+    runs = config.parent / "runs"
+    assert_same_curve(runs / "one", runs / "two")
+    weights = [load_file(runs / name / "last" / "model.safetensors") for name in ("one", "two")]
+    for key, tensor in weights[0].items():
+        other = weights[1][key]
+        assert (tensor - other).abs().max() <= 1e-2 * max(tensor.abs().max(), 1e-3), key
+    start = json.loads((runs / "two" / "log.jsonl").read_text().splitlines()[0])
+    assert start["processes"] == 2
+    # One process speaks and writes.
+    assert two.stdout == f"{Path('runs/two/best')}\n"
+    assert two.stderr.count("epoch 1/3") == 1
+    assert two.stderr.count("data     ") == 1
+    assert sorted(entry.name for entry in runs.iterdir()) == ["one", "two"]
+
+
+def test_an_error_ends_both_processes_and_is_said_once(config: Path) -> None:
+    (config.parent / "images" / "train" / "red" / "1.png").write_bytes(b"no image")
+    started = time.monotonic()
+    done = torchrun("-m", "mnft", "train", config, *options("run.name=run"), cwd=config.parent)
+    assert done.returncode != 0
+    assert time.monotonic() - started < 90
+    assert done.stderr.count("error: ") == 1, done.stderr
+    assert "1 of 47 files cannot be decoded" in done.stderr
+    assert done.stdout == ""
+    assert not (config.parent / "runs").exists()
+
+
+SCRIPT = '''
+import copy, sys
+from dataclasses import dataclass
+from types import SimpleNamespace
+import numpy as np, timm, torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from timm.layers import BatchNormAct2d
+from mnft.data.loaders import Batch, EpochSampler
+from mnft.config.schema import ScheduleConfig
+from mnft.engine.distributed import (
+    broadcast, gather, process_group, sum_over_ranks, synchronize_batchnorm,
+)
+from mnft.engine.evaluate import compute_outputs
+from mnft.engine.loop import LoopOptions, train_one_epoch
+from mnft.engine.optim import Criterion, Schedule
+from mnft.engine.state import TrainState
+from mnft.engine.distributed import Ranks
+from mnft.errors import DataError
+
+torch.set_num_threads(1)
+CPU = torch.device("cpu")
+
+
+def check_batchnorm(ranks):
+    """Outputs, gradients and statistics of BatchNorm on the concatenated batch."""
+    kinds = [
+        (nn.BatchNorm1d(4), (7, 4)),
+        (nn.BatchNorm1d(4), (7, 4, 3)),
+        (nn.BatchNorm2d(4), (7, 4, 3, 2)),
+        (nn.BatchNorm2d(4, affine=False), (7, 4, 3, 2)),
+        (nn.BatchNorm2d(4, momentum=None), (7, 4, 3, 2)),
+        (BatchNormAct2d(4), (7, 4, 3, 2)),
+    ]
+    for number, (layer, shape) in enumerate(kinds):
+        generator = torch.Generator().manual_seed(number)
+        if layer.affine:
+            with torch.no_grad():
+                layer.weight.copy_(torch.rand(4, generator=generator) + 0.5)
+                layer.bias.copy_(torch.randn(4, generator=generator))
+        own = synchronize_batchnorm(nn.Sequential(copy.deepcopy(layer)))
+        images = torch.randn(shape, generator=generator)
+        # A mean far from 0, where E[x^2] - E[x]^2 would lose the variance.
+        images += torch.tensor([0.0, 1.0, 50.0, -200.0]).view(1, 4, *[1] * (len(shape) - 2))
+        factor = torch.randn(shape, generator=generator)
+        whole = images.clone().requires_grad_()
+        part = slice(0, 3) if ranks.is_main else slice(3, 7)  # uneven
+        mine = images[part].clone().requires_grad_()
+        for _ in range(2):
+            expected, out = layer(whole), own(mine)
+        close = dict(rtol=1e-4, atol=2e-4)
+        torch.testing.assert_close(out, expected[part], **close)
+        (expected * factor).sum().backward()
+        (out * factor[part]).sum().backward()
+        torch.testing.assert_close(mine.grad, whole.grad[part], **close)
+        if layer.affine:
+            for name, parameter in layer.named_parameters():
+                total = sum_over_ranks(ranks, own[0].get_parameter(name).grad.clone())
+                torch.testing.assert_close(total, parameter.grad, **close)
+        torch.testing.assert_close(own[0].running_mean, layer.running_mean, **close)
+        torch.testing.assert_close(own[0].running_var, layer.running_var, **close)
+        assert own[0].num_batches_tracked == layer.num_batches_tracked == 2
+        own.eval(), layer.eval()
+        torch.testing.assert_close(own(images), layer(images))
+
+
+class Shares:
+    """Batches in memory, as data.loaders gives them."""
+
+    def __init__(self, images, targets, sampler):
+        self.images, self.targets, self.sampler = images, targets, sampler
+
+    def __len__(self):
+        return len(self.sampler)
+
+    def __iter__(self):
+        for keys in self.sampler:
+            at = [key.position for key in keys]
+            yield Batch(self.images[at], self.targets[at], at, [])
+
+
+def train(name, ranks, images, targets, **settings):
+    """One epoch; the mean loss and the weights."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=3).to(images.dtype)
+    forward = model
+    if ranks.world_size > 1:
+        synchronize_batchnorm(model)
+        forward = DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    schedule = Schedule(optimizer, ScheduleConfig(), epochs=1, updates_per_epoch=3, mode="max")
+    state = TrainState(model, optimizer, schedule, torch.amp.GradScaler("cpu", enabled=False))
+    sampler = EpochSampler(
+        len(images), 9, seed=4, rank=ranks.rank, world_size=ranks.world_size
+    )
+    sampler.set_epoch(1)
+    options = LoopOptions(CPU, torch.float32, settings.get("parts", 1), settings.get("clip"), ranks)
+    result = train_one_epoch(
+        state, forward, Shares(images, targets, sampler), Criterion(0.1, settings.get("weights")),
+        options, on_step=lambda *_: None,
+    )
+    return result, model.state_dict(), model
+
+
+def check_training(ranks):
+    generator = torch.Generator().manual_seed(5)
+    images = torch.randn(25, 3, 32, 32, generator=generator).double()
+    targets = torch.randint(3, (25,), generator=generator)
+    weights = torch.tensor([0.5, 1.0, 2.0])
+    cases = [
+        ("lenet5", {}),
+        ("lenet5", {"parts": 3, "clip": 0.1, "weights": weights}),
+        ("mobilenetv1_025", {"clip": 1.0}),
+    ]
+    for name, settings in cases:
+        one, expected, _ = train(name, Ranks(), images, targets, **settings)
+        two, found, model = train(name, ranks, images, targets, **settings)
+        assert abs(two.loss - one.loss) < 1e-4 * one.loss, (name, one, two)
+        assert (two.num_images, two.accuracy) == (one.num_images, one.accuracy)
+        assert one.num_images == 25
+        for key, tensor in expected.items():
+            torch.testing.assert_close(found[key], tensor, rtol=1e-4, atol=1e-5)
+    # Parts with BatchNorm wait for each other: uneven shares must be cut alike.
+    result, _, _ = train("mobilenetv1_025", ranks, images, targets, parts=3)
+    assert result.num_images == 25
+    return model
+
+
+def check_evaluation(ranks, model):
+    """Every image once, though 7 is odd, and both processes know all."""
+    generator = torch.Generator().manual_seed(6)
+    images = torch.randn(7, 3, 32, 32, generator=generator).double()
+    at = list(range(ranks.rank, 7, 2))
+    batches = [Batch(images[at[i:i + 2]], torch.tensor(at[i:i + 2]), at[i:i + 2], [])
+               for i in range(0, len(at), 2)]
+    model.train()
+    outputs = compute_outputs(
+        model, batches, num_classes=3, device=CPU, dtype=torch.float32, ranks=ranks
+    )
+    assert model.training
+    assert outputs.positions.tolist() == outputs.targets.tolist() == list(range(7))
+    with torch.inference_mode():
+        expected = model.eval()(images).numpy()
+    np.testing.assert_allclose(outputs.logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def check_messages(ranks):
+    assert broadcast(ranks, lambda: f"of rank {ranks.rank}") == "of rank 0"
+    assert gather(ranks, ranks.rank * 10) == [0, 10]
+    assert sum_over_ranks(ranks, torch.tensor([ranks.rank + 1.0])).item() == 3
+
+    def fail():
+        raise DataError("what", hint="how", key="data.root")
+
+    try:
+        broadcast(ranks, fail)
+    except DataError as error:
+        assert (error.message, error.hint, error.key) == ("what", "how", "data.root")
+    else:
+        raise AssertionError
+
+
+with process_group() as ranks:
+    assert ranks.world_size == 2
+    check_messages(ranks)
+    check_batchnorm(ranks)
+    check_evaluation(ranks, check_training(ranks))
+    sys.stdout.write(f"checked {ranks.rank}\\n")  # one write: the lines must not mix
+'''
+
+
+def test_the_parts_in_two_processes(tmp_path: Path) -> None:
+    """BatchNorm, an epoch without BatchNorm, accumulation, evaluation and messages."""
+    (tmp_path / "script.py").write_text(textwrap.dedent(SCRIPT))
+    done = torchrun("script.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.split("\n")) == ["", "checked 0", "checked 1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "sets",
+    [
+        ("model.name=lenet5",),
+        ("model.name=resnet10t", "train.ema_decay=0.9"),
+        ("model.freeze=2", "train.sampler=balanced", "train.label_smoothing=0.1"),
+        ("data.workers=1", "train.clip_grad=1", "schedule.name=cosine", "schedule.warmup_epochs=1"),
+    ],
+    ids=lambda sets: sets[0],
+)
+def test_more_settings(config: Path, run_cli: Cli, sets: tuple[str, ...]) -> None:
+    one = run_cli("train", config, *options("run.name=one", *sets))
+    assert one.exit_code == 0, one.stderr
+    two = torchrun(
+        "-m", "mnft", "train", config, *options("run.name=two", *sets), cwd=config.parent
+    )
+    assert two.returncode == 0, two.stderr
+    runs = config.parent / "runs"
+    assert_same_curve(runs / "one", runs / "two")
+
+
+@pytest.mark.slow
+def test_two_processes_resume(config: Path, run_cli: Cli) -> None:
+    train = ("-m", "mnft", "train")
+    for name, epochs in (("whole", 3), ("cut", 2)):
+        sets = options(f"run.name={name}", f"train.epochs={epochs}")
+        assert torchrun(*train, config, *sets, cwd=config.parent).returncode == 0
+    more = torchrun(*train, "--resume", "runs/cut", *options("train.epochs=3"), cwd=config.parent)
+    assert more.returncode == 0, more.stderr
+    runs = config.parent / "runs"
+    assert_same_curve(runs / "whole", runs / "cut", rel=1e-12)
+
+
+@pytest.mark.slow
+def test_an_image_that_one_process_cannot_read(config: Path) -> None:
+    """Only the second process meets it; it says so, and nothing hangs."""
+    root = config.parent / "images"
+    script = f"""
+        import os, sys
+        from pathlib import Path
+        from mnft.engine import fit
+        train = fit.train_one_epoch
+        def spoil(*args, **kwargs):
+            if os.environ["RANK"] == "1":
+                for path in Path({str(root)!r}).glob("train/*/*.png"):
+                    path.unlink(missing_ok=True)
+                return train(*args, **kwargs)
+            import time
+            time.sleep(600)
+        fit.train_one_epoch = spoil
+        from mnft.cli import main
+        main()
+    """
+    (config.parent / "script.py").write_text(textwrap.dedent(script))
+    started = time.monotonic()
+    done = torchrun("script.py", "train", config, *options("run.name=x"), cwd=config.parent)
+    assert done.returncode != 0
+    assert time.monotonic() - started < 90
+    assert done.stderr.count("error: ") == 1, done.stderr
+    assert "has the folder changed?" in done.stderr
+
+
+@pytest.mark.slow
+def test_sigterm_stops_both_and_can_be_resumed(config: Path, run_cli: Cli) -> None:
+    command = [*launcher(2), "-m", "mnft", "train", str(config)]
+    command += options("run.name=cut", "train.epochs=500")
+    with subprocess.Popen(
+        command,
+        cwd=config.parent,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        state = config.parent / "runs" / "cut" / "resume.pt"
+        deadline = time.monotonic() + TIMEOUT_S
+        while not state.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=90)
+    assert process.returncode != 0
+    assert err.count(b"mnft train --resume runs/cut") == 1
+    done = len(epochs_of(state.parent))
+    more = run_cli("train", "--resume", state.parent, *options(f"train.epochs={done + 1}"))
+    assert more.exit_code == 0, more.stderr
+
+
+# One process
+
+
+def test_without_torchrun_there_is_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variables in ({}, {"WORLD_SIZE": "1", "RANK": "0"}, {"WORLD_SIZE": "4"}):
+        for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        with process_group() as ranks:
+            assert ranks == Ranks()
+            assert ranks.is_main
+    assert broadcast(Ranks(), lambda: 3) == 3
+    assert gather(Ranks(), "x") == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(DataError("x"), 1), (Interrupted(143, "x"), 143), (KeyboardInterrupt(), 130)],
+)
+def test_other_processes_end_silently(error: BaseException, code: int) -> None:
+    with pytest.raises(SystemExit) as ended, one_voice(Ranks(1, 2)):
+        raise error
+    assert ended.value.code == code
+    with pytest.raises(type(error)), one_voice(Ranks(0, 2)):
+        raise error
+
+
+def test_a_batch_too_small_for_the_processes(config: Path, run_cli: Cli) -> None:
+    import torch
+
+    from mnft.config.load import load_config
+    from mnft.data.manifest import Manifest
+    from mnft.engine.setup import build_training
+    from mnft.errors import ConfigError
+
+    settings, _ = load_config(config, ["train.batch_size=3"])
+    manifest = Manifest(config.parent, ("a", "b"), ())
+    with pytest.raises(ConfigError, match="two images for each of 2 processes") as error:
+        build_training(settings, manifest, device=torch.device("cpu"), ranks=Ranks(0, 2))
+    assert error.value.key == "train.batch_size"

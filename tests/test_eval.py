@@ -1,0 +1,384 @@
+"""`mnft eval`: the figures, which images, what is refused, what is written."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import COLOURS, write_image
+from sklearn import metrics
+from typer.testing import Result
+
+from mnft.commands.evaluate import EVALUATION_FILES
+from mnft.data.manifest import Manifest, Sample, save_manifest
+from mnft.model.bundle import ModelCard, save_bundle
+from mnft.preprocessing import Preprocessing
+
+Cli = Callable[..., Result]
+CLASSES = tuple(COLOURS)  # blue, green, red
+
+
+def save_model(folder: Path, classes: tuple[str, ...] = CLASSES) -> None:
+    """A random LeNet-5: wrong often enough for the figures to mean something."""
+    import timm
+
+    torch.manual_seed(3)
+    model = timm.create_model("lenet5", num_classes=len(classes))
+    with torch.no_grad():
+        model.classifier.weight.mul_(20)
+    half = (0.5, 0.5, 0.5)
+    preprocessing = Preprocessing((3, 32, 32), half, half, "bilinear", 1.0)
+    card = ModelCard("lenet5", {}, preprocessing, classes, model.pretrained_cfg)
+    save_bundle(folder, model.state_dict(), card, {})
+
+
+def record_split(run: Path, root: Path) -> None:
+    """What `mnft train` leaves beside the models."""
+    import hashlib
+
+    samples = []
+    for path in sorted(root.rglob("*.png")):
+        split, name = path.relative_to(root).parts[:2]
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        samples.append(Sample(path.relative_to(root).as_posix(), name, split, sha256))
+    save_manifest(Manifest(root, CLASSES, tuple(samples)), run / "split.json")
+    (run / "config.yaml").write_text(f"data:\n  root: {root}\n")
+
+
+@pytest.fixture
+def root(make_folder: Callable[..., Path]) -> Path:
+    folder = make_folder(splits=("train", "val", "test"), per_class=5)
+    noise = np.random.default_rng(0)
+    for path in folder.rglob("*.png"):  # colours that the model takes for different classes
+        colour = tuple(int(value) for value in noise.integers(0, 256, 3))
+        write_image(path, colour, seed=int(noise.integers(10_000)))  # type: ignore[arg-type]
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path: Path, root: Path) -> Path:
+    """A run folder with three splits of 15 images."""
+    folder = tmp_path / "runs" / "colours"
+    save_model(folder / "best")
+    record_split(folder, root)
+    return folder
+
+
+@pytest.fixture
+def evaluate(run_cli: Cli) -> Cli:
+    def evaluate(checkpoint: Path | str, *options: object) -> Result:
+        return run_cli("eval", "--ckpt", checkpoint, "--device", "cpu", "--workers", 0, *options)
+
+    return evaluate
+
+
+def answer(result: Result) -> dict[str, Any]:
+    assert result.exit_code == 0, result.stderr
+    values: dict[str, Any] = json.loads(result.stdout)
+    return values
+
+
+def predictions(folder: Path) -> list[dict[str, str]]:
+    with (folder / "predictions.csv").open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_figures_are_those_of_scikit_learn_from_the_predictions(run: Path, evaluate: Cli) -> None:
+    found = answer(evaluate(run, "--json"))
+    rows = predictions(run / "eval")
+    assert len(rows) == found["num_images"] == 15
+    targets, predicted = ([row[key] for row in rows] for key in ("target", "prediction"))
+    assert 0.1 < found["accuracy"] < 0.9  # the model errs, so the figures can differ
+    assert found["accuracy"] == pytest.approx(metrics.accuracy_score(targets, predicted))
+    for average in ("macro", "weighted"):
+        expected = metrics.precision_recall_fscore_support(
+            targets, predicted, labels=CLASSES, average=average, zero_division=0
+        )[:3]
+        own = found[average]
+        assert (own["precision"], own["recall"], own["f1"]) == pytest.approx(expected)
+    confusion = metrics.confusion_matrix(targets, predicted, labels=CLASSES)
+    assert found["confusion"] == confusion.tolist()
+    probabilities = np.array([[float(row[f"p_{name}"]) for name in CLASSES] for row in rows])
+    probabilities /= probabilities.sum(1, keepdims=True)
+    loss = metrics.log_loss(targets, probabilities, labels=CLASSES)
+    assert found["loss"] == pytest.approx(loss, rel=1e-4)
+    per_class = metrics.precision_recall_fscore_support(
+        targets, predicted, labels=CLASSES, zero_division=0
+    )
+    for index, name in enumerate(CLASSES):
+        own = found["per_class"][name]
+        expected = [column[index] for column in per_class]
+        assert [own[k] for k in ("precision", "recall", "f1", "support")] == pytest.approx(expected)
+
+
+def test_probabilities_are_those_of_the_model_on_each_image(
+    run: Path, root: Path, evaluate: Cli
+) -> None:
+    """Each row belongs to its own path: the order of files, targets and outputs is one."""
+    import timm
+    from PIL import Image
+
+    assert evaluate(run).exit_code == 0
+    model = timm.create_model(f"local-dir:{run / 'best'}", pretrained=True).eval()
+    for row in predictions(run / "eval"):
+        image = Image.open(root / row["path"]).resize((32, 32), Image.Resampling.BILINEAR)
+        pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None] / 255
+        with torch.inference_mode():
+            expected = model((pixels - 0.5) / 0.5).softmax(1)[0]
+        assert row["path"].split("/")[1] == row["target"]
+        own = [float(row[f"p_{name}"]) for name in CLASSES]
+        assert own == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_output_folder_and_text(run: Path, evaluate: Cli) -> None:
+    result = evaluate(run)
+    assert result.exit_code == 0
+    assert {entry.name for entry in (run / "eval").iterdir()} == EVALUATION_FILES
+    stored = json.loads((run / "eval" / "metrics.json").read_text(encoding="utf-8"))
+    assert stored["split"] == "test"
+    assert stored["checkpoint"] == str(run / "best")
+    assert f"{stored['accuracy']:.2%}" in result.stdout
+    assert "95% Wilson interval" in result.stdout
+    assert "written to" in result.stderr
+    again = evaluate(run, "--output", "elsewhere/new")
+    assert again.exit_code == 0
+    elsewhere = Path("elsewhere/new/predictions.csv")
+    assert elsewhere.read_bytes() == (run / "eval" / "predictions.csv").read_bytes()
+
+
+def test_json_is_one_object_on_stdout(run: Path, evaluate: Cli) -> None:
+    found = answer(evaluate(run, "--json"))
+    assert found["checkpoint"] == str(run / "best")
+    assert found["output"] == str(run / "eval")
+    assert found["split"] == "test"
+    assert set(found["per_class"]) == set(CLASSES)
+
+
+def test_split_is_test_or_else_val(run: Path, root: Path, evaluate: Cli) -> None:
+    assert answer(evaluate(run, "--json"))["split"] == "test"
+    assert answer(evaluate(run, "--json", "--split", "train"))["split"] == "train"
+    shutil.rmtree(root / "test")
+    record_split(run, root)
+    assert answer(evaluate(run, "--json"))["split"] == "val"
+    missing = evaluate(run, "--split", "test")
+    assert missing.exit_code == 1
+    assert "no test split, it has train, val" in missing.stderr
+
+
+def test_an_unknown_split_is_wrong_usage(run: Path, evaluate: Cli) -> None:
+    result = evaluate(run, "--split", "dev")
+    assert result.exit_code == 2
+    assert "found 'dev'" in result.stderr
+
+
+def test_run_and_model_folder_are_the_same_checkpoint(
+    run: Path, evaluate: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = answer(evaluate(run, "--json"))
+    monkeypatch.chdir(run)
+    for checkpoint in (run / "best", ".", "best", "./best/"):
+        found = answer(evaluate(checkpoint, "--json"))
+        assert found["confusion"] == expected["confusion"]
+        assert Path(found["output"]).resolve() == (run / "eval").resolve()
+    monkeypatch.chdir(run / "best")
+    for checkpoint in (".", ".."):
+        found = answer(evaluate(checkpoint, "--json"))
+        assert found["confusion"] == expected["confusion"]
+        assert Path(found["output"]).resolve() == (run / "eval").resolve()
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "message"),
+    [
+        ("missing", "missing does not exist"),
+        ("images", "images is not a model or run folder"),
+        ("runs/colours/best/model.safetensors", "is not a model or run folder"),
+        ("runs/empty", "has no best model"),
+    ],
+)
+def test_checkpoints_that_are_none(run: Path, evaluate: Cli, checkpoint: str, message: str) -> None:
+    (run.parent / "empty").mkdir()
+    (run.parent / "empty" / "config.yaml").write_text("data:\n  root: images\n")
+    result = evaluate(checkpoint)
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert "hint:" in result.stderr
+
+
+@pytest.mark.parametrize("options", [("--batch-size", 1), ("--batch-size", 4), ("--workers", 2)])
+def test_batches_and_workers_change_nothing(
+    run: Path, evaluate: Cli, options: tuple[object, ...]
+) -> None:
+    first = answer(evaluate(run, "--json"))
+    second = answer(evaluate(run, "--json", *options))
+    assert second["loss"] == pytest.approx(first["loss"], rel=1e-5)
+    assert second["confusion"] == first["confusion"]
+
+
+def test_a_changed_image_is_an_error(run: Path, root: Path, evaluate: Cli) -> None:
+    write_image(root / "test" / "red" / "000.png", (1, 2, 3), seed=5)
+    (root / "test" / "blue" / "001.png").unlink()
+    result = evaluate(run)
+    assert result.exit_code == 1
+    assert "2 of the 15 test images are not what they were" in result.stderr
+    assert "test/red/000.png: its content has changed" in result.stderr
+    assert not (run / "eval").exists()
+    assert evaluate(run, "--split", "val").exit_code == 0
+
+
+# Other images
+
+
+def test_a_copy_of_the_images_elsewhere_gives_the_same(
+    run: Path, root: Path, evaluate: Cli, tmp_path: Path
+) -> None:
+    expected = answer(evaluate(run, "--json"))
+    shutil.copytree(root, tmp_path / "moved")
+    found = answer(evaluate(run, "--json", "--data", tmp_path / "moved"))
+    assert found["confusion"] == expected["confusion"]
+    assert found["loss"] == pytest.approx(expected["loss"])
+    assert found["output"] == str(run / "eval-moved")
+    assert (run / "eval" / "metrics.json").exists()
+
+
+def flat_copy(root: Path, target: Path) -> None:
+    for path in root.rglob("*.png"):
+        split, name, file = path.relative_to(root).parts
+        (target / name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target / name / f"{split}-{file}")
+
+
+def test_a_split_is_known_by_content_in_a_flat_folder(
+    run: Path, root: Path, evaluate: Cli, tmp_path: Path
+) -> None:
+    expected = answer(evaluate(run, "--json"))
+    flat_copy(root, tmp_path / "flat")
+    result = evaluate(run, "--json", "--data", tmp_path / "flat", "--split", "test")
+    assert answer(result)["confusion"] == expected["confusion"]
+    assert "training split" not in result.stderr
+    whole = evaluate(run, "--json", "--data", tmp_path / "flat")
+    assert answer(whole)["num_images"] == 45
+    assert "15 of these 45 images are in the model's training split" in whole.stderr
+
+
+def test_a_split_of_a_flat_folder_needs_a_record(
+    run: Path, root: Path, evaluate: Cli, tmp_path: Path
+) -> None:
+    shutil.copytree(run / "best", tmp_path / "alone")
+    flat_copy(root, tmp_path / "flat")
+    result = evaluate(tmp_path / "alone", "--data", tmp_path / "flat", "--split", "test")
+    assert result.exit_code == 1
+    assert "leave --split out" in result.stderr
+    found = answer(evaluate(tmp_path / "alone", "--json", "--data", tmp_path / "flat"))
+    assert (found["num_images"], found["split"]) == (45, "all")
+    assert found["output"] == str(tmp_path / "alone-eval")
+    bare = evaluate(tmp_path / "alone")
+    assert bare.exit_code == 1
+    assert "--data DIR" in bare.stderr
+
+
+def test_a_foreign_config_beside_a_model_is_left_alone(
+    run: Path, root: Path, evaluate: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(run / "best", tmp_path / "app" / "model")
+    (tmp_path / "app" / "config.yaml").write_text("port: 8080\n")
+    found = answer(evaluate(tmp_path / "app" / "model", "--json", "--data", root))
+    assert found["output"] == str(tmp_path / "app" / "model-eval")
+    monkeypatch.chdir(tmp_path / "app" / "model")
+    assert evaluate(".", "--data", root).exit_code == 0
+
+
+def test_a_part_of_the_classes_is_matched_by_name(
+    run: Path, root: Path, evaluate: Cli, tmp_path: Path
+) -> None:
+    shutil.copytree(root / "test" / "red", tmp_path / "some" / "red")
+    shutil.copytree(root / "test" / "green", tmp_path / "some" / "green")
+    expected = answer(evaluate(run, "--json"))["confusion"]
+    found = answer(evaluate(run, "--json", "--data", tmp_path / "some"))
+    assert found["num_images"] == 10
+    assert found["confusion"] == [[0, 0, 0], *expected[1:]]
+    assert set(found["per_class"]) == set(CLASSES)
+
+
+def test_classes_in_another_order(run: Path, root: Path, evaluate: Cli, tmp_path: Path) -> None:
+    """A model whose outputs are not in the order of the folder's names."""
+    expected = answer(evaluate(run, "--json"))
+    shutil.copytree(run / "best", tmp_path / "other")
+    config = json.loads((run / "best" / "config.json").read_text())
+    config["label_names"] = ["red", "blue", "green"]
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config))
+    found = answer(evaluate(tmp_path / "other", "--json", "--data", root, "--split", "test"))
+    outputs = ["blue", "green", "red"]  # what the outputs are called in `expected`
+    for name, row in zip(outputs, expected["confusion"], strict=True):
+        assert found["confusion"][["red", "blue", "green"].index(name)] == row
+
+
+def test_an_unknown_class_is_refused(run: Path, root: Path, evaluate: Cli) -> None:
+    (root / "test" / "red").rename(root / "test" / "scarlet")
+    result = evaluate(run, "--data", root)
+    assert result.exit_code == 1
+    assert "classes that the model does not know: scarlet" in result.stderr
+    assert "the model knows blue, green, red" in result.stderr
+
+
+def test_unreadable_images_are_left_out_and_named(
+    run: Path, root: Path, evaluate: Cli, tmp_path: Path
+) -> None:
+    shutil.copytree(root / "test", tmp_path / "some")
+    (tmp_path / "some" / "red" / "000.png").write_bytes(b"no image")
+    (tmp_path / "some" / "blue" / "001.png").write_bytes(b"")
+    result = evaluate(run, "--json", "--data", tmp_path / "some")
+    assert answer(result)["num_images"] == 13
+    assert "left out: red/000.png" in result.stderr
+    assert "left out: blue/001.png" in result.stderr
+    stored = json.loads((run / "eval-some" / "metrics.json").read_text())
+    assert set(stored["unreadable"]) == {"red/000.png", "blue/001.png"}
+
+
+def test_no_image_that_can_be_used(run: Path, evaluate: Cli, tmp_path: Path) -> None:
+    (tmp_path / "some" / "red").mkdir(parents=True)
+    (tmp_path / "some" / "red" / "a.png").write_bytes(b"")
+    result = evaluate(run, "--data", tmp_path / "some")
+    assert result.exit_code == 1
+    assert "no images" in result.stderr
+    assert evaluate(run, "--data", tmp_path / "missing").exit_code == 1
+
+
+# The output folder
+
+
+def test_an_earlier_evaluation_is_replaced_and_nothing_else(
+    run: Path, evaluate: Cli, tmp_path: Path
+) -> None:
+    assert evaluate(run).exit_code == 0
+    assert evaluate(run).exit_code == 0
+    thesis = tmp_path / "work" / "thesis.tex"
+    thesis.parent.mkdir()
+    thesis.write_text("years of work")
+    for target in (thesis.parent, thesis, "."):
+        result = evaluate(run, "--output", target)
+        assert result.exit_code == 2
+        assert "is not an earlier evaluation" in result.stderr
+    assert thesis.read_text() == "years of work"
+    (tmp_path / "empty").mkdir()
+    assert evaluate(run, "--output", tmp_path / "empty").exit_code == 0
+
+
+def test_a_model_that_gives_no_numbers(run: Path, evaluate: Cli) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = run / "best" / "model.safetensors"
+    weights = load_file(path)
+    weights["conv1.bias"] = torch.full((6,), float("nan"))
+    save_file(weights, path)
+    result = evaluate(run)
+    assert result.exit_code == 1
+    assert "finite" in result.stderr
+    assert not (run / "eval").exists()
