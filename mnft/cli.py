@@ -337,4 +337,7 @@ def doctor(as_json: Json = False) -> None:
 
 def main() -> None:
     """Run the command line."""
+    # Threads that wait must not spin: beside another busy process training was seen to become
+    # many times slower. Read when torch is loaded; see benchmarks/LOG.md.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()

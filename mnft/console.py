@@ -153,16 +153,18 @@ class TrainingDisplay:
         )
 
     def on_epoch(self, result: EpochResult) -> None:
-        """Print the epoch's line."""
+        """Print the epoch's line, above the bar where there is one."""
         width = len(str(result.epochs))
         mark = "  best" if result.is_best else ""
-        note(
+        line = (
             f"epoch {result.epoch:>{width}}/{result.epochs}"
             f"  loss {result.train_loss:.4f}  acc {result.train_accuracy:6.2%}"
             f"  val_loss {result.val_loss:.4f}  val_acc {result.val_accuracy:6.2%}"
-            f"  val_f1 {result.val_macro_f1:.4f}  lr {result.lr:.2e}"
             f"  {result.images_per_s:.0f} img/s  {result.seconds:.1f} s{mark}"
         )
+        # Another console than the bar's would write into the bar's line.
+        console = self._bar.console if self._bar else self._console
+        console.print(Text(line), soft_wrap=True)
 
     def _time_left(self, progress: StepProgress) -> str:
         if self._first_epoch is None:

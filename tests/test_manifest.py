@@ -463,3 +463,24 @@ def test_scan_to_manifest(make_folder: Callable[..., Path]) -> None:
     """Classes of a folder with splits come in the order of their names."""
     scan = scan_folder(make_folder(splits=("train", "val"), per_class=2))
     assert scan.class_names() == ["blue", "green", "red"]
+
+
+def test_a_relative_root_is_found_from_another_folder(
+    make_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_folder("images")
+    monkeypatch.chdir(tmp_path)
+    manifest = prepare_manifest(DataConfig(root="images"), lambda *_: None)
+    save_manifest(manifest, tmp_path / "split.json")
+    assert load_manifest(tmp_path / "split.json").root == Path("images")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert load_manifest(tmp_path / "split.json").root == tmp_path / "images"
+
+
+def test_a_val_folder_without_images_is_refused(make_folder: Callable[..., Path]) -> None:
+    root = make_folder(splits=("train",))
+    for name in ("red", "green"):
+        (root / "val" / name).mkdir(parents=True)
+    with pytest.raises(DataError, match="the val folder holds no images"):
+        prepare_manifest(DataConfig(root=str(root)), lambda *_: None)

@@ -9,6 +9,7 @@ left behind, or where an exception that is no message comes out.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shlex
@@ -141,6 +142,12 @@ def move(old: str, new: str) -> Setup:
     return setup
 
 
+def forget_absolute_root(folder: Path, *_: object) -> None:
+    """The run is a copy: the images that it was made with are still at their first place."""
+    path = folder / "runs" / "done" / "split.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"absolute_root": "/gone"}))
+
+
 # fmt: off
 TABLE = [
     # --- keys and values
@@ -191,8 +198,8 @@ TABLE = [
     row("alias", TRAIN, 2, "flowers.yaml, line 10: configs have no use for aliases", plus("optim: &o", "  lr: 1", "run: *o")),
     row("Python object", TRAIN, 2, "flowers.yaml, line 10: configs have no use for the tag !!python/object", plus("run: !!python/object:os.system {}")),
     # --- the command line
-    row("neither config nor run", "train", 2, "give a config file, or --resume RUN | hint: mnft train"),
-    row("config and run", f"{TRAIN} --resume runs/x", 2, "a config file, or --resume RUN", BASE),
+    row("neither config nor run", "train", 2, "expected one of them | hint: mnft train"),
+    row("config and run", f"{TRAIN} --resume runs/x", 2, "found both a config and --resume", BASE),
     row("--set key typo", f"{TRAIN} --set optim.lrr=1", 2, "the command line has a problem | --set optim.lrr=1: optim.lrr: unknown key; did you mean optim.lr?", BASE),
     row("--set section typo", f"{TRAIN} --set optm.lr=1", 2, "--set optm.lr=1: optm: unknown key; did you mean optim?", BASE),
     row("--set at top level", f"{TRAIN} --set lr=1", 2, "--set lr=1: lr: unknown key; did you mean optim.lr?", BASE),
@@ -267,7 +274,7 @@ TABLE = [
     row("eval missing images", f"{EVAL} --data other", 1, "other: no such folder", None, done_run),
     row("eval unknown split", f"{EVAL} --split vall", 2, "--split: found 'vall', expected one of train, val, test | hint: did you mean val?", None, done_run),
     row("eval absent split", f"{EVAL} --data images --split test", 1, "images: no images in the test split: it has train, val", None, done_run, remove("images"), split_images),
-    row("eval moved images", EVAL, 1, "images: 3 of the 3 test images are not what they were | hint: if the folder moved, name it: --data DIR", None, done_run, move("images", "moved")),
+    row("eval moved images", EVAL, 1, "images: 3 of the 3 test images are not what they were | hint: if the folder moved, name it: --data DIR", None, done_run, forget_absolute_root, move("images", "moved")),
     row("eval unknown device", f"{EVAL} --device gpu", 2, "--device gpu: found 'gpu', expected auto, cpu, cuda, cuda:N or mps", None, done_run),
     row("predict without images", "predict --ckpt runs/done", 2, "Missing argument 'inputs'", None, done_run),
     row("predict no match", "predict --ckpt runs/done 'photos/*.jpg'", 1, "photos/*.jpg: matches no file", None, done_run),

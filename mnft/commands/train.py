@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mnft import console
 from mnft.commands import fetch
 from mnft.config.load import load_config, save_config
 from mnft.config.schema import Config
+from mnft.data import catalog
 from mnft.data.manifest import Manifest, find_changes, load_manifest, save_manifest
 from mnft.data.prepare import prepare_manifest
-from mnft.engine.device import resolve_device
+from mnft.engine.device import resolve_device, resolve_precision
 from mnft.engine.distributed import Ranks, broadcast, one_voice, process_group
 from mnft.engine.fit import fit
 from mnft.engine.optim import check_optimizer_name
@@ -22,8 +25,16 @@ from mnft.engine.state import count_saved_epochs, load_state
 from mnft.errors import CheckpointError, ConfigError, DataError, Interrupted, MnftError
 from mnft.model.factory import check_model
 from mnft.results import FitResult
-from mnft.runs.folder import RunFolder, RunKeeper, create_run, log_event, open_run, reconcile_log
-from mnft.runs.tensorboard import open_writer
+from mnft.runs.folder import (
+    RunFolder,
+    RunKeeper,
+    check_name_is_free,
+    create_run,
+    log_event,
+    open_run,
+    reconcile_log,
+)
+from mnft.runs.tensorboard import open_writer, wants_writer
 
 # A resumed run may differ from the one that was interrupted in these keys only.
 RESUMABLE = {
@@ -48,7 +59,9 @@ def run(
     started = time.monotonic()
     if (config_path is None) == (resume is None):
         raise ConfigError(
-            "give a config file, or --resume RUN",
+            "found both a config and --resume, expected one of them"
+            if config_path
+            else "found neither a config nor --resume, expected one of them",
             hint="mnft train configs/digits.yaml, or mnft train --resume runs/digits",
         )
     with process_group() as ranks, one_voice(ranks):
@@ -71,9 +84,7 @@ def _run(
     if run_folder:
         _check_resumable(config, run_folder)
     with source.locating():
-        check_model(config.model)
-        check_optimizer_name(config.optim.name)
-        device = resolve_device(config.train.device, local_rank=ranks.local_rank)
+        device = _check_early(config, ranks, resumed=run_folder is not None)
         manifest = broadcast(ranks, lambda: _manifest(config, run_folder))
         training = build_training(config, manifest, device=device, ranks=ranks)
         if run_folder:
@@ -82,6 +93,21 @@ def _run(
         result = _fit(config, folder, training, manifest, ranks, resumed=run_folder is not None)
     if ranks.is_main:
         _show_result(folder, training, result, time.monotonic() - started, as_json=as_json)
+
+
+def _check_early(config: Config, ranks: Ranks, *, resumed: bool) -> torch.device:
+    """Find what can be found wrong before the images are looked at; gives the device."""
+    check_model(config.model)
+    check_optimizer_name(config.optim.name)
+    device = resolve_device(config.train.device, local_rank=ranks.local_rank)
+    resolve_precision(config.train.precision, device, key="train.precision")
+    resolve_precision(config.eval.precision, device, key="eval.precision")
+    wants_writer(config.run)
+    if config.data.fetch:
+        catalog.describe(config.data.fetch)
+    if not resumed:
+        check_name_is_free(Path(config.run.dir).expanduser(), config.run.name)
+    return device
 
 
 def _check_resumable(config: Config, run_folder: RunFolder) -> None:

@@ -101,6 +101,7 @@ def build_manifest(
     ]
     hashes = {image.path: inspections[image.path].sha256 for image in good}
     class_names = _check_classes(scan, good)
+    _check_given_splits(scan)
     good, doubles = _drop_copies_across_splits(good, hashes)
     fractions = {}
     if "val" not in scan.splits:
@@ -125,6 +126,7 @@ def save_manifest(manifest: Manifest, path: Path) -> None:
         {
             "format": FORMAT,
             "root": str(manifest.root),
+            "absolute_root": str(manifest.root.absolute()),
             "fingerprint": manifest.fingerprint,
             "class_names": list(manifest.class_names),
             "counts": {name: len(manifest.split(name)) for name in manifest.splits},
@@ -144,8 +146,10 @@ def load_manifest(path: Path) -> Manifest:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             raise CheckpointError(f"{path}: format {content['format']}, expected {FORMAT}")
+        root, absolute_root = Path(content["root"]), Path(content["absolute_root"])
         manifest = Manifest(
-            Path(content["root"]),
+            # As written it survives a move of the whole project, else a change of folder.
+            absolute_root if absolute_root.exists() and not root.exists() else root,
             tuple(content["class_names"]),
             tuple(Sample(**sample) for sample in content["samples"]),
             tuple(LeftOut(**entry) for entry in content["left_out"]),
@@ -212,6 +216,14 @@ def _check_train_is_complete(
             f"{root}: every image of class {', '.join(missing)} is a copy of one in another split "
             "or class, so none is left for train",
             hint="`mnft data check` lists the copies",
+        )
+
+
+def _check_given_splits(scan: FolderScan) -> None:
+    for split in sorted({split for split, _ in scan.empty_classes if split} - set(scan.splits)):
+        raise DataError(
+            f"{scan.root}: the {split} folder holds no images",
+            hint="fill it, or take it away (a val split is then taken from train)",
         )
 
 

@@ -25,6 +25,14 @@ def prepare_manifest(config: DataConfig, on_progress: Callable[[int, int], None]
         DataError: the folder cannot be used, or holds files that do not decode and
             `data.on_bad_image` is "fail".
     """
+    try:
+        return _prepare(config, on_progress)
+    except DataError as error:
+        error.key = error.key or "data.root"
+        raise
+
+
+def _prepare(config: DataConfig, on_progress: Callable[[int, int], None]) -> Manifest:
     scan = scan_folder(Path(config.root).expanduser())
     inspections = inspect_files(scan.root, [image.path for image in scan.images], on_progress)
     bad = {p: i.problem for p, i in inspections.items() if i.problem is not None}

@@ -33,7 +33,9 @@ def resolve_device(name: str, *, local_rank: int = 0) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(
-            f"found {name!r}, expected auto, cpu, cuda, cuda:N or mps", key="train.device"
+            f"found {name!r}, expected auto, cpu, cuda, cuda:N or mps",
+            hint="did you mean cuda?" if name.startswith(("gpu", "cud", "nv")) else None,
+            key="train.device",
         ) from error
     present = {
         "cpu": True,

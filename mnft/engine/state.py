@@ -110,7 +110,12 @@ def _read(path: Path) -> dict[str, Any]:
             hint="start it again with `mnft train CONFIG`",
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path}: damaged resume state: {error}") from error
+        # torch's own text goes on for lines about loading it unsafely.
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{path}: damaged resume state: {reason}",
+            hint=f"a new run can start from model.name: local-dir:{path.parent / 'last'}",
+        ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: damaged resume state")
     return content

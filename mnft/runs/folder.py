@@ -87,17 +87,30 @@ def create_run(parent: Path, *, name: str | None, default_name: str) -> RunFolde
             except FileExistsError:
                 number += 1
     except FileExistsError as error:
-        taken = parent / str(name)
-        raise ConfigError(
-            f"{taken} exists already",
-            hint=f"choose another name, delete it, or go on with it: mnft train --resume {taken}",
-            key="run.name",
-        ) from error
+        raise _taken(parent / str(name)) from error
     except OSError as error:
         raise ConfigError(
             f"{parent / (name or default_name)} cannot be made: {error.strerror}",
             key="run.name" if name else "run.dir",
         ) from error
+
+
+def check_name_is_free(parent: Path, name: str | None) -> None:
+    """Refuse a `run.name` that is taken, before any work is done.
+
+    Raises:
+        ConfigError: it is taken.
+    """
+    if name is not None and (parent / name).exists():
+        raise _taken(parent / name)
+
+
+def _taken(path: Path) -> ConfigError:
+    return ConfigError(
+        f"{path} exists already",
+        hint=f"choose another name, delete it, or go on with it: mnft train --resume {path}",
+        key="run.name",
+    )
 
 
 def open_run(path: Path) -> RunFolder:
