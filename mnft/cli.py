@@ -31,6 +31,8 @@ _DISK_ERRORS = {
     errno.EDQUOT,
     errno.EISDIR,
     errno.ENOTDIR,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
 }
 
 app = typer.Typer(
@@ -179,18 +181,20 @@ def data_fetch(
 @_guarded
 def data_check(
     target: Annotated[Path, typer.Argument(help="A config, or a folder of images.")],
+    overrides: Overrides = [],  # noqa: B006 - Typer copies it
     as_json: Json = False,
 ) -> None:
     """Find what would spoil a training: exit code 3 if there is something.
 
     Files that cannot be decoded, classes that differ between splits, the same image in two splits
-    or in two classes, empty classes; and the number of images of each class.
+    or in two classes, empty classes, classes too small to split; and the number of images of each
+    class. A config says how the folder will be split, and whether unreadable files matter.
 
     Examples: `mnft data check photos/`, `mnft data check configs/flowers.yaml --json`
     """
     from mnft.commands import check as command
 
-    command.run(target, as_json=as_json)
+    command.run(target, overrides, as_json=as_json)
 
 
 @app.command()

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from mnft.config import describe, docs
-from mnft.config.load import load_config, save_config
+from mnft.config.load import _OTHER_NAMES, load_config, save_config
 from mnft.config.schema import Config, DataConfig
 from mnft.config.source import MAX_BYTES, MAX_DEPTH, Source, dump_yaml, parse_value, parse_yaml
 from mnft.errors import ConfigError, ModelError
@@ -154,7 +154,8 @@ def test_a_union_that_fails_in_all_branches_is_one_problem(load):
 @pytest.mark.parametrize(
     ("written", "suggested"),
     [
-        ("learning_rate: 1", ""),
+        ("learning_rate: 1", "; did you mean optim.lr?"),
+        ("zzz: 1", ""),
         ("weight_decay: 1", "; did you mean optim.weight_decay?"),
         ("train: {lr: 1}", "; did you mean optim.lr?"),
         ("train: {batchsize: 1}", "; did you mean train.batch_size?"),
@@ -410,3 +411,12 @@ def test_a_config_of_the_repository(path):
     assert words[2] == str(path.relative_to(ROOT))
     config, _ = load_config(path, [words[i + 1] for i, w in enumerate(words) if w == "--set"])
     assert config.data.root
+
+
+@pytest.mark.parametrize(("other", "ours"), sorted(_OTHER_NAMES.items()))
+def test_names_of_other_tools_are_understood(tmp_path: Path, other: str, ours: str) -> None:
+    assert ours in describe.key_paths()
+    path = tmp_path / "c.yaml"
+    path.write_text(f"data: {{root: x}}\noptim: {{{other}: 1}}\n")
+    with pytest.raises(ConfigError, match=f"optim.{other}: unknown key; did you mean {ours}"):
+        load_config(path)

@@ -7,6 +7,7 @@ import io
 import json
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -139,10 +140,15 @@ def test_long_lists_are_done_in_chunks(predict: Cli, monkeypatch: pytest.MonkeyP
 # Which images
 
 
-def test_order_is_kept_and_each_file_comes_once(predict: Cli) -> None:
+def test_rows_follow_the_list_with_its_repetitions(predict: Cli) -> None:
     for name in "cab":
         image(f"{name}.png")
-    assert paths(predict("c.png", "a.png", "b.png", "a.png")) == ["c.png", "a.png", "b.png"]
+    assert paths(predict("c.png", "a.png", "b.png", "a.png")) == [
+        "c.png",
+        "a.png",
+        "b.png",
+        "a.png",
+    ]
 
 
 def test_folders(predict: Cli) -> None:
@@ -312,3 +318,13 @@ def test_no_model(run_cli: Cli) -> None:
     result = run_cli("predict", "--ckpt", "nowhere", image("a.png"))
     assert (result.exit_code, result.stdout) == (1, "")
     assert "nowhere does not exist" in result.stderr
+
+
+def test_a_pipe_as_output_stays_a_pipe(predict: Cli, tmp_path: Path) -> None:
+    image("a.png")
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor(1) as reader:
+        text = reader.submit((tmp_path / "pipe").read_text)
+        predict("a.png", "-o", tmp_path / "pipe")
+        assert text.result(timeout=30).splitlines()[1].startswith("a.png,")
+    assert (tmp_path / "pipe").is_fifo()

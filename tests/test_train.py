@@ -783,3 +783,29 @@ def test_tensorboard(train: Trainer, value: str, written: bool) -> None:
         reader.Reload()
         losses = [event.value for event in reader.Scalars("train/loss")]
         assert losses == pytest.approx([e["train_loss"] for e in epochs_of(train.run("run"))])
+
+
+def test_early_stopping_is_said_and_so_is_a_resume_that_cannot_go_on(train: Trainer) -> None:
+    sets = ("train.epochs=9", "train.early_stopping=1", "optim.lr=1e-9")
+    done = train(*sets, name="run")
+    assert "stopped early: no better val accuracy for 1 epochs" in done.stderr
+    again = train.resume("run")
+    assert "the run stopped early; a larger --set train.early_stopping=N" in again.stderr
+
+
+def test_a_resumed_run_cannot_have_fewer_epochs(train: Trainer) -> None:
+    train("train.epochs=2", name="run")
+    refused = train.resume("run", "train.epochs=1")
+    assert refused.exit_code == 2
+    assert "train.epochs=1: found 1, expected at least the 2 epochs that are done" in refused.stderr
+
+
+def test_out_of_memory_is_a_message(train: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+
+    monkeypatch.setattr("mnft.engine.fit.train_one_epoch", fail)
+    result = train(name="run")
+    assert result.exit_code == 1
+    assert "too little memory: CUDA out of memory" in result.stderr
+    assert "train.accumulation_steps" in result.stderr

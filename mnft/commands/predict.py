@@ -46,7 +46,7 @@ def run(
         MnftError: no model, no images, or not one image that could be read.
     """
     bundle = load_bundle(find_bundle(checkpoint))
-    paths = list(dict.fromkeys(_expand(inputs)))
+    paths = list(_expand(inputs))  # repetitions too: rows follow the list that was given
     if not paths:
         raise DataError("found no images", hint="name files, folders, globs, or - for a list")
     top_k = min(top_k, len(bundle.class_names))
@@ -159,8 +159,11 @@ def _write_file(
     if output.is_dir():
         raise DataError(f"{output}: is a folder, expected the name of a file to write")
     try:
+        if _exists(output) and not output.is_file():  # a pipe or a device stays what it is
+            with output.open("w", encoding="utf-8", newline="") as stream:
+                return _write(rows, stream, top_k, as_json_lines=as_json_lines)
         with (
-            files.atomic_path(output) as temporary,
+            files.atomic_path(output.resolve()) as temporary,
             temporary.open("w", encoding="utf-8", newline="") as stream,
         ):
             return _write(rows, stream, top_k, as_json_lines=as_json_lines)

@@ -18,7 +18,7 @@ from mnft.data.manifest import Manifest, find_changes, load_manifest, save_manif
 from mnft.data.prepare import prepare_manifest
 from mnft.engine.device import resolve_device, resolve_precision
 from mnft.engine.distributed import Ranks, broadcast, one_voice, process_group
-from mnft.engine.fit import fit
+from mnft.engine.fit import fit, out_of_patience
 from mnft.engine.optim import check_optimizer_name
 from mnft.engine.setup import Training, build_training
 from mnft.engine.state import count_saved_epochs, load_state
@@ -81,9 +81,9 @@ def _run(
     path = run_folder.config if run_folder else config_path
     assert path is not None
     config, source = load_config(path, overrides)
-    if run_folder:
-        _check_resumable(config, run_folder)
     with source.locating():
+        if run_folder:
+            _check_resumable(config, run_folder)
         device = _check_early(config, ranks, resumed=run_folder is not None)
         manifest = broadcast(ranks, lambda: _manifest(config, run_folder))
         training = build_training(config, manifest, device=device, ranks=ranks)
@@ -114,6 +114,12 @@ def _check_resumable(config: Config, run_folder: RunFolder) -> None:
     before, _ = load_config(run_folder.config)
     old, new = before.model_dump(), config.model_dump()
     changed = {f"{s}.{k}" for s in new for k in new[s] if new[s][k] != old[s][k]}
+    done = count_saved_epochs(run_folder.resume)
+    if config.train.epochs < done:
+        raise ConfigError(
+            f"found {config.train.epochs}, expected at least the {done} epochs that are done",
+            key="train.epochs",
+        )
     if refused := sorted(changed - RESUMABLE):
         raise ConfigError(
             f"{', '.join(refused)} cannot change when a run is resumed",
@@ -223,6 +229,8 @@ def _announce(config: Config, folder: RunFolder, training: Training, *, resumed:
             f"the run has its {len(history)} epochs already; "
             f"--set train.epochs={len(history) + 10} would go on"
         )
+    elif out_of_patience(training.state, training.options):
+        console.warn("the run stopped early; a larger --set train.early_stopping=N would go on")
 
 
 def _interrupted(error: BaseException, folder: RunFolder) -> Interrupted:
@@ -256,6 +264,11 @@ def _show_result(
             }
         )
         return
+    if result.stopped_early:
+        patience = training.options.early_stopping
+        console.note(
+            f"stopped early: no better val {training.options.monitor} for {patience} epochs"
+        )
     size_mb = (folder.best / "model.safetensors").stat().st_size / 1e6
     console.show_table(
         ["best epoch", "val accuracy", "val macro F1", "val loss", "parameters", "size", "time"],

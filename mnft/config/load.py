@@ -18,6 +18,27 @@ from mnft.errors import ConfigError
 _SHOWN_CHARS = 80
 
 
+# What other tools call these keys.
+_OTHER_NAMES = {
+    "learning_rate": "optim.lr",
+    "optimizer": "optim.name",
+    "scheduler": "schedule.name",
+    "num_epochs": "train.epochs",
+    "batch": "train.batch_size",
+    "amp": "train.precision",
+    "patience": "train.early_stopping",
+    "grad_accum": "train.accumulation_steps",
+    "num_workers": "data.workers",
+    "imgsz": "data.img_size",
+    "image_size": "data.img_size",
+    "input_size": "data.img_size",
+    "data_dir": "data.root",
+    "path": "data.root",
+    "arch": "model.name",
+    "weights": "model.pretrained",
+}
+
+
 def load_config(path: Path, overrides: Sequence[str] = ()) -> tuple[Config, Source]:
     """Read a config file, apply `section.key=value` overrides and validate the result.
 
@@ -160,7 +181,7 @@ def _suggest_key(key_path: str) -> str:
     siblings = {k.rpartition(".")[2]: k for k in known if k.startswith(f"{section}.")}
     if not section:
         siblings = {name: name for name in describe.sections()}
-    elsewhere = {k.rpartition(".")[2]: k for k in reversed(known)}
+    elsewhere = _OTHER_NAMES | {k.rpartition(".")[2]: k for k in reversed(known)}
     for names, cutoff in ((elsewhere, 1.0), (siblings, 0.6), (elsewhere, 0.75)):
         if close := difflib.get_close_matches(key, list(names), 1, cutoff=cutoff):
             return f"; did you mean {names[close[0]]}?"

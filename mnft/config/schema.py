@@ -214,7 +214,8 @@ class EvalConfig(Section):
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Images in one evaluation batch of a process; does not change the result."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
-    """Arithmetic of evaluation; fp32 is what the saved model gives elsewhere."""
+    """Arithmetic of evaluation; fp32 is what the saved model gives elsewhere (to the precision of
+    TF32 on GPUs, whose convolutions use it unless torch is told otherwise)."""
 
 
 class RunConfig(Section):

@@ -220,8 +220,8 @@ def choose_workers(
 ) -> int:
     """The number of decoding processes for `data.workers`.
 
-    `auto` leaves the cores of a CPU that trains to the training, but for one decoding process,
-    and takes up to eight beside a GPU; it takes fewer where shared memory, through which batches
+    `auto` takes half of the cores, at most four, beside a CPU that trains, and all but one, at
+    most eight, beside a GPU; it takes fewer where shared memory, through which batches
     travel, is small (containers often have 64 MB).
 
     Args:

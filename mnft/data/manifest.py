@@ -62,10 +62,6 @@ class Manifest:
         found = {sample.split for sample in self.samples}
         return tuple(name for name in ("train", "val", "test") if name in found)
 
-    def label(self, sample: Sample) -> int:
-        """The label of a sample: the index of its class name."""
-        return self.class_names.index(sample.class_name)
-
     @property
     def fingerprint(self) -> str:
         """A hash of contents, classes and splits; the same images split alike give the same."""
@@ -103,11 +99,9 @@ def build_manifest(
     class_names = _check_classes(scan, good)
     _check_given_splits(scan)
     good, doubles = _drop_copies_across_splits(good, hashes)
-    fractions = {}
-    if "val" not in scan.splits:
-        fractions["val"] = val_fraction
-        if not scan.splits and test_fraction > 0:
-            fractions["test"] = test_fraction
+    fractions = choose_fractions(
+        scan.splits, val_fraction=val_fraction, test_fraction=test_fraction
+    )
     carved = _carve(good, hashes, fractions, seed)
     samples = [
         Sample(i.path, i.class_name, carved.get(hashes[i.path], i.split or "train"), hashes[i.path])
@@ -117,6 +111,24 @@ def build_manifest(
     ]
     _check_train_is_complete(scan.root, samples, class_names)
     return Manifest(scan.root, tuple(class_names), tuple(samples), tuple(left_out + doubles))
+
+
+def choose_fractions(
+    splits: Sequence[str], *, val_fraction: float, test_fraction: float
+) -> dict[str, float]:
+    """The splits that a folder with `splits` lacks and that are taken from train, with shares."""
+    if "val" in splits:
+        return {}
+    fractions = {"val": val_fraction}
+    if not splits and test_fraction > 0:
+        fractions["test"] = test_fraction
+    return fractions
+
+
+def compute_split_counts(num_images: int, fractions: Mapping[str, float]) -> dict[str, int] | None:
+    """How many of a class's different images each split takes; None if train would get none."""
+    counts = {name: max(1, round(share * num_images)) for name, share in fractions.items()}
+    return counts if sum(counts.values()) < num_images else None
 
 
 def save_manifest(manifest: Manifest, path: Path) -> None:
@@ -146,7 +158,10 @@ def load_manifest(path: Path) -> Manifest:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             raise CheckpointError(f"{path}: format {content['format']}, expected {FORMAT}")
-        root, absolute_root = Path(content["root"]), Path(content["absolute_root"])
+        root, absolute_root = (
+            Path(content["root"]),
+            Path(content.get("absolute_root", content["root"])),
+        )
         manifest = Manifest(
             # As written it survives a move of the whole project, else a change of folder.
             absolute_root if absolute_root.exists() and not root.exists() else root,
@@ -261,11 +276,11 @@ def _carve(
     chosen: dict[str, str] = {}
     for class_name, contents in sorted(by_class.items()):
         order = sorted(contents, key=lambda c: hashlib.sha256(f"{seed}:{c}".encode()).digest())
-        counts = {name: max(1, round(f * len(order))) for name, f in fractions.items()}
-        if sum(counts.values()) >= len(order):
+        counts = compute_split_counts(len(order), fractions)
+        if counts is None:
             raise DataError(
                 f"class {class_name} has {len(order)} different images, too few to split into "
-                f"{', '.join(['train', *counts])}",
+                f"{', '.join(['train', *fractions])}",
                 hint="add images, lower data.val_fraction or data.test_fraction, or make the "
                 "split folders yourself",
             )

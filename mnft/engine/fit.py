@@ -88,15 +88,22 @@ def fit(
         # Dropout, mixup and the like: each epoch, and each process, its own stream.
         seed_everything(derive_seed(options.seed, epoch, options.loop.ranks.rank))
         lr = state.schedule.lr
-        trained = train_one_epoch(
-            state,
-            forward,
-            train,
-            criterion,
-            options.loop,
-            on_step=_reporter(epoch, options, observer),
-        )
-        metrics = _evaluate(state, val, options)
+        try:
+            trained = train_one_epoch(
+                state,
+                forward,
+                train,
+                criterion,
+                options.loop,
+                on_step=_reporter(epoch, options, observer),
+            )
+            metrics = _evaluate(state, val, options)
+        except torch.OutOfMemoryError as error:
+            raise TrainError(
+                f"{options.loop.device} has too little memory: {str(error).splitlines()[0]}",
+                hint="train.accumulation_steps cuts a batch into parts that are computed one "
+                "after the other; or lower train.batch_size, eval.batch_size or data.img_size",
+            ) from error
         result = EpochResult(
             epoch=epoch,
             epochs=options.epochs,

@@ -55,8 +55,13 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
             layer_decay=config.layer_decay,
             **options,
         )
-    except (TypeError, ValueError, ImportError, RuntimeError) as error:
+    except (TypeError, ValueError, ImportError, RuntimeError, AssertionError) as error:
         raise ConfigError(f"{config.name} cannot be built: {error}", key="optim.name") from error
+    if getattr(optimizer, "is_second_order", False):
+        raise ConfigError(
+            f"{config.name} needs second derivatives, which the training loop does not compute",
+            key="optim.name",
+        )
     return optimizer
 
 
