@@ -25,7 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mnft.config.schema import ModelConfig
 from mnft.errors import CheckpointError, ModelError
 from mnft.model import bundle as bundle_module
-from mnft.model import factory
+from mnft.model import sources
 from mnft.model.bundle import ModelCard, load_bundle, save_bundle
 from mnft.model.factory import BuiltModel, build_model, check_model
 from mnft.model.freeze import freeze, set_training_mode
@@ -180,19 +180,161 @@ def test_a_folder_can_be_trained_on_with_other_classes(tmp_path: Path) -> None:
     opened = load_bundle(tmp_path / "again")
     expected = logits_of(again.model, again.preprocessing)
     assert torch.equal(logits_of(opened.model, opened.preprocessing), expected)
-    same = build_model(config, num_classes=5, img_size=96)
+    same = build_model(config, num_classes=5, class_names=CLASSES, img_size=96)
     assert "its head too" in same.weights
     assert torch.equal(same.model.state_dict()["head.weight"], old["head.weight"])
+
+
+@pytest.mark.parametrize("by_file", [False, True])
+@pytest.mark.parametrize(
+    ("in_folder", "wanted", "kept"),
+    [
+        (CLASSES, CLASSES, True),
+        (CLASSES, CLASSES[::-1], False),
+        (CLASSES, tuple("abcde"), False),
+        (CLASSES, None, False),
+        (None, CLASSES, False),
+    ],
+)
+def test_a_head_is_kept_for_the_same_classes_only(
+    tmp_path: Path,
+    in_folder: tuple[str, ...] | None,
+    wanted: tuple[str, ...] | None,
+    kept: bool,
+    by_file: bool,
+) -> None:
+    source, folder = build("mobilenetv1_025"), tmp_path / "model"
+    save(source, folder)
+    if in_folder is None:
+        edit(folder, label_names="remove")
+    start: dict[str, Any] = {"name": f"local-dir:{folder}"}
+    if by_file:
+        start = {"name": "mobilenetv1_025", "pretrained": str(folder / "model.safetensors")}
+    config = ModelConfig(in_chans=1, **start)
+    built = build_model(config, num_classes=5, class_names=wanted)
+    old, new = source.model.state_dict(), built.model.state_dict()
+    assert torch.equal(new["classifier.weight"], old["classifier.weight"]) is kept
+    assert ("new head" in built.weights) is not kept
+    assert new["classifier.weight"].std() < 0.02 or kept
+    assert torch.equal(new["conv_stem.weight"], old["conv_stem.weight"])
+
+
+def test_a_file_of_unknown_classes_gives_no_head(tmp_path: Path) -> None:
+    torch.save(build("mobilenetv1_025").model.state_dict(), tmp_path / "w.pth")
+    config = ModelConfig(name="mobilenetv1_025", pretrained=str(tmp_path / "w.pth"), in_chans=1)
+    for content in (None, "{", "[]"):
+        if content is not None:
+            (tmp_path / "config.json").write_text(content)
+        assert "new head" in build_model(config, num_classes=5, class_names=CLASSES).weights
+
+
+def test_grey_weights_ask_for_a_grey_model(tmp_path: Path) -> None:
+    save(build("mobilenetv1_025"), tmp_path / "model")
+    name = f"local-dir:{tmp_path / 'model'}"
+    with pytest.raises(ModelError, match=r"conv_stem.weight") as error:
+        build_model(ModelConfig(name=name), num_classes=5)
+    assert "set model.in_chans: 1" in str(error.value.hint)
+    colour = build_model(ModelConfig(name=name, pretrained=False), num_classes=5)
+    assert colour.model_args["in_chans"] == 3
+    save(colour, tmp_path / "colour")
+    opened = load_bundle(tmp_path / "colour")
+    assert logits_of(opened.model, opened.preprocessing).shape == (2, 5)
+
+
+def test_colour_weights_are_adapted_to_a_grey_model(tmp_path: Path) -> None:
+    source = build("mobilenetv2_035")
+    save(source, tmp_path / "model")
+    config = ModelConfig(name=f"local-dir:{tmp_path / 'model'}", in_chans=1)
+    built = build_model(config, num_classes=5, class_names=CLASSES)
+    assert built.model_args["in_chans"] == 1
+    grey = torch.rand(2, 1, 64, 64)
+    with torch.inference_mode():
+        expected = source.model.eval()(grey.expand(-1, 3, -1, -1))
+        torch.testing.assert_close(built.model.eval()(grey), expected, rtol=1e-4, atol=1e-4)
+    save(built, tmp_path / "grey")
+    opened = load_bundle(tmp_path / "grey")
+    assert opened.preprocessing.input_size[0] == 1
+    with torch.inference_mode():
+        torch.testing.assert_close(opened.model(grey), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "hint"),
+    [
+        ("in_chans", 1, "model.in_chans"),
+        ("num_classes", 3, "classes of the data"),
+        ("features_only", True, "classifiers"),
+        ("pretrained", False, "model.pretrained"),
+        ("drop_rate", 0.1, "model.drop_rate"),
+        ("drop_path_rate", 0.1, "model.drop_path_rate"),
+        ("img_size", 64, "data.img_size"),
+    ],
+)
+def test_what_mnft_gives_itself_is_refused_in_kwargs(key: str, value: Any, hint: str) -> None:
+    config = ModelConfig(name="resnet18", pretrained=False, kwargs={key: value})
+    with pytest.raises(ModelError, match=key) as checked:
+        check_model(config)
+    with pytest.raises(ModelError, match=key):
+        build_model(config, num_classes=5)
+    assert checked.value.key == "model.kwargs"
+    assert hint in str(checked.value.hint)
+
+
+def test_the_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save(build("mobilenetv1_025"), tmp_path / "model")
+    for settings in (
+        {"name": "local-dir:~/model"},
+        {"name": "mobilenetv1_025", "pretrained": "~/model/model.safetensors"},
+    ):
+        config = ModelConfig(in_chans=1, **settings)  # type: ignore[arg-type]
+        check_model(config)
+        built = build_model(config, num_classes=5, class_names=CLASSES)
+        assert "its head too" in built.weights
+    with pytest.raises(ModelError, match="no such weights file"):
+        check_model(ModelConfig(pretrained="~no_such_user/w.pth"))
+
+
+def test_deprecated_names_are_taken(caplog: pytest.LogCaptureFixture) -> None:
+    config = ModelConfig(name="tf_efficientnet_b0_ns", pretrained=False)
+    check_model(config)
+    built = build_model(config, num_classes=2, img_size=32)
+    assert built.architecture == "tf_efficientnet_b0"
+    assert built.pretrained_cfg["tag"] == "ns_jft_in1k"
+    assert "tf_efficientnet_b0_ns" in caplog.text
+    assert "tf_efficientnet_b0.ns_jft_in1k" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("mobilenetv1_025", "pretrained: false"),
+        ("resnet18", "# pretrained: true"),
+        ("hf-hub:someone/model", "# pretrained: true"),
+    ],
+)
+def test_init_asks_for_no_weights_that_do_not_exist(
+    run_cli: Callable[..., Any],
+    make_folder: Callable[..., Path],
+    tmp_path: Path,
+    name: str,
+    line: str,
+) -> None:
+    result = run_cli("init", make_folder(per_class=2), "-o", "c.yaml", "--model", name)
+    assert result.exit_code == 0, result.stderr
+    lines = [found.strip() for found in (tmp_path / "c.yaml").read_text().splitlines()]
+    assert any(found.startswith(line) for found in lines), lines
 
 
 def test_arguments_of_a_hub_config_are_saved_too(monkeypatch: pytest.MonkeyPatch) -> None:
     def from_hub(model_id: str) -> tuple[dict[str, Any], str, dict[str, Any]]:
         assert model_id == "someone/model"
-        return {}, "resnet18", {"global_pool": "max"}
+        return {}, "resnet18", {"global_pool": "max", "num_classes": 9}
 
-    monkeypatch.setattr(factory, "load_model_config_from_hf", from_hub)
-    assert factory._args_of_source("hf-hub:someone/model") == {"global_pool": "max"}
-    assert factory._args_of_source("resnet18") == {}
+    monkeypatch.setattr(sources, "load_model_config_from_hf", from_hub)
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
+    assert sources.load_source("hf-hub:someone/model") == ("resnet18", {"global_pool": "max"})
+    assert sources.load_source("resnet18") == ("resnet18", {})
 
 
 # Starting weights
@@ -277,6 +419,7 @@ def test_pretrained_without_internet_from_the_command_line(
     ("settings", "message", "hint"),
     [
         ({"name": "mobilenet_v2"}, "a name that timm knows", "did you mean mobilenetv2"),
+        ({"name": "timm/a.b"}, "a name that timm knows", "did you mean hf-hub:timm/a.b"),
         ({"name": "resnet18.nonsense"}, "no weights named 'nonsense'", "did you mean resnet18."),
         ({"name": "lenet5"}, "no pretrained weights of lenet5", "set model.pretrained to false"),
         ({"name": "local-dir:missing"}, "not a model folder", "config.json and model.safetensors"),
@@ -521,10 +664,19 @@ def test_real_weights_with_a_new_head(name: str, assets: Path, tmp_path: Path) -
 
 
 @pytest.mark.real
-def test_real_weights_keep_their_own_head(assets: Path) -> None:
-    source = assets / "weights" / "mobilenetv1_100_tf"
+def test_real_weights_keep_their_own_head_for_their_own_classes(
+    assets: Path, tmp_path: Path
+) -> None:
+    source, named = assets / "weights" / "mobilenetv1_100_tf", tmp_path / "named"
     count = json.loads((source / "config.json").read_text())["num_classes"]
-    built = build_model(ModelConfig(name=f"local-dir:{source}"), num_classes=count)
+    names = tuple(f"class {number}" for number in range(count))
+    start = ModelConfig(name=f"local-dir:{source}")
+    unnamed = build_model(start, num_classes=count, class_names=names)
+    assert "new head" in unnamed.weights  # 1,000 classes, but nobody knows which
+    shutil.copytree(source, named)
+    edit(named, label_names=list(names))
+    start = ModelConfig(name=f"local-dir:{named}")
+    built = build_model(start, num_classes=count, class_names=names)
     assert "its head too" in built.weights
     plain = timm.create_model(f"local-dir:{source}", pretrained=True)
     expected = logits_of(plain, built.preprocessing)

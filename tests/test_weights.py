@@ -97,6 +97,16 @@ def test_a_classifier_that_does_not_fit_stays_fresh(tmp_path: Path, case: str) -
     assert torch.equal(model.state_dict()["conv_head.weight"], state["conv_head.weight"])
 
 
+def test_a_classifier_of_other_classes_stays_fresh(tmp_path: Path) -> None:
+    source, model = build(seed=1), build()
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    fresh = model.get_classifier().weight.clone()  # type: ignore[operator]
+    path = tmp_path / "w.safetensors"
+    assert load_weights(model, path, classifier="classifier", keep_head=False).head_replaced
+    assert torch.equal(model.state_dict()["classifier.weight"], fresh)
+    assert torch.equal(model.state_dict()["conv_head.weight"], source.conv_head.weight)
+
+
 def test_without_a_classifier_name_every_key_must_fit(tmp_path: Path) -> None:
     save_file(build(num_classes=7).state_dict(), tmp_path / "w.safetensors")
     error = refuse(build(), tmp_path / "w.safetensors", classifier=None)
@@ -154,7 +164,9 @@ def test_the_first_convolution_is_adapted(tmp_path: Path, in_chans: int) -> None
 
 def test_weights_of_one_channel_do_not_fit_three(tmp_path: Path) -> None:
     save_file(build(in_chans=1).state_dict(), tmp_path / "w.safetensors")
-    assert "conv_stem.weight" in refuse(build(), tmp_path / "w.safetensors").message
+    error = refuse(build(), tmp_path / "w.safetensors")
+    assert "conv_stem.weight" in error.message
+    assert "set model.in_chans: 1" in str(error.hint)
 
 
 def test_timm_converts_position_embeddings_of_another_size(tmp_path: Path) -> None:

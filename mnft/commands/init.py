@@ -36,8 +36,7 @@ def run(images: Path, output: Path | None, model: str, *, force: bool) -> None:
     scan = scan_folder(images)
     if not scan.images:
         raise DataError(f"{images}: found no images in the class folders, expected some in each")
-    _check_model(model)
-    data, chosen = {"root": str(images)}, {"name": model}
+    data, chosen = {"root": str(images)}, _choose_model(model)
     values: dict[str, dict[str, Any]] = {"data": data, "model": chosen, **_RECIPE}
     head = [
         f"{images}: {describe_scan(scan)}",
@@ -58,9 +57,11 @@ def run(images: Path, output: Path | None, model: str, *, force: bool) -> None:
     console.show_data(str(output))
 
 
-def _check_model(name: str) -> None:
+def _choose_model(name: str) -> dict[str, Any]:
     if name == ModelConfig().name:
-        return  # known, and not worth the seconds that importing timm takes
+        return {"name": name}  # known, and not worth the seconds that importing timm takes
     from mnft.model.factory import check_model
+    from mnft.model.sources import has_pretrained_weights
 
     check_model(ModelConfig(name=name, pretrained=False))
+    return {"name": name} if has_pretrained_weights(name) else {"name": name, "pretrained": False}

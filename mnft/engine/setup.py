@@ -79,6 +79,7 @@ def build_training(
     built = build_model(
         config.model,
         num_classes=num_classes,
+        class_names=manifest.class_names,
         img_size=config.data.img_size,
         overrides=config.data.model_dump(include={"mean", "std", "interpolation", "crop_pct"}),
     )

@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
-import difflib
-import json
-import os
-import socket
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import timm
 import timm.data
-from huggingface_hub import constants as hub
-from timm.models import load_model_config_from_hf
+from timm.models import get_deprecated_models
 from torch import nn
 
 from mnft.config.schema import ModelConfig
 from mnft.errors import ModelError
-from mnft.model.weights import classifier_names, load_weights
+from mnft.model.sources import (
+    check_name,
+    find_weights_file,
+    go_offline_if_unreachable,
+    has_fixed_input,
+    load_source,
+    no_download,
+    no_weights,
+    normalise,
+    read_label_names,
+)
+from mnft.model.weights import WeightsReport, classifier_names, load_weights
 from mnft.preprocessing import Preprocessing
 
-_HUB_TIMEOUT_S = 5
+_LOGGER = logging.getLogger(__name__)
+# Arguments of timm.create_model that mnft gives itself, and what the user sets in their place.
+_NOT_IN_KWARGS = {
+    "in_chans": "set model.in_chans instead",
+    "num_classes": "the classes of the data decide it",
+    "features_only": "mnft trains classifiers",
+    "pretrained": "set model.pretrained instead",
+    "drop_rate": "set model.drop_rate instead",
+    "drop_path_rate": "set model.drop_path_rate instead",
+    "img_size": "set data.img_size instead",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +67,7 @@ def build_model(
     config: ModelConfig,
     *,
     num_classes: int,
+    class_names: tuple[str, ...] | None = None,
     img_size: int | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> BuiltModel:
@@ -58,7 +75,9 @@ def build_model(
 
     Args:
         config: the `model` section.
-        num_classes: outputs of the new head.
+        num_classes: outputs of the head.
+        class_names: in the order of the outputs; weights whose `label_names` are the same keep
+            their head, all others get a new one.
         img_size: height and width of the input in pixels; None takes the model's own.
         overrides: preprocessing that differs from the model's own: mean, std, interpolation,
             crop_pct; None values are passed over.
@@ -66,30 +85,27 @@ def build_model(
     Raises:
         ModelError: unknown name, no weights to be had, weights that do not fit.
     """
-    model_args = _model_args(config, img_size)
+    asked, config = config.name, normalise(config)
+    if get_deprecated_models().get(asked.partition(".")[0]):
+        _LOGGER.warning("timm now calls %s %s", asked, config.name)
+    check_name(config.name)
+    architecture, source_args = load_source(config.name)
+    model_args = _model_args(config, architecture, img_size)
     # Weights of a folder or file are loaded by mnft, which refuses to load half of them.
-    weights_file = _weights_file(config)
+    weights_file = find_weights_file(config)
     model = _create(config, num_classes, model_args, pretrained=weights_file is None)
-    weights, head_is_new = "random weights", False
+    model_args = source_args | model_args
+    weights = "random weights"
     if weights_file is not None:
-        try:
-            report = load_weights(model, weights_file, classifier=classifier_names(model))
-        except ModelError as error:
-            error.key = "model.pretrained"
-            raise
+        report = _load_file(model, weights_file, class_names)
         model_args |= report.model_args
-        weights = f"{report.loaded} tensors from {weights_file}"
-        if report.source_format != "timm":
-            weights += f" ({report.source_format})"
-        weights += ", new head" if report.head_replaced else ", its head too"
-        head_is_new = report.head_replaced
+        weights = _describe_weights(report, weights_file, config)
+        if report.head_replaced:
+            _quieten_head(model)
     elif config.pretrained:
-        head_is_new = True
-        weights = f"pretrained weights of {_tagged_name(model)}, new head"
-    if head_is_new:
         _quieten_head(model)
+        weights = f"pretrained weights of {_tagged_name(model)}, new head"
     cfg = model.pretrained_cfg
-    model_args = _args_of_source(config.name) | model_args
     preprocessing = _resolve_preprocessing(model, config.in_chans, img_size, overrides or {})
     return BuiltModel(model, preprocessing, cfg["architecture"], model_args, weights, cfg)
 
@@ -100,7 +116,9 @@ def check_model(config: ModelConfig) -> None:
     Raises:
         ModelError: with a suggestion.
     """
-    _check_name(config.name)
+    config = normalise(config)
+    check_name(config.name)
+    _check_kwargs(config)
     if isinstance(config.pretrained, str) and not Path(config.pretrained).exists():
         raise ModelError(
             f"no such weights file: {config.pretrained}",
@@ -109,156 +127,62 @@ def check_model(config: ModelConfig) -> None:
         )
 
 
-def _model_args(config: ModelConfig, img_size: int | None) -> dict[str, Any]:
-    args: dict[str, Any] = dict(config.kwargs)
-    if config.in_chans != 3:
-        args["in_chans"] = config.in_chans
+def _check_kwargs(config: ModelConfig) -> None:
+    for key, hint in _NOT_IN_KWARGS.items():
+        if key in config.kwargs:
+            raise ModelError(f"{key} has no place here", hint=hint, key="model.kwargs")
+
+
+def _model_args(config: ModelConfig, architecture: str, img_size: int | None) -> dict[str, Any]:
+    _check_kwargs(config)
+    # Always given: else the in_chans that a model folder was saved with would decide.
+    args: dict[str, Any] = {**config.kwargs, "in_chans": config.in_chans}
     if config.drop_rate is not None:
         args["drop_rate"] = config.drop_rate
     if config.drop_path_rate is not None:
         args["drop_path_rate"] = config.drop_path_rate
-    if img_size is not None and _has_fixed_input(config.name):
-        args.setdefault("img_size", img_size)  # position embeddings and the like depend on it
+    if img_size is not None and has_fixed_input(architecture):
+        args["img_size"] = img_size  # position embeddings and the like depend on it
     return args
 
 
-def _args_of_source(name: str) -> dict[str, Any]:
-    """The `model_args` of the config.json that timm has built a model from."""
-    if name.startswith("local-dir:"):
-        return dict(_folder_config(_folder(name)).get("model_args") or {})
-    if name.startswith("hf-hub:"):
-        _, _, args = load_model_config_from_hf(name.removeprefix("hf-hub:"))
-        return dict(args or {})
-    return {}
+def _load_file(model: Any, path: Path, class_names: tuple[str, ...] | None) -> WeightsReport:
+    keep_head = class_names is not None and read_label_names(path.parent) == list(class_names)
+    try:
+        return load_weights(model, path, classifier=classifier_names(model), keep_head=keep_head)
+    except ModelError as error:
+        error.key = "model.pretrained"
+        raise
 
 
-def _has_fixed_input(name: str) -> bool:
-    if name.startswith("local-dir:"):
-        cfg = _folder_config(_folder(name))
-        return _has_fixed_input(str(cfg.get("architecture", "")))
-    if name.startswith("hf-hub:"):
-        return False
-    cfg = timm.get_pretrained_cfg(name.partition(".")[0], allow_unregistered=True)
-    return bool(cfg is not None and cfg.fixed_input_size)
-
-
-def _weights_file(config: ModelConfig) -> Path | None:
-    """The file that weights are to be read from; None leaves them to timm (or to chance)."""
-    if isinstance(config.pretrained, str):
-        return Path(config.pretrained)
-    if config.pretrained and config.name.startswith("local-dir:"):
-        folder = _folder(config.name)
-        for name in ("model.safetensors", "pytorch_model.bin"):
-            if (folder / name).is_file():
-                return folder / name
-        raise ModelError(f"{folder} holds no weights, expected model.safetensors", key="model.name")
-    return None
+def _describe_weights(report: WeightsReport, path: Path, config: ModelConfig) -> str:
+    from_hub = config.pretrained is True and config.name.startswith("hf-hub:")
+    words = f"{report.loaded} tensors from {config.name if from_hub else path}"
+    if report.source_format != "timm":
+        words += f" ({report.source_format})"
+    return words + (", new head" if report.head_replaced else ", its head too")
 
 
 def _create(
     config: ModelConfig, num_classes: int, args: Mapping[str, Any], *, pretrained: bool
 ) -> Any:
     pretrained = pretrained and config.pretrained is True
-    _check_name(config.name)
-    if pretrained or config.name.startswith("hf-hub:"):
-        _go_offline_if_unreachable()
+    if pretrained:
+        go_offline_if_unreachable()
     try:
         return timm.create_model(
             config.name, pretrained=pretrained, num_classes=num_classes, **args
         )
     except OSError as error:
-        raise _no_download(config.name) from error
+        raise no_download(config.name) from error
     except RuntimeError as error:
         if "No pretrained weights exist" in str(error):
-            raise _no_weights(config.name) from error
+            raise no_weights(config.name) from error
         raise ModelError(f"found {config.name!r}: {error}", key="model.name") from error
     except (TypeError, ValueError, KeyError, AssertionError) as error:
         raise ModelError(
             f"{config.name} cannot be built with {dict(args)}: {error}", key="model.kwargs"
         ) from error
-
-
-def _check_name(name: str) -> None:
-    if name.startswith("hf-hub:"):
-        return
-    if name.startswith("local-dir:"):
-        _folder_config(_folder(name))
-        return
-    architecture, _, tag = name.partition(".")
-    known = timm.list_models()
-    if architecture not in known:
-        # Without underscores: torchvision writes mobilenet_v2, timm mobilenetv2_100.
-        plain = {n.replace("_", ""): n for n in reversed(known)}
-        close = difflib.get_close_matches(architecture.replace("_", "").lower(), plain, 1, 0.5)
-        hint = f"did you mean {plain[close[0]]}? " if close else ""
-        raise ModelError(
-            f"found {name!r}, expected a name that timm knows",
-            hint=hint + "`mnft models '*PATTERN*'` lists them",
-            key="model.name",
-        )
-    tags = [n.partition(".")[2] for n in timm.list_pretrained(f"{architecture}.*")]
-    if tag and tag not in tags:
-        close = difflib.get_close_matches(tag, tags, 1, cutoff=0.0)
-        raise ModelError(
-            f"found {name!r}, but {architecture} has no weights named {tag!r}",
-            hint=f"did you mean {architecture}.{close[0]}?" if close else None,
-            key="model.name",
-        )
-
-
-def _folder(name: str) -> Path:
-    return Path(name.removeprefix("local-dir:"))
-
-
-def _folder_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = "is missing" if isinstance(error, FileNotFoundError) else f"is damaged: {error}"
-        raise ModelError(
-            f"{folder} is not a model folder: config.json {reason}",
-            hint="a model folder holds config.json and model.safetensors, as runs/NAME/best does",
-            key="model.name",
-        ) from error
-    if not isinstance(content, dict) or "architecture" not in content:
-        raise ModelError(f"{path}: expected an `architecture`", key="model.name")
-    return content
-
-
-def _go_offline_if_unreachable() -> None:
-    """Spare the user 45 seconds of retries where there is no internet; the cache is still used."""
-    proxies = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
-    if hub.HF_HUB_OFFLINE or any(os.environ.get(name) for name in proxies):
-        return
-    address = urlsplit(hub.ENDPOINT)
-    try:
-        port = address.port or (80 if address.scheme == "http" else 443)
-        socket.create_connection((address.hostname, port), timeout=_HUB_TIMEOUT_S).close()
-    except OSError:
-        hub.HF_HUB_OFFLINE = True
-
-
-def _no_download(name: str) -> ModelError:
-    cfg = None if ":" in name else timm.get_pretrained_cfg(name, allow_unregistered=True)
-    where = cfg.hf_hub_id if cfg is not None and cfg.hf_hub_id else name.removeprefix("hf-hub:")
-    return ModelError(
-        f"the pretrained weights of {name} are not in the cache and cannot be downloaded",
-        hint=f"where there is internet, download config.json and model.safetensors of {where} "
-        "from the Hugging Face hub into a folder, bring it here, and set "
-        "model.name: local-dir:FOLDER (or model.pretrained: FILE); "
-        "model.pretrained: false starts from random weights",
-        key="model.pretrained",
-    )
-
-
-def _no_weights(name: str) -> ModelError:
-    family = name.partition(".")[0].rstrip("0123456789")
-    others = timm.list_pretrained(f"{family}*")[:4]
-    hint = "set model.pretrained to false (random weights) or to the path of a weights file"
-    if others:
-        hint += f", or take one that has weights: {', '.join(others)}"
-    return ModelError(f"there are no pretrained weights of {name}", hint=hint, key="model.name")
 
 
 def _tagged_name(model: Any) -> str:

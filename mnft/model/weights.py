@@ -62,11 +62,16 @@ class WeightsReport:
 
 
 def load_weights(
-    model: nn.Module, path: Path, *, classifier: str | tuple[str, ...] | None
+    model: nn.Module,
+    path: Path,
+    *,
+    classifier: str | tuple[str, ...] | None,
+    keep_head: bool = True,
 ) -> WeightsReport:
     """Load a weights file into a timm model, or change nothing.
 
-    The classifier is left as it is where the file has none or one of another shape. The first
+    The classifier is left as it is where the file has none or one of another shape, and where its
+    outputs mean other classes (`keep_head` false, as shapes cannot tell). The first
     convolution is adapted from three to another number of input channels (`adapt_input_conv`).
     Position embeddings and names of original releases are converted by timm's own
     `checkpoint_filter_fn`. Every other difference is an error, found before anything is loaded.
@@ -79,6 +84,7 @@ def load_weights(
             are unwrapped, prefixes of DataParallel and torch.compile are dropped.
         classifier: names of the classifier's modules, as in `classifier_names`; None or "" when
             every key must fit.
+        keep_head: take the file's classifier where its shape fits.
 
     Raises:
         ModelError: the file cannot be read, or does not fit the model.
@@ -90,11 +96,11 @@ def load_weights(
     if layout is not None:
         state = rename_torchvision(model, state, layout, path)
         source_format, model_args = layout.name, dict(layout.model_args)
-    fit = _compute_fit(model, state, head)
+    fit = _compute_fit(model, state, head, keep_head)
     if fit.num_problems:
-        converted = _compute_fit(model, _filter_checkpoint(model, state), head)
+        converted = _compute_fit(model, _filter_checkpoint(model, state), head, keep_head)
         if converted.num_problems:
-            raise _describe_misfit(model, fit, path)
+            raise _describe_misfit(model, state, fit, path)
         fit, source_format = converted, "original"
     model.load_state_dict(fit.tensors, strict=False)
     if "bn_eps" in model_args:
@@ -193,12 +199,16 @@ class _Fit:
         return len(self.missing) + len(self.unexpected) + len(self.misshaped)
 
 
-def _compute_fit(model: nn.Module, state: StateDict, head: tuple[str, ...]) -> _Fit:
+def _compute_fit(
+    model: nn.Module, state: StateDict, head: tuple[str, ...], keep_head: bool
+) -> _Fit:
     own: StateDict = model.state_dict()
     given = _adapt_first_conv(model, state, own)
     prefixes = tuple(f"{name}." for name in head)
     head_keys = {key for key in own if prefixes and key.startswith(prefixes)}
-    head_fits = all(key in given and given[key].shape == own[key].shape for key in head_keys)
+    head_fits = all(
+        keep_head and key in given and given[key].shape == own[key].shape for key in head_keys
+    )
     wanted = [key for key in own if head_fits or key not in head_keys]
     shared = [key for key in wanted if key in given]
     return _Fit(
@@ -243,7 +253,7 @@ def _filter_checkpoint(model: nn.Module, state: StateDict) -> StateDict:
     return converted
 
 
-def _describe_misfit(model: nn.Module, fit: _Fit, path: Path) -> ModelError:
+def _describe_misfit(model: nn.Module, state: StateDict, fit: _Fit, path: Path) -> ModelError:
     cfg: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     name = cfg.get("architecture") or type(model).__name__
     kinds = {
@@ -255,11 +265,23 @@ def _describe_misfit(model: nn.Module, fit: _Fit, path: Path) -> ModelError:
         f"{len(keys)} {kind} ({_shorten(keys)})" for kind, keys in kinds.items() if keys
     )
     hint = "nothing was loaded; "
-    if len(fit.misshaped) == len(fit.tensors):
+    if _is_grey_for_colour(model, state):
+        hint += "its first convolution takes grey images: set model.in_chans: 1"
+    elif len(fit.misshaped) == len(fit.tensors):
         hint += "the file belongs to another architecture"
     else:
         hint += "check the architecture, its width and img_size, or start from other weights"
     return ModelError(f"{path} does not fit {name}: {found}", hint=hint)
+
+
+def _is_grey_for_colour(model: nn.Module, state: StateDict) -> bool:
+    cfg: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    own: StateDict = model.state_dict()
+    keys = [f"{name}.weight" for name in _as_names(cfg.get("first_conv"))]
+    return any(
+        key in state and key in own and state[key].shape[1:2] == (1,) != own[key].shape[1:2]
+        for key in keys
+    )
 
 
 def _shorten(keys: list[str]) -> str:
