@@ -3,37 +3,18 @@
 from __future__ import annotations
 
 import difflib
-import errno
-import functools
 import os
-import signal
-import sys
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, ParamSpec
+from typing import Annotated
 
 import typer
 
 from mnft import __version__
-from mnft.errors import ConfigError, Interrupted, MnftError
+from mnft.errors import ConfigError
+from mnft.guard import guarded
 
-P = ParamSpec("P")
-
-EXIT_BROKEN_PIPE = 141
 SPLITS = ("train", "val", "test")
-
-# What the user can mend; any other OSError is a bug and keeps its traceback.
-_DISK_ERRORS = {
-    errno.EACCES,
-    errno.EROFS,
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EISDIR,
-    errno.ENOTDIR,
-    errno.ENAMETOOLONG,
-    errno.ELOOP,
-}
 
 app = typer.Typer(
     name="mnft",
@@ -61,41 +42,6 @@ Checkpoint = Annotated[
 Workers = Annotated[
     int | None, typer.Option("--workers", min=0, help="Loading processes; 0 is none.")
 ]
-
-
-def _guarded(command: Callable[P, None]) -> Callable[P, None]:
-    """Turn the errors of a command into messages and exit codes; a bug keeps its traceback."""
-
-    @functools.wraps(command)
-    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
-        from mnft import console
-
-        signal.signal(signal.SIGTERM, _on_sigterm)
-        try:
-            command(*args, **kwargs)
-        except (MnftError, Interrupted) as error:
-            console.show_error(error)
-            raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            console.show_error(Interrupted(130, "by Ctrl-C"))
-            raise typer.Exit(130) from None
-        except BrokenPipeError:
-            # The reader of our output is gone; the interpreter must not try to flush into it.
-            for stream in (sys.stdout, sys.stderr):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-            raise typer.Exit(EXIT_BROKEN_PIPE) from None
-        except OSError as error:
-            if error.errno not in _DISK_ERRORS:
-                raise
-            where = error.filename2 or error.filename or "the disk"
-            console.show_error(MnftError(f"{where}: {error.strerror}"))
-            raise typer.Exit(MnftError.exit_code) from None
-
-    return guarded
-
-
-def _on_sigterm(_signal: int, _frame: object) -> None:
-    raise Interrupted(143, "by SIGTERM")
 
 
 def _flag_of(key: str, flag: str) -> AbstractContextManager[None]:
@@ -127,7 +73,7 @@ def _options(
 
 
 @app.command()
-@_guarded
+@guarded
 def init(
     images: Annotated[Path, typer.Argument(help="A folder of images.")],
     output: Annotated[
@@ -150,7 +96,7 @@ def init(
 
 
 @data_app.command("fetch")
-@_guarded
+@guarded
 def data_fetch(
     name: Annotated[str | None, typer.Argument(help="Name of a data set; see --list.")] = None,
     source: Annotated[
@@ -178,7 +124,7 @@ def data_fetch(
 
 
 @data_app.command("check")
-@_guarded
+@guarded
 def data_check(
     target: Annotated[Path, typer.Argument(help="A config, or a folder of images.")],
     overrides: Overrides = [],  # noqa: B006 - Typer copies it
@@ -187,8 +133,7 @@ def data_check(
     """Find what would spoil a training: exit code 3 if there is something.
 
     Files that cannot be decoded, classes that differ between splits, the same image in two splits
-    or in two classes, empty classes, classes too small to split; and the number of images of each
-    class. A config says how the folder will be split, and whether unreadable files matter.
+    or in two classes, empty or small classes (as the config splits); and how many of each class.
 
     Examples: `mnft data check photos/`, `mnft data check configs/flowers.yaml --json`
     """
@@ -198,7 +143,7 @@ def data_check(
 
 
 @app.command()
-@_guarded
+@guarded
 def train(
     config: Annotated[Path | None, typer.Argument(help="A YAML config.")] = None,
     overrides: Overrides = [],  # noqa: B006 - Typer copies it
@@ -221,7 +166,7 @@ def train(
 
 
 @app.command("eval")
-@_guarded
+@guarded
 def evaluate(
     checkpoint: Checkpoint,
     data: Annotated[
@@ -231,7 +176,12 @@ def evaluate(
         str | None, typer.Option("--split", help="train, val or test; default test, or else val.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder to write; default RUN/eval.")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Folder to write; default RUN/eval, or eval-WHAT for other images.",
+        ),
     ] = None,
     device: Device = "auto",
     batch_size: Annotated[int | None, typer.Option("--batch-size", min=1)] = None,
@@ -267,7 +217,7 @@ def evaluate(
 
 
 @app.command()
-@_guarded
+@guarded
 def predict(
     checkpoint: Checkpoint,
     inputs: Annotated[
@@ -305,7 +255,7 @@ def predict(
 
 
 @app.command()
-@_guarded
+@guarded
 def models(
     pattern: Annotated[
         str | None, typer.Argument(help="Names with * and ?; default: MobileNets and LeNet-5.")
@@ -328,7 +278,7 @@ def models(
 
 
 @app.command()
-@_guarded
+@guarded
 def doctor(as_json: Json = False) -> None:
     """Show what this machine can do, and what to mend.
 

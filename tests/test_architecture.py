@@ -38,6 +38,7 @@ LAYERS = {
     "mnft.engine.setup": 4,
     "mnft.search": 5,
     "mnft.commands.*": 6,
+    "mnft.guard": 6,
     "mnft.cli": 7,
     "mnft.__main__": 7,
 }
@@ -45,8 +46,8 @@ LAYERS = {
 SIDEWAYS = {("mnft.runs.folder", "mnft.engine.state"), ("mnft.__main__", "mnft.cli")}
 # Importing these takes seconds.
 HEAVY = {"torch", "torchvision", "timm", "numpy", "sklearn", "scipy", "matplotlib", "PIL"}
-LIGHT_MODULES = ("mnft.config", "mnft.console", "mnft.cli", "mnft.__main__")
-CONSOLE_USERS = ("mnft.cli", "mnft.commands")
+LIGHT_MODULES = ("mnft.config", "mnft.console", "mnft.cli", "mnft.guard", "mnft.__main__")
+CONSOLE_USERS = ("mnft.cli", "mnft.guard", "mnft.commands")
 WRITERS_TO_STDOUT = ("mnft.console", "mnft.commands.predict")
 
 

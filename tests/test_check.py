@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import write_image
 from typer.testing import Result
 
 from mnft.config.schema import DataConfig
@@ -132,6 +133,31 @@ def test_small_class(make_folder: Make, splits: tuple[str, ...], smallest: int) 
         prepare_manifest(DataConfig(root=str(root)), lambda *_: None)
 
 
+@pytest.mark.parametrize(
+    ("fractions", "per_class", "fits"),
+    [
+        ({"val_fraction": 0.4, "test_fraction": 0.4}, 4, False),
+        ({"val_fraction": 0.4, "test_fraction": 0.4}, 5, True),
+        ({"val_fraction": 0.4, "test_fraction": 0.2}, 5, True),
+        ({"test_fraction": 0.0}, 2, True),
+    ],
+)
+def test_small_class_depends_on_the_fractions_as_in_training(
+    make_folder: Make, fractions: dict[str, float], per_class: int, fits: bool
+) -> None:
+    root = make_folder(per_class=per_class)
+    copy(root / "red/000.png", root / "red/001.png")  # one image fewer than files
+    write_image(root / "red/extra.png", (200, 10, 10), seed=99)
+    config = DataConfig(root=str(root), **fractions)
+    report = check_folder(root, lambda *_: None, config)
+    assert ("small_class" not in {f.kind for f in report.findings}) == fits
+    if fits:
+        prepare_manifest(config, lambda *_: None)
+    else:
+        with pytest.raises(DataError, match="too few to split"):
+            prepare_manifest(config, lambda *_: None)
+
+
 def test_loose_images(make_folder: Make) -> None:
     root = make_folder(per_class=3)
     copy(root / "red/000.png", root / "loose.png")
@@ -210,6 +236,39 @@ def test_a_config_names_the_folder(make_folder: Make, run_cli: Cli, tmp_path: Pa
     result = run_cli("data", "check", "my.yaml", "--json")
     assert result.exit_code == 0
     assert json.loads(result.stdout)["counts"]["all"]["red"] == 3
+
+
+def test_set_changes_the_config(make_folder: Make, run_cli: Cli, tmp_path: Path) -> None:
+    root = make_folder(per_class=2)
+    (tmp_path / "my.yaml").write_text("data:\n  root: nowhere\n")
+    own = ("data", "check", "my.yaml", "--set", f"data.root={root.name}")
+    assert run_cli(*own).exit_code == 3
+    assert run_cli(*own, "--set", "data.test_fraction=0").exit_code == 0
+    plain = run_cli("data", "check", root, "--set", "data.test_fraction=0")
+    assert plain.exit_code == 2
+    assert "is not a config" in plain.stderr
+
+
+def test_unreadable_files_that_are_skipped_are_no_problem(
+    make_folder: Make, run_cli: Cli, tmp_path: Path
+) -> None:
+    root = make_folder(per_class=3)
+    (root / "red/bad.jpg").write_bytes(b"")
+    (tmp_path / "my.yaml").write_text(f"data:\n  root: {root.name}\n")
+    failed = run_cli("data", "check", "my.yaml")
+    assert failed.exit_code == 3
+    assert "data.on_bad_image: skip" in failed.stderr
+    skipped = run_cli("data", "check", "my.yaml", "--set", "data.on_bad_image=skip")
+    assert skipped.exit_code == 0
+    assert "unreadable: red/bad.jpg: the file is empty" in skipped.stderr
+
+
+def test_a_missing_root_that_can_be_fetched(run_cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text("data:\n  root: my data\n  fetch: digits\n")
+    result = run_cli("data", "check", "my.yaml")
+    assert result.exit_code == 1
+    assert "my data: no such folder" in result.stderr
+    assert "mnft data fetch digits --to 'my data'" in result.stderr
 
 
 def test_wrong_targets(run_cli: Cli, tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ from conftest import COLOURS, write_image
 from sklearn import metrics
 from typer.testing import Result
 
-from mnft.commands.evaluate import EVALUATION_FILES
 from mnft.data.manifest import Manifest, Sample, save_manifest
 from mnft.model.bundle import ModelCard, save_bundle
 from mnft.preprocessing import Preprocessing
+from mnft.runs.evaluation import EVALUATION_FILES
 
 Cli = Callable[..., Result]
 CLASSES = tuple(COLOURS)  # blue, green, red
@@ -146,6 +146,7 @@ def test_output_folder_and_text(run: Path, evaluate: Cli) -> None:
     assert stored["checkpoint"] == str(run / "best")
     assert f"{stored['accuracy']:.2%}" in result.stdout
     assert "95% Wilson interval" in result.stdout
+    assert "over the classes that have images" in " ".join(result.stdout.split())
     assert "written to" in result.stderr
     again = evaluate(run, "--output", "elsewhere/new")
     assert again.exit_code == 0
@@ -166,6 +167,7 @@ def test_split_is_test_or_else_val(run: Path, root: Path, evaluate: Cli) -> None
     assert answer(evaluate(run, "--json", "--split", "train"))["split"] == "train"
     shutil.rmtree(root / "test")
     record_split(run, root)
+    shutil.rmtree(run / "eval")
     assert answer(evaluate(run, "--json"))["split"] == "val"
     missing = evaluate(run, "--split", "test")
     assert missing.exit_code == 1
@@ -248,9 +250,10 @@ def test_a_copy_of_the_images_elsewhere_gives_the_same(
     assert (run / "eval" / "metrics.json").exists()
 
 
-def flat_copy(root: Path, target: Path) -> None:
+def flat_copy(root: Path, target: Path, prefix: str = "") -> None:
     for path in root.rglob("*.png"):
-        split, name, file = path.relative_to(root).parts
+        *splits, name, file = path.relative_to(root).parts
+        split = prefix or splits[0]
         (target / name).mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target / name / f"{split}-{file}")
 
@@ -266,6 +269,35 @@ def test_a_split_is_known_by_content_in_a_flat_folder(
     whole = evaluate(run, "--json", "--data", tmp_path / "flat")
     assert answer(whole)["num_images"] == 45
     assert "15 of these 45 images are in the model's training split" in whole.stderr
+
+
+def test_a_val_split_that_was_cut_from_train_is_known_by_content(
+    run: Path, root: Path, evaluate: Cli, tmp_path: Path
+) -> None:
+    expected = {s: answer(evaluate(run, "--json", "--split", s)) for s in ("train", "val")}
+    moved = tmp_path / "moved"
+    shutil.copytree(root / "test", moved / "test")
+    for split in ("train", "val"):  # as before the training cut val from train
+        flat_copy(root / split, moved / "train", prefix=split)
+    for split, known in expected.items():
+        result = evaluate(run, "--json", "--data", moved, "--split", split)
+        found = answer(result)
+        assert (found["num_images"], found["split"]) == (15, split)
+        assert found["confusion"] == known["confusion"]
+        assert "training split" not in result.stderr
+
+
+def test_the_train_folder_of_other_data_is_taken_whole(
+    run: Path, evaluate: Cli, make_folder: Callable[..., Path]
+) -> None:
+    other = make_folder("other", splits=("train",), per_class=4)
+    result = evaluate(run, "--data", other)
+    assert result.exit_code == 1
+    assert "neither a test nor a val folder, only train" in result.stderr
+    assert "--split train" in result.stderr
+    found = answer(evaluate(run, "--json", "--data", other, "--split", "train"))
+    assert found["num_images"] == 12
+    assert evaluate(run, "--data", other, "--split", "val").exit_code == 1
 
 
 def test_a_split_of_a_flat_folder_needs_a_record(
@@ -340,6 +372,10 @@ def test_unreadable_images_are_left_out_and_named(
     assert "left out: blue/001.png" in result.stderr
     stored = json.loads((run / "eval-some" / "metrics.json").read_text())
     assert set(stored["unreadable"]) == {"red/000.png", "blue/001.png"}
+    rows = predictions(run / "eval-some")
+    assert len(rows) == 15
+    errors = {row["path"]: row["error"] for row in rows if not row["prediction"]}
+    assert errors == stored["unreadable"]
 
 
 def test_no_image_that_can_be_used(run: Path, evaluate: Cli, tmp_path: Path) -> None:
@@ -369,6 +405,69 @@ def test_an_earlier_evaluation_is_replaced_and_nothing_else(
     assert thesis.read_text() == "years of work"
     (tmp_path / "empty").mkdir()
     assert evaluate(run, "--output", tmp_path / "empty").exit_code == 0
+
+
+def test_each_model_split_and_folder_has_its_own_default(
+    run: Path, root: Path, evaluate: Cli, tmp_path: Path
+) -> None:
+    shutil.copytree(run / "best", run / "last")
+    shutil.copytree(root, tmp_path / "moved")
+    moved = ("--data", tmp_path / "moved")
+    cases: list[tuple[Path, tuple[object, ...], str]] = [
+        (run, (), "eval"),
+        (run, ("--split", "test"), "eval"),
+        (run, ("--split", "train"), "eval-train"),
+        (run / "last", (), "eval-last"),
+        (run / "last", ("--split", "train"), "eval-last-train"),
+        (run, moved, "eval-moved"),
+        (run, (*moved, "--split", "val"), "eval-moved-val"),
+        (run / "last", moved, "eval-last-moved"),
+    ]
+    for checkpoint, options, name in cases:
+        found = answer(evaluate(checkpoint, "--json", *options))
+        assert found["output"] == str(run / name)
+
+
+def test_another_evaluation_is_not_replaced(
+    run: Path, root: Path, evaluate: Cli, tmp_path: Path
+) -> None:
+    shutil.copytree(run / "best", run / "last")
+    shutil.copytree(root, tmp_path / "moved")
+    target = tmp_path / "out"
+    assert evaluate(run, "-o", target).exit_code == 0
+    before = (target / "metrics.json").read_bytes()
+    others: dict[str, tuple[object, ...]] = {
+        "checkpoint": (run / "last",),
+        "data": (run, "--data", tmp_path / "moved"),
+        "split": (run, "--split", "train"),
+    }
+    for what, (checkpoint, *options) in others.items():
+        result = evaluate(checkpoint, "-o", target, *options)  # type: ignore[arg-type]
+        assert result.exit_code == 2
+        assert f"holds the evaluation of another {what}" in result.stderr
+        assert "-o DIR" in result.stderr
+    assert (target / "metrics.json").read_bytes() == before
+
+
+def test_a_run_that_moved_replaces_its_evaluation(run: Path, evaluate: Cli) -> None:
+    assert evaluate(run).exit_code == 0
+    moved = run.rename(run.with_name("renamed"))
+    assert evaluate(moved).exit_code == 0
+    stored = json.loads((moved / "eval" / "metrics.json").read_text())
+    assert stored["checkpoint"] == str(moved / "best")
+
+
+def test_hidden_files_block_only_what_is_no_evaluation(
+    run: Path, evaluate: Cli, tmp_path: Path
+) -> None:
+    assert evaluate(run).exit_code == 0
+    (run / "eval" / ".DS_Store").write_bytes(b"x")
+    assert evaluate(run).exit_code == 0
+    (run / "eval" / ".git").mkdir()
+    assert evaluate(run).exit_code == 2
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / ".profile").write_text("x")
+    assert evaluate(run, "-o", tmp_path / "home").exit_code == 2
 
 
 def test_a_model_that_gives_no_numbers(run: Path, evaluate: Cli) -> None:

@@ -82,6 +82,7 @@ def test_metrics_json_holds_the_header_and_every_figure(written):
             "recall": result.macro.recall,
             "f1": result.macro.f1,
         },
+        "macro_over": "classes that have images",
         "weighted": {
             "precision": result.weighted.precision,
             "recall": result.weighted.recall,
@@ -105,9 +106,9 @@ def test_metrics_json_holds_the_header_and_every_figure(written):
 def test_predictions_csv_reads_back(written):
     folder, _, predictions = written
     header, *rows = read_csv(folder / "predictions.csv")
-    assert header[:5] == ["path", "target", "prediction", "confidence", "correct"]
-    assert header[5] == "p_'=cmd()"
-    assert [column.removeprefix("p_").removeprefix("'") for column in header[5:]] == NAMES
+    assert header[:6] == ["path", "target", "prediction", "confidence", "correct", "error"]
+    assert header[6] == "p_'=cmd()"
+    assert [column.removeprefix("p_").removeprefix("'") for column in header[6:]] == NAMES
     expected_paths = [path.replace("\r", "\\r") for path in PATHS]
     assert [strip_guard(row[0]) for row in rows] == expected_paths
     for row, target, probabilities in zip(
@@ -118,7 +119,19 @@ def test_predictions_csv_reads_back(written):
         assert strip_guard(row[2]) == NAMES[best]
         assert float(row[3]) == pytest.approx(probabilities[best], rel=1e-5)
         assert row[4] == str(int(best == target))
-        assert [float(cell) for cell in row[5:]] == pytest.approx(probabilities, rel=1e-5)
+        assert row[5] == ""
+        assert [float(cell) for cell in row[6:]] == pytest.approx(probabilities, rel=1e-5)
+
+
+def test_unreadable_files_follow_with_their_reason(tmp_path):
+    bad = {"=bad.jpg": "the file is empty", "b.png": "-not an image"}
+    write_evaluation(tmp_path / "eval", *build_case(), NAMES, header={}, unreadable=bad)
+    rows = read_csv(tmp_path / "eval/predictions.csv")
+    assert len({len(row) for row in rows}) == 1
+    assert len(rows) == 1 + len(PATHS) + 2
+    blank = [""] * len(NAMES)
+    assert rows[-2] == ["'=bad.jpg", "", "", "", "", "the file is empty", *blank]
+    assert rows[-1] == ["b.png", "", "", "", "", "'-not an image", *blank]
 
 
 def test_predictions_agree_with_the_figures(written):
@@ -139,7 +152,7 @@ def test_probabilities_have_six_significant_digits(tmp_path):
     predictions = Predictions(["x.jpg"], targets, probabilities)
     write_evaluation(tmp_path / "eval", result, predictions, names, header={})
     text = (tmp_path / "eval/predictions.csv").read_text(encoding="utf-8")
-    assert text.splitlines()[1] == "x.jpg,c,c,0.876543,1,0.123457,1.23457e-09,0.876543"
+    assert text.splitlines()[1] == "x.jpg,c,c,0.876543,1,,0.123457,1.23457e-09,0.876543"
 
 
 @pytest.mark.parametrize("name", ["predictions.csv", "per_class.csv", "confusion_matrix.csv"])

@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from mnft import console
 from mnft.config.load import load_config
+from mnft.config.schema import DataConfig
 from mnft.data.check import CheckReport, check_folder
-from mnft.errors import GateError
+from mnft.errors import ConfigError, DataError, GateError
 
 _SHOWN = 50
 _SHOWN_PATHS = 10
 
 
-def run(target: Path, *, as_json: bool) -> None:
-    """Check the folder, or the folder of a config.
+def run(target: Path, overrides: Sequence[str], *, as_json: bool) -> None:
+    """Check the folder, or the folder of a config as that config will use it.
 
     Raises:
+        ConfigError: `overrides` for a plain folder, or a config that is wrong.
         GateError: there are problems.
         MnftError: the folder cannot be used at all.
     """
-    root = target
-    if target.suffix in {".yaml", ".yml"} and not target.is_dir():
-        root = Path(load_config(target)[0].data.root).expanduser()
+    config = _data_section(target, overrides)
+    root = Path(config.root).expanduser() if config else target
+    if config and config.fetch and not root.exists():
+        raise DataError(
+            f"{root}: no such folder",
+            hint=f"bring it: mnft data fetch {config.fetch} --to {shlex.quote(str(root))}",
+        )
     with console.progress("checking images") as on_progress:
-        report = check_folder(root, on_progress)
+        report = check_folder(root, on_progress, config)
     if as_json:
         values = asdict(report) | {"root": str(root), "problems": report.num_problems}
         console.show_json(values)
@@ -34,9 +42,27 @@ def run(target: Path, *, as_json: bool) -> None:
     if report.num_problems:
         raise GateError(
             f"{root}: {report.num_problems} problem{'s' if report.num_problems > 1 else ''}",
-            hint="mend them; `data.on_bad_image: skip` trains without unreadable files",
+            hint=_hint(report),
         )
     console.done(f"{root}: no problems")
+
+
+def _data_section(target: Path, overrides: Sequence[str]) -> DataConfig | None:
+    """The data section of a config; None for a folder."""
+    if target.suffix in {".yaml", ".yml"} and not target.is_dir():
+        return load_config(target, overrides)[0].data
+    if overrides:
+        raise ConfigError(
+            f"--set {overrides[0]}: {target} is not a config, whose values alone can be set",
+            hint="name the config (.yaml) instead of the folder",
+        )
+    return None
+
+
+def _hint(report: CheckReport) -> str:
+    if any(f.kind == "unreadable" and f.is_problem for f in report.findings):
+        return "mend them; `data.on_bad_image: skip` trains without unreadable files"
+    return "mend them"
 
 
 def _show(report: CheckReport) -> None:

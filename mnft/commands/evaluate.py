@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from mnft import console
 from mnft.config.load import load_config
@@ -20,16 +22,15 @@ from mnft.errors import CheckpointError, ConfigError, DataError
 from mnft.metrics import compute_evaluation, softmax
 from mnft.model.bundle import Bundle, load_bundle
 from mnft.results import Evaluation
-from mnft.runs.evaluation import Predictions, write_evaluation
+from mnft.runs.evaluation import (
+    EVALUATION_FILES,
+    MACRO_OVER,
+    METRICS,
+    Predictions,
+    write_evaluation,
+)
 from mnft.runs.folder import RunFolder, find_bundle
 
-EVALUATION_FILES = {
-    "metrics.json",
-    "predictions.csv",
-    "per_class.csv",
-    "confusion_matrix.csv",
-    "confusion_matrix.png",
-}
 _SHOWN_CLASSES = 20
 
 
@@ -56,14 +57,18 @@ def run(
     """Evaluate a model and write metrics, predictions and the confusion matrix.
 
     Raises:
-        MnftError: no model, no images, or images that changed since training.
+        MnftError: no model, no images, images that changed since training, or an output folder
+            that holds something else.
     """
     folder = find_bundle(checkpoint)
     bundle = load_bundle(folder)
     run_folder = _run_of(folder)
-    target = output or _default_output(run_folder, folder, data)
+    recorded = load_manifest(run_folder.split) if _is_run(run_folder) else None
+    target = output or _default_output(run_folder, folder, data, split, recorded)
     _check_output(target)
-    images = _find_images(run_folder, bundle, data, split)
+    images = _find_images(run_folder, bundle, data, split, recorded)
+    header = {"checkpoint": _spell(folder), "data": _spell(images.root), "split": images.split}
+    _check_same(target, header)
     settings = _settings(run_folder)
     outputs = _compute(bundle, images, settings, device_name, batch_size, workers)
     evaluation = compute_evaluation(outputs.logits, outputs.targets, bundle.class_names)
@@ -73,12 +78,8 @@ def run(
         evaluation,
         Predictions(paths, outputs.targets, softmax(outputs.logits)),
         list(bundle.class_names),
-        header={
-            "checkpoint": str(folder),
-            "data": str(images.root),
-            "split": images.split,
-            "unreadable": images.problems,
-        },
+        header={**header, "unreadable": images.problems},
+        unreadable=images.problems,
     )
     _show(bundle, images, evaluation, target, as_json=as_json)
 
@@ -97,32 +98,73 @@ def _check_output(target: Path) -> None:
     """Refuse to replace what is not an earlier evaluation."""
     if not (target.exists() or target.is_symlink()):
         return
-    if target.is_dir() and {entry.name for entry in target.iterdir()} <= EVALUATION_FILES:
-        return
+    if target.is_dir():
+        entries = list(target.iterdir())
+        # What a file manager leaves (.DS_Store) goes with the evaluation, a .git folder never.
+        left = [e for e in entries if not (e.name.startswith(".") and e.is_file())]
+        names = {entry.name for entry in left}
+        if names <= EVALUATION_FILES and (METRICS in names or len(left) == len(entries)):
+            return
     raise ConfigError(
         f"{target} exists and is not an earlier evaluation, which alone may be replaced",
         hint="name a new folder: --output DIR",
     )
 
 
+def _check_same(target: Path, header: dict[str, str]) -> None:
+    """Refuse to replace the evaluation of another model or of other images."""
+    try:
+        earlier: Any = json.loads((target / METRICS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    if not isinstance(earlier, dict):
+        return
+    for key, now in header.items():
+        before = earlier.get(key, now)
+        if before == now or (key != "split" and _is_same_place(Path(str(before)), Path(now))):
+            continue
+        raise ConfigError(
+            f"{target} holds the evaluation of another {key} ({before}, not {now})",
+            hint="name a new folder: -o DIR",
+        )
+
+
+def _is_same_place(before: Path, now: Path) -> bool:
+    # A path that is gone has moved, or was relative to another current folder.
+    moved = not before.exists() and before.name == now.name
+    return moved or before.resolve() == now.resolve()
+
+
+def _spell(folder: Path) -> str:
+    """A path that still says something elsewhere: as given, but for `.` and `..`."""
+    return str(folder if folder.name not in {"", ".."} else folder.resolve())
+
+
+def _default_split(recorded: Manifest) -> str:
+    return "test" if "test" in recorded.splits else "val"
+
+
 def _find_images(
-    run_folder: RunFolder, bundle: Bundle, data: Path | None, split: str | None
+    run_folder: RunFolder,
+    bundle: Bundle,
+    data: Path | None,
+    split: str | None,
+    recorded: Manifest | None,
 ) -> _Images:
-    recorded = load_manifest(run_folder.split) if _is_run(run_folder) else None
     if data is not None:
         with console.progress("checking images") as on_progress:
             samples, problems = select_images(
                 data, split, bundle.class_names, recorded, on_progress
             )
         found = _Images(data, samples[0].split, samples, problems, recorded)
-        _warn_of_training_images(found)
+        _warn_of_training_images(found, asked=split)
         return found
     if recorded is None:
         raise CheckpointError(
             f"{bundle.folder} does not lie in a run, so its test images are not known",
             hint="name a folder of images: --data DIR",
         )
-    split = split or ("test" if "test" in recorded.splits else "val")
+    split = split or _default_split(recorded)
     samples = recorded.split(split)
     if not samples:
         raise DataError(
@@ -138,10 +180,10 @@ def _find_images(
     return _Images(recorded.root, split, samples, {}, recorded)
 
 
-def _warn_of_training_images(images: _Images) -> None:
+def _warn_of_training_images(images: _Images, *, asked: str | None) -> None:
     for path, problem in images.problems.items():
         console.warn(f"left out: {path}: {problem}")
-    if images.recorded is None or images.split == "train":
+    if images.recorded is None or asked == "train":
         return
     trained = {sample.sha256 for sample in images.recorded.split("train")}
     if seen := sum(sample.sha256 in trained for sample in images.samples):
@@ -196,14 +238,25 @@ def _compute(
         )
 
 
-def _default_output(run_folder: RunFolder, folder: Path, data: Path | None) -> Path:
-    """RUN/eval for the run's own images; for others a folder that says which."""
-    if not _is_run(run_folder):
-        resolved = folder if folder.name not in {"", ".."} else folder.resolve()
+def _default_output(
+    run_folder: RunFolder,
+    folder: Path,
+    data: Path | None,
+    split: str | None,
+    recorded: Manifest | None,
+) -> Path:
+    """RUN/eval for the best model on the default split, else a name that says what differs."""
+    if recorded is None:
+        resolved = Path(_spell(folder))
         return resolved.with_name(f"{resolved.name}-eval")
-    return (
-        run_folder.evaluation if data is None else run_folder.path / f"eval-{data.resolve().name}"
-    )
+    parts = [run_folder.evaluation.name]
+    if folder.resolve() != run_folder.best.resolve():
+        parts.append(folder.resolve().name)
+    if data is not None:
+        parts.append(data.resolve().name)
+    if split is not None and (data is not None or split != _default_split(recorded)):
+        parts.append(split)
+    return run_folder.path / "-".join(parts)
 
 
 def _show(
@@ -212,6 +265,7 @@ def _show(
     if as_json:
         values = asdict(evaluation)
         values["per_class"] = {m.name: asdict(m) for m in evaluation.per_class}
+        values["macro_over"] = MACRO_OVER
         head = {"checkpoint": str(bundle.folder), "data": str(images.root), "split": images.split}
         console.show_json({**head, "output": str(target), **values})
         return
@@ -227,7 +281,8 @@ def _show(
     facts |= {
         "loss": f"{evaluation.loss:.4f}",
         "calibration": f"expected calibration error {evaluation.ece:.4f}",
-        "macro": f"precision {macro.precision:.4f}, recall {macro.recall:.4f}, F1 {macro.f1:.4f}",
+        "macro": f"precision {macro.precision:.4f}, recall {macro.recall:.4f}, "
+        f"F1 {macro.f1:.4f}  (over the {MACRO_OVER})",
         "weighted": f"precision {weighted.precision:.4f}, recall {weighted.recall:.4f}, "
         f"F1 {weighted.f1:.4f}",
     }

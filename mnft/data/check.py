@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mnft.config.schema import DataConfig
 from mnft.data.decode import Inspection
 from mnft.data.folder import IMAGE_SUFFIXES, FolderScan, scan_folder
 from mnft.data.inspection import inspect_files
+from mnft.data.manifest import choose_fractions, compute_split_counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +52,21 @@ class CheckReport:
         return sum(finding.is_problem for finding in self.findings)
 
 
-def check_folder(root: Path, on_progress: Callable[[int, int], None]) -> CheckReport:
+def check_folder(
+    root: Path, on_progress: Callable[[int, int], None], config: DataConfig | None = None
+) -> CheckReport:
     """Check an image folder.
+
+    Args:
+        root: the folder.
+        on_progress: called with the files inspected and all files.
+        config: how the folder will be split, and whether unreadable files are a problem; the
+            defaults where there is none.
 
     Raises:
         DataError: the folder is none, or holds no class folders.
     """
+    config = config or DataConfig(root=str(root))
     scan = scan_folder(root)
     inspections = inspect_files(root, [image.path for image in scan.images], on_progress)
     counts: dict[str, Counter[str]] = {split: Counter() for split in scan.splits or ("all",)}
@@ -63,10 +74,10 @@ def check_folder(root: Path, on_progress: Callable[[int, int], None]) -> CheckRe
         readable = inspections[image.path].problem is None
         counts[image.split or "all"][image.class_name] += readable
     findings = [
-        *_unreadable(inspections),
+        *_unreadable(inspections, is_problem=config.on_bad_image == "fail"),
         *_class_sets(scan),
         *_empty(scan, counts),
-        *_small(scan, inspections),
+        *_small(scan, inspections, config),
         *_without_class(scan),
         *_copies(scan, inspections),
     ]
@@ -75,9 +86,9 @@ def check_folder(root: Path, on_progress: Callable[[int, int], None]) -> CheckRe
     return CheckReport(root, scan.splits, plain, scan.ignored, tuple(findings))
 
 
-def _unreadable(inspections: Mapping[str, Inspection]) -> list[Finding]:
+def _unreadable(inspections: Mapping[str, Inspection], *, is_problem: bool) -> list[Finding]:
     return [
-        Finding("unreadable", True, str(inspection.problem), (path,))
+        Finding("unreadable", is_problem, str(inspection.problem), (path,))
         for path, inspection in inspections.items()
         if inspection.problem is not None
     ]
@@ -110,11 +121,16 @@ def _empty(scan: FolderScan, counts: Mapping[str, Counter[str]]) -> list[Finding
     return [Finding("empty_class", True, "no usable image", (folder,)) for folder in folders]
 
 
-def _small(scan: FolderScan, inspections: Mapping[str, Inspection]) -> list[Finding]:
-    """Classes with fewer different images than the splits that will be made of them."""
-    if "val" in scan.splits:
+def _small(
+    scan: FolderScan, inspections: Mapping[str, Inspection], config: DataConfig
+) -> list[Finding]:
+    """Classes with too few different images for the splits that will be made of them."""
+    fractions = choose_fractions(
+        scan.splits, val_fraction=config.val_fraction, test_fraction=config.test_fraction
+    )
+    if not fractions:
         return []
-    splits = ("train", "val") if scan.splits else ("train", "val", "test")
+    parts = ", ".join(["train", *fractions])
     contents = defaultdict(set)
     for image in scan.images:
         if image.split in (None, "train") and inspections[image.path].problem is None:
@@ -123,11 +139,11 @@ def _small(scan: FolderScan, inspections: Mapping[str, Inspection]) -> list[Find
         Finding(
             "small_class",
             True,
-            f"{len(found)} different images, too few to split into {', '.join(splits)}",
+            f"{len(found)} different images, too few to split into {parts}",
             (f"train/{name}" if scan.splits else name,),
         )
         for name, found in sorted(contents.items())
-        if len(found) < len(splits)
+        if compute_split_counts(len(found), fractions) is None
     ]
 
 

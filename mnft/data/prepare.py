@@ -70,7 +70,8 @@ def select_images(
     Args:
         root: class folders, or split folders that hold such.
         split: which split; None takes test, or else val, of a folder with splits, and all images
-            of one without.
+            of one without. A split that the training took from another folder (val from train/,
+            or all from a plain folder) is found again by content.
         class_names: of the model.
         recorded: the manifest of the model's training, which knows splits by content.
         on_progress: called with the files inspected and all files.
@@ -79,12 +80,15 @@ def select_images(
         The samples, and the files that cannot be decoded with the reason.
 
     Raises:
-        DataError: no such split, no images, or classes that the model does not know.
+        DataError: no such split, neither test nor val where no split is asked for, no images, or
+            classes that the model does not know.
     """
     scan = scan_folder(root)
     if scan.splits:
-        split = split or ("test" if "test" in scan.splits else scan.splits[-1])
-    chosen = [i for i in scan.images if not scan.splits or i.split == split]
+        split = split or _default_split(scan)
+    carved = recorded is not None and _is_carved(scan, split)
+    folder = "train" if carved else split
+    chosen = [i for i in scan.images if not scan.splits or i.split == folder]
     if unknown := sorted({image.class_name for image in chosen} - set(class_names)):
         raise DataError(
             f"{root}: classes that the model does not know: {', '.join(unknown)}",
@@ -97,24 +101,44 @@ def select_images(
         for i in chosen
         if inspections[i.path].problem is None
     ]
-    if split and not scan.splits:
-        samples = _recorded_split(samples, split, recorded, root)
+    if split and (carved or not scan.splits):
+        samples = _recorded_split(samples, split, recorded, scan)
     if not samples:
         there = f"it has {', '.join(scan.splits)}" if scan.splits else "no image can be used"
         raise DataError(f"{root}: no images in the {split or 'folder'} split: {there}")
     return samples, _problems(inspections)
 
 
+def _default_split(scan: FolderScan) -> str:
+    for split in ("test", "val"):
+        if split in scan.splits:
+            return split
+    raise DataError(
+        f"{scan.root}: found neither a test nor a val folder, only {', '.join(scan.splits)}",
+        hint="to judge on the images of the train folder: --split train",
+    )
+
+
+def _is_carved(scan: FolderScan, split: str | None) -> bool:
+    """Whether a training on this folder cuts the split out of the train folder."""
+    if not scan.splits:
+        return False
+    return split not in scan.splits or (split == "train" and "val" not in scan.splits)
+
+
 def _recorded_split(
-    samples: list[Sample], split: str, recorded: Manifest | None, root: Path
+    samples: list[Sample], split: str, recorded: Manifest | None, scan: FolderScan
 ) -> list[Sample]:
     """The samples whose content the training's manifest has in a split."""
     if recorded is None:
         raise DataError(
-            f"{root}: no {split} folder, and the model folder does not lie in a run that "
+            f"{scan.root}: no {split} folder, and the model folder does not lie in a run that "
             "recorded a split",
             hint="leave --split out to take all images",
         )
+    known = {sample.sha256 for sample in recorded.samples}
+    if scan.splits and split == "train" and known.isdisjoint(s.sha256 for s in samples):
+        return samples  # the train folder of other data than the run's
     contents = {sample.sha256 for sample in recorded.split(split)}
     return [sample for sample in samples if sample.sha256 in contents]
 

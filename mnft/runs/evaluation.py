@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,14 @@ from mnft.files import atomic_folder
 from mnft.metrics import INTERVAL_LEVEL
 from mnft.results import Evaluation
 from mnft.runs.plots import plot_confusion
+
+METRICS = "metrics.json"
+PREDICTIONS = "predictions.csv"
+PER_CLASS = "per_class.csv"
+CONFUSION = "confusion_matrix.csv"
+PICTURE = "confusion_matrix.png"
+EVALUATION_FILES = frozenset({METRICS, PREDICTIONS, PER_CLASS, CONFUSION, PICTURE})
+MACRO_OVER = "classes that have images"
 
 # A spreadsheet takes a cell that starts so for a formula (OWASP, "CSV injection").
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
@@ -43,6 +51,7 @@ def write_evaluation(
     class_names: Sequence[str],
     *,
     header: dict[str, Any],
+    unreadable: Mapping[str, str] | None = None,
 ) -> None:
     """Write an evaluation as a folder that appears whole or not at all.
 
@@ -59,16 +68,17 @@ def write_evaluation(
         class_names: C names, in the order of the probabilities.
         header: what was evaluated (checkpoint, split, data, ...), JSON values; the first keys of
             metrics.json.
+        unreadable: path and reason of files that could not be decoded; they follow the others in
+            predictions.csv, with the reason as `error` and no prediction.
     """
     _check(evaluation, predictions, class_names)
     names = [_guard(name) for name in class_names]
     with atomic_folder(folder) as new:
-        _write_metrics(new / "metrics.json", evaluation, header)
-        _write_csv(new / "predictions.csv", _prediction_rows(predictions, names))
-        _write_csv(new / "per_class.csv", _class_rows(evaluation))
-        _write_csv(new / "confusion_matrix.csv", _confusion_rows(evaluation, names))
-        picture = new / "confusion_matrix.png"
-        plot_confusion(evaluation.confusion, class_names, picture, title=_title(evaluation))
+        _write_metrics(new / METRICS, evaluation, header)
+        _write_csv(new / PREDICTIONS, _prediction_rows(predictions, names, unreadable or {}))
+        _write_csv(new / PER_CLASS, _class_rows(evaluation))
+        _write_csv(new / CONFUSION, _confusion_rows(evaluation, names))
+        plot_confusion(evaluation.confusion, class_names, new / PICTURE, title=_title(evaluation))
 
 
 def _check(evaluation: Evaluation, predictions: Predictions, class_names: Sequence[str]) -> None:
@@ -95,6 +105,7 @@ def _write_metrics(path: Path, evaluation: Evaluation, header: dict[str, Any]) -
         },
         "top5_accuracy": evaluation.top5,
         "macro": asdict(evaluation.macro),
+        "macro_over": MACRO_OVER,
         "weighted": asdict(evaluation.weighted),
         "expected_calibration_error": evaluation.ece,
         "per_class": [asdict(metrics) for metrics in evaluation.per_class],
@@ -112,9 +123,11 @@ def _write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
         csv.writer(file, lineterminator="\n").writerows(rows)
 
 
-def _prediction_rows(predictions: Predictions, names: list[str]) -> Iterable[list[str]]:
+def _prediction_rows(
+    predictions: Predictions, names: list[str], unreadable: Mapping[str, str]
+) -> Iterable[list[str]]:
     columns = [f"p_{name}" for name in names]
-    yield ["path", "target", "prediction", "confidence", "correct", *columns]
+    yield ["path", "target", "prediction", "confidence", "correct", "error", *columns]
     predicted = predictions.probabilities.argmax(axis=1).tolist()
     rows = zip(
         predictions.paths,
@@ -126,7 +139,10 @@ def _prediction_rows(predictions: Predictions, names: list[str]) -> Iterable[lis
     for path, target, prediction, probabilities in rows:
         shown = [f"{probability:.6g}" for probability in probabilities.tolist()]
         correct = str(int(prediction == target))
-        yield [_guard(path), names[target], names[prediction], shown[prediction], correct, *shown]
+        said = [names[prediction], shown[prediction], correct]
+        yield [_guard(path), names[target], *said, "", *shown]
+    for path, reason in unreadable.items():
+        yield [_guard(path), "", "", "", "", _guard(reason), *[""] * len(names)]
 
 
 def _class_rows(evaluation: Evaluation) -> Iterable[list[object]]:
