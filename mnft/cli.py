@@ -291,7 +291,9 @@ def doctor(as_json: Json = False) -> None:
 
 def main() -> None:
     """Run the command line."""
-    # Threads that wait must not spin: beside another busy process training was seen to become
-    # many times slower. Read when torch is loaded; see benchmarks/LOG.md.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads of torch that wait for one another must not spin for long: beside another busy
+    # process training was seen to come to a halt. Read when torch is loaded; the figures are in
+    # benchmarks/LOG.md.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     app()
