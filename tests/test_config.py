@@ -390,7 +390,7 @@ def test_write_all_writes_both(tmp_path):
 def test_the_reference_names_every_key():
     reference = docs.render_reference()
     for key_path in describe.key_paths():
-        assert f"\n| `{key_path.partition('.')[2]}` | " in reference
+        assert f"\n| `{key_path.rpartition('.')[2]}` | " in reference
 
 
 # --- the configs of the repository

@@ -19,21 +19,30 @@ def sections() -> dict[str, dict[str, Any]]:
     """The JSON Schema of each section by its name, in the order of the config."""
     schema = json_schema()
     return {
-        name: schema["$defs"][value.get("$ref", "").rsplit("/", 1)[-1]]
+        name: schema["$defs"][value["$ref"].rsplit("/", 1)[-1]]
         for name, value in schema["properties"].items()
+        if "$ref" in value
     }
 
 
+def top_keys() -> dict[str, dict[str, Any]]:
+    """The keys that stand in no section, with their JSON Schema."""
+    return {k: v for k, v in json_schema()["properties"].items() if "$ref" not in v}
+
+
 def key_paths() -> list[str]:
-    """Every key of the config, as `section.key`."""
+    """Every key of the config, as `section.key`, or `key` where it stands in no section."""
     return [
-        f"{name}.{key}" for name, section in sections().items() for key in section["properties"]
+        *top_keys(),
+        *(f"{name}.{key}" for name, section in sections().items() for key in section["properties"]),
     ]
 
 
 def expected(key_path: str) -> str | None:
     """What the key allows, such as "an integer from 1 to 256, or 'auto'"; None if unknown."""
     section, _, key = key_path.partition(".")
+    if not key and (field := top_keys().get(section)) is not None:
+        return in_words(field)
     schema = sections().get(section)
     if schema is None:
         return None
@@ -47,6 +56,7 @@ def choices(key_path: str) -> list[str]:
     """The words that the key allows; empty when it takes other values only."""
     section, _, key = key_path.partition(".")
     field = sections().get(section, {}).get("properties", {}).get(key, {})
+    field = top_keys().get(key_path, field)
     branches = field.get("anyOf", [field])
     return [str(c) for b in branches for c in b.get("enum", [b["const"]] if "const" in b else [])]
 

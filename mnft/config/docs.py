@@ -28,16 +28,21 @@ with a YAML language server complete and check them.
 
 def render_reference() -> str:
     """docs/configuration.md."""
-    parts = [_REFERENCE_HEAD]
+    parts = [_REFERENCE_HEAD, *_table(describe.top_keys())]
     for name, section in describe.sections().items():
         parts.append(f"\n## {name}\n\n{_one_line(section['description'])}\n")
-        parts.append("\n| key | default | allowed | meaning |\n|---|---|---|---|\n")
-        for key, field in section["properties"].items():
-            default = _value(field["default"]) if "default" in field else "(required)"
-            cells = [f"`{key}`", f"`{default}`" if default else "empty", describe.in_words(field)]
-            cells.append(_one_line(field["description"]))
-            parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n")
+        parts += _table(section["properties"])
     return "".join(parts)
+
+
+def _table(properties: Mapping[str, Any]) -> list[str]:
+    lines = ["\n| key | default | allowed | meaning |\n|---|---|---|---|\n"]
+    for key, field in properties.items():
+        default = _value(field["default"]) if "default" in field else "(required)"
+        cells = [f"`{key}`", f"`{default}`" if default else "empty", describe.in_words(field)]
+        cells.append(_one_line(field["description"]))
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n")
+    return lines
 
 
 def render_schema() -> str:
@@ -45,23 +50,29 @@ def render_schema() -> str:
     return json.dumps(describe.json_schema(), indent=2, ensure_ascii=False) + "\n"
 
 
-def render_config(values: Mapping[str, Mapping[str, Any]], head: Sequence[str]) -> str:
+def render_config(values: Mapping[str, Any], head: Sequence[str]) -> str:
     """A commented config with every key; those not in `values` are commented out.
 
     Args:
-        values: by section and key.
+        values: by section and key, or by key for those that stand in no section.
         head: comment lines to open with.
     """
     lines = [f"# {_printable(line)}" for line in head]
+    lines += ["", *_entries(describe.top_keys(), values, indent="")]
     for name, section in describe.sections().items():
-        chosen = values.get(name, {})
         lines += ["", f"# {_one_line(section['description'])}", f"{name}:"]
-        for key, field in section["properties"].items():
-            text = _one_line(field["description"])
-            lines += textwrap.wrap(text, 96, initial_indent="  # ", subsequent_indent="  # ")
-            value = chosen.get(key, field.get("default"))
-            lines.append(f"  {'' if key in chosen else '# '}{key}: {_value(value)}".rstrip())
+        lines += _entries(section["properties"], values.get(name, {}), indent="  ")
     return "\n".join(lines) + "\n"
+
+
+def _entries(properties: Mapping[str, Any], chosen: Mapping[str, Any], *, indent: str) -> list[str]:
+    lines = []
+    for key, field in properties.items():
+        text, start = _one_line(field["description"]), f"{indent}# "
+        lines += textwrap.wrap(text, 96, initial_indent=start, subsequent_indent=start)
+        value = chosen.get(key, field.get("default"))
+        lines.append(f"{indent}{'' if key in chosen else '# '}{key}: {_value(value)}".rstrip())
+    return lines
 
 
 def write_all(root: Path) -> None:

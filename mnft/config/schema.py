@@ -56,6 +56,13 @@ class DataConfig(Section):
     """Channel means, of values in 0..1, that normalisation subtracts; empty: the model's own."""
     std: Annotated[list[Positive], Field(min_length=1, max_length=3)] | None = None
     """Channel standard deviations that normalisation divides by; empty: the model's own."""
+    store: str = "auto"
+    """Decode each image once and keep its pixels in memory-mapped files that all epochs, runs and
+    processes share: `auto` in the cache folder ($MNFT_CACHE, or mnft in the user's cache folder),
+    `off` decodes in every epoch, or the path of a folder for them."""
+    store_limit_gb: Positive = 20.0
+    """Largest size of that folder in gigabytes; the files used longest ago make room, and images
+    that would not fit are decoded in every epoch."""
 
 
 class AugmentConfig(Section):
@@ -168,8 +175,13 @@ class TrainConfig(Section):
 
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 10
     """Passes over the training images."""
-    batch_size: Annotated[int, Field(ge=1)] = 32
-    """Images that make one update: the total over all processes and accumulated parts."""
+    stages: Annotated[list[Literal["head", "finetune"]], Field(min_length=1)] | None = None
+    """What is trained one after the other: `head` fits the classifier to features of the frozen
+    backbone, which are computed once; `finetune` trains all that model.freeze leaves, for
+    train.epochs. Empty: what the recipe chooses."""
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 32
+    """Images that make one update: the total over all processes and accumulated parts. `auto`
+    takes a size by the number of images, as large as the device's memory allows."""
     accumulation_steps: Annotated[int, Field(ge=1)] = 1
     """Parts that a process cuts its batch into, one after the other, to save memory; the gradient
     stays that of the whole batch."""
@@ -186,6 +198,15 @@ class TrainConfig(Section):
     loss scaler on older GPUs, and else fp32. Weights are always kept in fp32."""
     channels_last: bool = True
     """Keep images and weights in the channels-last layout, which convolutions run faster in."""
+    compile: bool | Literal["auto"] = "auto"
+    """Compile the model with torch.compile; `auto` does it where the run is long enough to repay
+    the minute that it takes, and a compiler is there."""
+    start_size: Annotated[float, Field(gt=0.25, le=1.0)] = 1.0
+    """Progressive resizing: side of the images in the first epoch as a share of data.img_size; it
+    grows evenly and is whole in the last third of the epochs. Smaller images train faster."""
+    deterministic: bool = False
+    """Use deterministic algorithms alone, so that a GPU repeats a run bit for bit; slower there.
+    The CPU does so anyway."""
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """Keep an exponential moving average of the weights with this decay (reached gradually), and
     evaluate and save the average; empty: off."""
@@ -198,12 +219,25 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> TrainConfig:
-        if self.accumulation_steps > self.batch_size:
+        if self.batch_size != "auto" and self.accumulation_steps > self.batch_size:
             raise ValueError(
                 f"train.accumulation_steps: found {self.accumulation_steps}, expected at most "
                 f"train.batch_size ({self.batch_size})"
             )
         return self
+
+
+class DistillConfig(Section):
+    """Learning from a larger model as well as from the labels (Hinton, Vinyals, Dean 2015)."""
+
+    teacher: str | None = None
+    """A run or model folder that knows the same classes, or a name as in model.name, whose head is
+    then fitted to the training images first; empty: no distillation."""
+    temperature: Positive = 2.0
+    """Divides the logits of both before they are compared; above 1 shows more of what the teacher
+    holds for possible."""
+    weight: Share = 0.5
+    """Share of the loss that compares with the teacher; the rest is the cross-entropy."""
 
 
 class EvalConfig(Section):
@@ -240,12 +274,18 @@ class RunConfig(Section):
 class Config(Section):
     """A whole run."""
 
+    recipe: Literal["auto", "plain"] = "auto"
+    """`auto` chooses what you do not write, by the model and the number of images, and says why:
+    for pretrained models the stages, learning rates by layer, schedule, averaging, augmentation.
+    `plain` is Adam and cross-entropy with the defaults below, as in textbooks; so is `auto` for
+    random weights."""
     data: DataConfig
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     train: TrainConfig = TrainConfig()
+    distill: DistillConfig = DistillConfig()
     eval: EvalConfig = EvalConfig()
     run: RunConfig = RunConfig()
 

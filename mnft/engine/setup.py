@@ -64,7 +64,7 @@ def build_training(
         MnftError: no val images, fewer than two images of a batch for each process, or a part that
             the config asks for cannot be built.
     """
-    if config.train.batch_size < 2 * ranks.world_size and ranks.world_size > 1:
+    if get_batch_size(config) < 2 * ranks.world_size and ranks.world_size > 1:
         raise ConfigError(
             f"found {config.train.batch_size}, expected at least two images for each of "
             f"{ranks.world_size} processes",
@@ -148,6 +148,12 @@ def build_eval_batches(
     )
 
 
+def get_batch_size(config: Config) -> int:
+    """`train.batch_size` once it is a number; `auto` is resolved before a training is built."""
+    assert config.train.batch_size != "auto"
+    return config.train.batch_size
+
+
 def _build_batches(
     config: Config,
     manifest: Manifest,
@@ -155,7 +161,7 @@ def _build_batches(
     device: torch.device,
     ranks: Ranks,
 ) -> tuple[Batches, Batches]:
-    batch_size = max(config.train.batch_size // ranks.world_size, config.eval.batch_size)
+    batch_size = max(get_batch_size(config) // ranks.world_size, config.eval.batch_size)
     workers = choose_workers(
         config.data.workers,
         device=device,
@@ -176,7 +182,7 @@ def _build_batches(
         preprocessing=preprocessing,
         sampler=EpochSampler(
             len(samples),
-            config.train.batch_size,
+            get_batch_size(config),
             seed=config.train.seed,
             rank=ranks.rank,
             world_size=ranks.world_size,
