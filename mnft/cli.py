@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import os
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mnft import __version__
+from mnft.cli_data import Json, Overrides, data_app, flag_of
 from mnft.errors import ConfigError
 from mnft.guard import guarded
 
@@ -26,14 +26,8 @@ app = typer.Typer(
     "Start with `mnft data fetch digits`, `mnft train configs/digits.yaml` and "
     "`mnft eval --ckpt runs/digits`; for your own images with `mnft init IMAGES`.",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Bring data sets and check image folders.")
 app.add_typer(data_app, name="data")
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
-Overrides = Annotated[
-    list[str],
-    typer.Option("--set", metavar="KEY=VALUE", help="Set a config value, as optim.lr=3e-4."),
-]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Checkpoint = Annotated[
     Path,
@@ -42,13 +36,6 @@ Checkpoint = Annotated[
 Workers = Annotated[
     int | None, typer.Option("--workers", min=0, help="Loading processes; 0 is none.")
 ]
-
-
-def _flag_of(key: str, flag: str) -> AbstractContextManager[None]:
-    """Put the flag that stands for a config key in front of errors that name the key."""
-    from mnft.config.source import Source
-
-    return Source(places={tuple(key.split(".")): flag}).locating()
 
 
 def _show_version(show: bool) -> None:
@@ -91,55 +78,8 @@ def init(
     """
     from mnft.commands import init as command
 
-    with _flag_of("model.name", f"--model {model}"):
+    with flag_of("model.name", f"--model {model}"):
         command.run(images, output, model, force=force)
-
-
-@data_app.command("fetch")
-@guarded
-def data_fetch(
-    name: Annotated[str | None, typer.Argument(help="Name of a data set; see --list.")] = None,
-    source: Annotated[
-        Path | None,
-        typer.Option("--from", help="Archive or folder that is already here, instead of the net."),
-    ] = None,
-    to: Annotated[
-        Path | None, typer.Option("--to", help="Folder to make; default data/NAME.")
-    ] = None,
-    show: Annotated[
-        bool, typer.Option("--list", help="List the data sets that are known.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Bring a known data set as an image folder.
-
-    The digits come with scikit-learn and need no network; the others are downloaded, checked
-    against their checksums and unpacked, or taken from a local archive.
-
-    Examples: `mnft data fetch digits`, `mnft data fetch flowers102 --from 102flowers.tgz`
-    """
-    from mnft.commands import fetch as command
-
-    command.run(name, source, to, show=show, as_json=as_json)
-
-
-@data_app.command("check")
-@guarded
-def data_check(
-    target: Annotated[Path, typer.Argument(help="A config, or a folder of images.")],
-    overrides: Overrides = [],  # noqa: B006 - Typer copies it
-    as_json: Json = False,
-) -> None:
-    """Find what would spoil a training: exit code 3 if there is something.
-
-    Files that cannot be decoded, classes that differ between splits, the same image in two splits
-    or in two classes, empty or small classes (as the config splits); and how many of each class.
-
-    Examples: `mnft data check photos/`, `mnft data check configs/flowers.yaml --json`
-    """
-    from mnft.commands import check as command
-
-    command.run(target, overrides, as_json=as_json)
 
 
 @app.command()
@@ -150,6 +90,9 @@ def train(
     resume: Annotated[
         Path | None, typer.Option("--resume", help="Go on with an interrupted run.")
     ] = None,
+    find_lr: Annotated[
+        bool, typer.Option("--find-lr", help="Suggest a learning rate instead of training.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Fine-tune a model as a config says; prints the folder of the best model.
@@ -160,9 +103,69 @@ def train(
     Examples: `mnft train configs/digits.yaml`, `mnft train configs/flowers.yaml --set
     optim.lr=3e-4 --set train.epochs=20`, `mnft train --resume runs/flowers`
     """
+    if find_lr:
+        _find_lr(config, overrides, resume, as_json=as_json)
+        return
     from mnft.commands import train as command
 
     command.run(config, overrides, resume, as_json=as_json)
+
+
+def _find_lr(
+    config: Path | None, overrides: list[str], resume: Path | None, *, as_json: bool
+) -> None:
+    if config is None or resume is not None:
+        raise ConfigError("--find-lr needs a config, and goes with no --resume")
+    from mnft.commands import find_lr as command
+
+    command.run(config, overrides, as_json=as_json)
+
+
+@app.command()
+@guarded
+def distill(
+    config: Annotated[Path, typer.Argument(help="A YAML config of the student.")],
+    teacher: Annotated[
+        str | None,
+        typer.Option("--teacher", help="A run, a model folder or a timm name; see below."),
+    ] = None,
+    overrides: Overrides = [],  # noqa: B006 - Typer copies it
+    as_json: Json = False,
+) -> None:
+    """Train a small model to answer as a larger one does; else like `mnft train`.
+
+    The teacher is a run or model folder that knows the same classes, or a pretrained timm model,
+    whose head is then fitted to the training images first. The same as `distill.teacher: ...` in
+    the config.
+
+    Example: `mnft distill configs/flowers.yaml --teacher runs/large --set
+    model.name=mobilenetv3_small_075`
+    """
+    from mnft.commands import train as command
+    from mnft.config.source import dump_yaml
+
+    if teacher is not None:
+        value = dump_yaml(teacher, one_line=True).removesuffix("\n...\n").strip()
+        overrides = [*overrides, f"distill.teacher={value}"]
+    command.run(config, overrides, None, as_json=as_json, needs_teacher=True)
+
+
+@app.command()
+@guarded
+def bench(
+    config: Annotated[Path, typer.Argument(help="A YAML config.")],
+    overrides: Overrides = [],  # noqa: B006 - Typer copies it
+    batches: Annotated[int, typer.Option("--batches", min=1, help="Batches in a round.")] = 20,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds; the median counts.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Measure loading alone, updates alone and both, and say which one limits.
+
+    Example: `mnft bench configs/flowers.yaml --set train.batch_size=64`
+    """
+    from mnft.commands import bench as command
+
+    command.run(config, overrides, batches=batches, rounds=rounds, as_json=as_json)
 
 
 @app.command("eval")
@@ -186,6 +189,9 @@ def evaluate(
     device: Device = "auto",
     batch_size: Annotated[int | None, typer.Option("--batch-size", min=1)] = None,
     workers: Workers = None,
+    flip: Annotated[
+        bool, typer.Option("--flip", help="Average each image with its mirror image.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Judge a trained model on images that it was not trained on.
@@ -203,7 +209,7 @@ def evaluate(
         )
     from mnft.commands import evaluate as command
 
-    with _flag_of("train.device", f"--device {device}"):
+    with flag_of("train.device", f"--device {device}"):
         command.run(
             checkpoint,
             data,
@@ -212,6 +218,7 @@ def evaluate(
             device_name=device,
             batch_size=batch_size,
             workers=workers,
+            flip=flip,
             as_json=as_json,
         )
 
@@ -241,7 +248,7 @@ def predict(
     """
     from mnft.commands import predict as command
 
-    with _flag_of("train.device", f"--device {device}"):
+    with flag_of("train.device", f"--device {device}"):
         command.run(
             checkpoint,
             inputs,

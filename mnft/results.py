@@ -70,7 +70,10 @@ class EpochResult:
     """One finished epoch; `epoch` counts from 1, `lr` is the rate that it began with.
 
     Losses are mean cross-entropies in nats, accuracies and F1 shares in [0, 1]. The training
-    figures are taken while the weights change, the val figures at the epoch's end.
+    figures are taken while the weights change, the val figures at the epoch's end. `stage` names
+    the part of the training that the epoch belongs to. `data_wait` is the share in [0, 1] of the
+    training's seconds that went by until batches were there, `peak_memory_mb` the most memory
+    (10^6 bytes) that the device had given out; 0 where it is not known.
     """
 
     epoch: int
@@ -84,6 +87,9 @@ class EpochResult:
     images_per_s: float
     seconds: float
     is_best: bool
+    stage: str = "finetune"
+    data_wait: float = 0.0
+    peak_memory_mb: float = 0.0
 
 
 class Observer(Protocol):

@@ -22,6 +22,12 @@ def _threads() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A store of the tests' own, also for the processes that they start."""
+    os.environ["MNFT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 def write_image(path: Path, colour: tuple[int, int, int], *, seed: int, size: int = 24) -> None:
     """An image of one colour with a little noise, so that contents differ."""
     noise = np.random.default_rng(seed).integers(0, 30, (size, size, 3))

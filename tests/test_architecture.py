@@ -27,26 +27,47 @@ LAYERS = {
     "mnft.model.*": 2,
     "mnft.engine": 2,  # its docstring
     "mnft.engine.device": 2,
+    "mnft.engine.depthwise": 2,
     "mnft.engine.distributed": 2,
     "mnft.engine.loop": 3,
+    "mnft.engine.memory": 3,
     "mnft.engine.optim": 3,
     "mnft.engine.evaluate": 3,
+    "mnft.engine.distill": 3,
     "mnft.engine.state": 3,
     "mnft.edge.*": 3,
     "mnft.runs.*": 3,
     "mnft.engine.fit": 4,
+    "mnft.engine.inputs": 4,
     "mnft.engine.setup": 4,
+    "mnft.engine.head": 3,
+    "mnft.engine.stages": 4,
+    "mnft.engine.bench": 4,
+    "mnft.engine.teaching": 4,
+    "mnft.engine.lr_finder": 4,
     "mnft.search": 5,
     "mnft.commands.*": 6,
     "mnft.guard": 6,
     "mnft.cli": 7,
+    "mnft.cli_data": 7,
     "mnft.__main__": 7,
 }
 # Inside one layer a module imports from its own package only, but for these.
-SIDEWAYS = {("mnft.runs.folder", "mnft.engine.state"), ("mnft.__main__", "mnft.cli")}
+SIDEWAYS = {
+    ("mnft.runs.folder", "mnft.engine.state"),
+    ("mnft.__main__", "mnft.cli"),
+    ("mnft.cli", "mnft.cli_data"),
+}
 # Importing these takes seconds.
 HEAVY = {"torch", "torchvision", "timm", "numpy", "sklearn", "scipy", "matplotlib", "PIL"}
-LIGHT_MODULES = ("mnft.config", "mnft.console", "mnft.cli", "mnft.guard", "mnft.__main__")
+LIGHT_MODULES = (
+    "mnft.config",
+    "mnft.console",
+    "mnft.cli",
+    "mnft.cli_data",
+    "mnft.guard",
+    "mnft.__main__",
+)
 CONSOLE_USERS = ("mnft.cli", "mnft.guard", "mnft.commands")
 WRITERS_TO_STDOUT = ("mnft.console", "mnft.commands.predict")
 
@@ -173,7 +194,7 @@ def test_the_console_and_rich_have_few_users(module):
         assert "mnft.console" not in used
     if module.name != "mnft.console":
         assert not [name for name in used if within(name, {"rich"})]
-    if module.name not in {"mnft.cli", "mnft.guard", "mnft.__main__"}:
+    if module.name not in {"mnft.cli", "mnft.cli_data", "mnft.guard", "mnft.__main__"}:
         assert not [name for name in used if within(name, {"typer", "click"})]
 
 
@@ -184,10 +205,13 @@ def test_light_modules_import_nothing_heavy(module):
         assert heavy == []
 
 
+EARLY = {"mnft", "mnft.cli_data", "mnft.errors", "mnft.guard"}
+
+
 def test_the_command_line_imports_commands_and_console_late():
     cli = next(module for module in MODULES if module.name == "mnft.cli")
     early = set(imports(cli, NAMES, at_import=True))
-    assert {n for n in early if within(n, {"mnft"})} == {"mnft", "mnft.errors", "mnft.guard"}
+    assert {n for n in early if within(n, {"mnft"})} == EARLY
     assert "mnft.commands.train" in set(imports(cli, NAMES))
 
 

@@ -47,6 +47,8 @@ def epoch_result(epoch: int = 3, *, is_best: bool = False) -> EpochResult:
         images_per_s=123.4,
         seconds=6.54,
         is_best=is_best,
+        data_wait=0.004,
+        peak_memory_mb=3412.0,
     )
 
 
@@ -198,7 +200,7 @@ def test_training_off_a_terminal_prints_one_line_an_epoch_and_nothing_else(capsy
     lines = err.splitlines()
     assert len(lines) == 2
     assert lines[0].startswith("epoch  1/10  loss 1.2500  acc 50.00%  val_loss 1.5000")
-    assert "val_acc 43.21%  123 img/s  6.5 s" in lines[0]
+    assert "val_acc 43.21%  123 img/s  0.4% wait  3.4 GB  6.5 s" in lines[0]
     assert not lines[0].endswith("best")
     assert lines[1].endswith("  best")
     assert "\r" not in err

@@ -140,7 +140,8 @@ import numpy as np, timm, torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from timm.layers import BatchNormAct2d
-from mnft.data.loaders import Batch, EpochSampler
+from mnft.data.batches import Batch
+from mnft.data.samplers import EpochSampler
 from mnft.config.schema import ScheduleConfig
 from mnft.engine.distributed import (
     broadcast, gather, process_group, sum_over_ranks, synchronize_batchnorm,
@@ -367,7 +368,9 @@ def test_an_image_that_one_process_cannot_read(config: Path) -> None:
     """
     (config.parent / "script.py").write_text(textwrap.dedent(script))
     started = time.monotonic()
-    done = torchrun("script.py", "train", config, *options("run.name=x"), cwd=config.parent)
+    done = torchrun(
+        "script.py", "train", config, *options("run.name=x", "data.store=off"), cwd=config.parent
+    )
     assert done.returncode != 0
     assert time.monotonic() - started < 90
     assert done.stderr.count("error: ") == 1, done.stderr

@@ -15,7 +15,9 @@ from PIL import Image
 
 from mnft.config.schema import AugmentConfig
 from mnft.data import loaders
-from mnft.data.loaders import Batches, EpochSampler, EvalSampler, LoaderOptions, choose_workers
+from mnft.data.batches import LoaderOptions
+from mnft.data.loaders import LoadedBatches, choose_workers
+from mnft.data.samplers import EpochSampler, EvalSampler
 from mnft.data.transforms import build_eval_transform, build_mix, build_train_transform, normalize
 from mnft.errors import DataError
 from mnft.preprocessing import Preprocessing
@@ -35,9 +37,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return paths
 
 
-def train_batches(paths: list[Path], *, workers: int = 0, **augment: Any) -> Batches:
+def train_batches(paths: list[Path], *, workers: int = 0, **augment: Any) -> LoadedBatches:
     config = AugmentConfig(**augment)
-    return Batches(
+    return LoadedBatches(
         paths,
         [number % 3 for number in range(len(paths))],
         transform=build_train_transform(config, SPEC),
@@ -48,8 +50,8 @@ def train_batches(paths: list[Path], *, workers: int = 0, **augment: Any) -> Bat
     )
 
 
-def eval_batches(paths: list[Path], *, workers: int = 0, **options: Any) -> Batches:
-    return Batches(
+def eval_batches(paths: list[Path], *, workers: int = 0, **options: Any) -> LoadedBatches:
+    return LoadedBatches(
         paths,
         list(range(len(paths))),
         transform=build_eval_transform(SPEC),
@@ -60,7 +62,7 @@ def eval_batches(paths: list[Path], *, workers: int = 0, **options: Any) -> Batc
     )
 
 
-def epoch(batches: Batches, number: int = 0) -> list[tuple[Any, Any, list[int]]]:
+def epoch(batches: LoadedBatches, number: int = 0) -> list[tuple[Any, Any, list[int]]]:
     assert isinstance(batches.sampler, EpochSampler)
     batches.sampler.set_epoch(number)
     return [(b.images, b.targets, b.positions) for b in batches]

@@ -24,7 +24,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 from typer.testing import Result
 
 from mnft.config.schema import ScheduleConfig
-from mnft.data.loaders import EpochSampler
+from mnft.data.samplers import EpochSampler
 from mnft.engine import fit as fit_module
 from mnft.engine.distributed import Ranks
 from mnft.engine.fit import FitOptions, fit
@@ -37,7 +37,7 @@ from mnft.results import EpochResult
 from mnft.runs import folder as folder_module
 
 Cli = Callable[..., Result]
-TIMES = {"seconds", "images_per_s"}
+TIMES = {"seconds", "images_per_s", "data_wait", "peak_memory_mb"}
 
 
 class Trainer:
@@ -370,10 +370,21 @@ def test_an_interrupt_before_the_first_epoch_is_done(
         interrupt_in_epoch(patch, 1)
         stopped = train(name="cut")
     assert stopped.exit_code == 130
-    assert "no epoch was finished" in stopped.stderr
-    resumed = train.resume("cut")
+    assert "after 0 epochs; go on with" in stopped.stderr
+    assert train.resume("cut").exit_code == 0
+    assert train(name="whole").exit_code == 0
+    assert_same_run(train.run("whole"), train.run("cut"))
+
+
+def test_a_run_whose_state_is_gone_does_not_begin_again(train: Trainer) -> None:
+    assert train(name="run").exit_code == 0
+    best = train.run("run") / "best" / "model.safetensors"
+    (train.run("run") / "resume.pt").unlink()
+    before = best.read_bytes()
+    resumed = train.resume("run")
     assert resumed.exit_code == 1
-    assert "has not finished an epoch" in resumed.stderr
+    assert "no such file" in resumed.stderr
+    assert best.read_bytes() == before
 
 
 @pytest.mark.parametrize(("what", "kept"), [("save_state", 0), ("log_event", 1)])
@@ -391,7 +402,7 @@ def test_an_interrupt_while_an_epoch_is_saved(
         stopped = train(name="cut")
     assert stopped.exit_code == 130
     assert epochs_of(train.run("cut")) == []
-    assert ("no epoch was finished" in stopped.stderr) == (kept == 0)
+    assert f"after {kept} epochs; go on with" in stopped.stderr
     if kept:
         assert train.resume("cut").exit_code == 0
         assert_same_run(train.run("whole"), train.run("cut"))
@@ -569,10 +580,25 @@ def test_an_image_that_vanishes_during_the_run(
         return train_one_epoch(*args, **kwargs)
 
     monkeypatch.setattr(fit_module, "train_one_epoch", removed)
-    result = train(name="run")
+    result = train("data.store=off", name="run")
     assert result.exit_code == 1
     assert "val/red/003.png" in result.stderr
     assert "has the folder changed?" in result.stderr
+
+
+def test_an_image_that_vanishes_is_not_missed_where_it_is_stored(
+    train: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train(name="whole").exit_code == 0
+
+    def removed(*args: Any, **kwargs: Any) -> LoopResult:
+        for path in (train.folder / "images").glob("*/*/003.png"):
+            path.unlink()
+        return train_one_epoch(*args, **kwargs)
+
+    monkeypatch.setattr(fit_module, "train_one_epoch", removed)
+    assert train(name="cut").exit_code == 0
+    assert_same_run(train.run("whole"), train.run("cut"))
 
 
 # The best epoch and stopping

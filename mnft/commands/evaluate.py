@@ -8,16 +8,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mnft import console
 from mnft.config.load import load_config
 from mnft.config.schema import EvalConfig
-from mnft.data.loaders import LoaderOptions, choose_workers
+from mnft.data.batches import LoaderOptions
+from mnft.data.loaders import choose_workers
 from mnft.data.manifest import Manifest, Sample, find_changes, load_manifest
 from mnft.data.prepare import select_images
-from mnft.engine.device import resolve_device, resolve_precision
+from mnft.engine.device import keep_freed_memory, resolve_device, resolve_precision
 from mnft.engine.distributed import Ranks
 from mnft.engine.evaluate import Outputs, compute_outputs
-from mnft.engine.setup import build_eval_batches
+from mnft.engine.inputs import build_eval_batches
 from mnft.errors import CheckpointError, ConfigError, DataError
 from mnft.metrics import compute_evaluation, softmax
 from mnft.model.bundle import Bundle, load_bundle
@@ -52,6 +55,7 @@ def run(
     device_name: str,
     batch_size: int | None,
     workers: int | None,
+    flip: bool,
     as_json: bool,
 ) -> None:
     """Evaluate a model and write metrics, predictions and the confusion matrix.
@@ -68,9 +72,10 @@ def run(
     _check_output(target)
     images = _find_images(run_folder, bundle, data, split, recorded)
     header = {"checkpoint": _spell(folder), "data": _spell(images.root), "split": images.split}
+    header["test_time_augmentation"] = "flip" if flip else "none"
     _check_same(target, header)
     settings = _settings(run_folder)
-    outputs = _compute(bundle, images, settings, device_name, batch_size, workers)
+    outputs = _compute(bundle, images, settings, device_name, batch_size, workers, flip=flip)
     evaluation = compute_evaluation(outputs.logits, outputs.targets, bundle.class_names)
     paths = [images.samples[position].path for position in outputs.positions]
     write_evaluation(
@@ -204,7 +209,10 @@ def _compute(
     device_name: str,
     batch_size: int | None,
     workers: int | None,
+    *,
+    flip: bool,
 ) -> Outputs:
+    keep_freed_memory()
     device = resolve_device(device_name)
     batch_size = batch_size or settings.batch_size
     batch_bytes = batch_size * math.prod(bundle.preprocessing.input_size)
@@ -229,11 +237,12 @@ def _compute(
             on_progress(done, len(images.samples))
 
         return compute_outputs(
-            bundle.model.to(device),
+            bundle.model.to(device).to(memory_format=torch.channels_last),
             batches,
             num_classes=len(bundle.class_names),
             device=device,
             dtype=resolve_precision(settings.precision, device, key="eval.precision"),
+            flip=flip,
             on_images=advance,
         )
 

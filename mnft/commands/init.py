@@ -12,13 +12,6 @@ from mnft.data.folder import scan_folder
 from mnft.data.prepare import describe_scan
 from mnft.errors import ConfigError, DataError
 
-# The recipe that configs/flower_photos.yaml measures.
-_RECIPE: dict[str, dict[str, Any]] = {
-    "optim": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.01, "layer_decay": 0.75},
-    "schedule": {"name": "cosine", "warmup_epochs": 1.0},
-    "train": {"epochs": 10, "batch_size": 32, "label_smoothing": 0.1, "ema_decay": 0.99},
-}
-
 
 def run(images: Path, output: Path | None, model: str, *, force: bool) -> None:
     """Look at the folder and write the config.
@@ -37,12 +30,13 @@ def run(images: Path, output: Path | None, model: str, *, force: bool) -> None:
     if not scan.images:
         raise DataError(f"{images}: found no images in the class folders, expected some in each")
     data, chosen = {"root": str(images)}, _choose_model(model)
-    values: dict[str, dict[str, Any]] = {"data": data, "model": chosen, **_RECIPE}
+    values: dict[str, Any] = {"recipe": "auto", "data": data, "model": chosen}
     head = [
         f"{images}: {describe_scan(scan)}",
         f"classes: {', '.join(scan.class_names())}",
         f"launch:  mnft train {output}",
-        "Lines that begin with # show defaults; take the # away to change one.",
+        "Lines that begin with # show defaults; take the # away to change one. What you do not",
+        "write the recipe chooses for a pretrained model; the run says what, and why.",
     ]
     try:
         files.write_text(output, render_config(values, head))

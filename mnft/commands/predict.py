@@ -16,8 +16,10 @@ from typing import Any, TextIO
 import torch
 
 from mnft import console, files
+from mnft.data.batches import LoaderOptions
 from mnft.data.folder import list_images
-from mnft.data.loaders import Batches, EvalSampler, LoaderOptions, choose_workers
+from mnft.data.loaders import LoadedBatches, choose_workers
+from mnft.data.samplers import EvalSampler
 from mnft.data.transforms import build_eval_transform
 from mnft.engine.device import resolve_device
 from mnft.engine.evaluate import Outputs, compute_outputs
@@ -51,7 +53,7 @@ def run(
         raise DataError("found no images", hint="name files, folders, globs, or - for a list")
     top_k = min(top_k, len(bundle.class_names))
     device = resolve_device(device_name)
-    bundle.model.to(device)
+    bundle.model.to(device).to(memory_format=torch.channels_last)
     batch_bytes = batch_size * math.prod(bundle.preprocessing.input_size)
     options = LoaderOptions(
         device,
@@ -113,7 +115,7 @@ def _predict(
     with console.progress("predicting") as on_progress:
         for start in range(0, len(paths), _CHUNK):
             chunk = paths[start : start + _CHUNK]
-            batches = Batches(
+            batches = LoadedBatches(
                 chunk,
                 [-1] * len(chunk),
                 transform=build_eval_transform(bundle.preprocessing),

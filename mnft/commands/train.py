@@ -11,14 +11,17 @@ import torch
 
 from mnft import console
 from mnft.commands import fetch
+from mnft.config import describe
 from mnft.config.load import load_config, save_config
 from mnft.config.schema import Config
 from mnft.data import catalog
 from mnft.data.manifest import Manifest, find_changes, load_manifest, save_manifest
 from mnft.data.prepare import prepare_manifest
-from mnft.engine.device import resolve_device, resolve_precision
+from mnft.engine import stages
+from mnft.engine.device import keep_freed_memory, resolve_device, resolve_precision
+from mnft.engine.distill import check_teacher
 from mnft.engine.distributed import Ranks, broadcast, one_voice, process_group
-from mnft.engine.fit import fit, out_of_patience
+from mnft.engine.fit import out_of_patience
 from mnft.engine.optim import check_optimizer_name
 from mnft.engine.setup import Training, build_training
 from mnft.engine.state import count_saved_epochs, load_state
@@ -30,6 +33,7 @@ from mnft.runs.folder import (
     RunKeeper,
     check_name_is_free,
     create_run,
+    has_progress,
     log_event,
     open_run,
     reconcile_log,
@@ -48,7 +52,12 @@ RESUMABLE = {
 
 
 def run(
-    config_path: Path | None, overrides: Sequence[str], resume: Path | None, *, as_json: bool
+    config_path: Path | None,
+    overrides: Sequence[str],
+    resume: Path | None,
+    *,
+    as_json: bool,
+    needs_teacher: bool = False,
 ) -> None:
     """Train, or go on with an interrupted run.
 
@@ -57,6 +66,7 @@ def run(
         Interrupted: by Ctrl-C or SIGTERM; what is saved can be resumed.
     """
     started = time.monotonic()
+    keep_freed_memory()
     if (config_path is None) == (resume is None):
         raise ConfigError(
             "found both a config and --resume, expected one of them"
@@ -65,7 +75,20 @@ def run(
             hint="mnft train configs/digits.yaml, or mnft train --resume runs/digits",
         )
     with process_group() as ranks, one_voice(ranks):
+        if needs_teacher and config_path is not None:
+            _check_teacher_is_named(config_path, overrides)
         _run(config_path, overrides, resume, ranks, started, as_json=as_json)
+
+
+def _check_teacher_is_named(path: Path, overrides: Sequence[str]) -> None:
+    config, source = load_config(path, overrides)
+    with source.locating():
+        if config.distill.teacher is None:
+            raise ConfigError(
+                "found no teacher",
+                hint="mnft distill CONFIG --teacher runs/large",
+                key="distill.teacher",
+            )
 
 
 def _run(
@@ -84,18 +107,22 @@ def _run(
     with source.locating():
         if run_folder:
             _check_resumable(config, run_folder)
-        device = _check_early(config, ranks, resumed=run_folder is not None)
-        manifest = broadcast(ranks, lambda: _manifest(config, run_folder))
-        training = build_training(config, manifest, device=device, ranks=ranks)
-        if run_folder:
+            config = _without_recipe(config)
+        device = check_early(config, ranks, resumed=run_folder is not None)
+        manifest = broadcast(ranks, lambda: bring_manifest(config, run_folder))
+        training = build_training(
+            config, manifest, device=device, ranks=ranks, progress=console.progress
+        )
+        if run_folder and has_progress(run_folder):
             load_state(training.state, run_folder.resume)
+        config = training.config
         folder = broadcast(ranks, lambda: run_folder or _start(config, path, manifest))
         result = _fit(config, folder, training, manifest, ranks, resumed=run_folder is not None)
     if ranks.is_main:
         _show_result(folder, training, result, time.monotonic() - started, as_json=as_json)
 
 
-def _check_early(config: Config, ranks: Ranks, *, resumed: bool) -> torch.device:
+def check_early(config: Config, ranks: Ranks, *, resumed: bool) -> torch.device:
     """Find what can be found wrong before the images are looked at; gives the device."""
     check_model(config.model)
     check_optimizer_name(config.optim.name)
@@ -103,6 +130,8 @@ def _check_early(config: Config, ranks: Ranks, *, resumed: bool) -> torch.device
     resolve_precision(config.train.precision, device, key="train.precision")
     resolve_precision(config.eval.precision, device, key="eval.precision")
     wants_writer(config.run)
+    if config.distill.teacher:
+        check_teacher(config.distill)
     if config.data.fetch:
         catalog.describe(config.data.fetch)
     if not resumed:
@@ -113,7 +142,13 @@ def _check_early(config: Config, ranks: Ranks, *, resumed: bool) -> torch.device
 def _check_resumable(config: Config, run_folder: RunFolder) -> None:
     before, _ = load_config(run_folder.config)
     old, new = before.model_dump(), config.model_dump()
-    changed = {f"{s}.{k}" for s in new for k in new[s] if new[s][k] != old[s][k]}
+    changed = {
+        f"{section}.{key}"
+        for section in describe.sections()
+        for key in new[section]
+        if new[section][key] != old[section][key]
+    }
+    changed |= {key for key in describe.top_keys() if new[key] != old[key]}
     done = count_saved_epochs(run_folder.resume)
     if config.train.epochs < done:
         raise ConfigError(
@@ -127,7 +162,13 @@ def _check_resumable(config: Config, run_folder: RunFolder) -> None:
         )
 
 
-def _manifest(config: Config, run_folder: RunFolder | None) -> Manifest:
+def _without_recipe(config: Config) -> Config:
+    """A run of a version that knew no stages goes on as it began."""
+    old = config.train.stages is None
+    return config.model_copy(update={"recipe": "plain"}) if old else config
+
+
+def bring_manifest(config: Config, run_folder: RunFolder | None) -> Manifest:
     """The run's own manifest when it is resumed, or a new one from the folder."""
     if run_folder:
         manifest = load_manifest(run_folder.split)
@@ -194,16 +235,7 @@ def _fit(
 
 
 def _run_fit(training: Training, *, keeper: Any, observer: Any) -> FitResult:
-    return fit(
-        training.state,
-        training.forward,
-        training.train,
-        training.val,
-        training.criterion,
-        training.options,
-        keeper=keeper,
-        observer=observer,
-    )
+    return stages.train(training, keeper=keeper, observer=observer, progress=console.progress)
 
 
 def _announce(config: Config, folder: RunFolder, training: Training, *, resumed: bool) -> None:
@@ -214,16 +246,24 @@ def _announce(config: Config, folder: RunFolder, training: Training, *, resumed:
     )
     size = " x ".join(map(str, training.card.preprocessing.input_size))
     console.note(f"input    {size}; {facts['device']}, {facts['precision']}")
+    console.note(f"store    {facts['store']}")
+    if facts["teacher"]:
+        console.note(f"teacher  {facts['teacher']}")
+    for choice in training.choices:
+        console.note(f"recipe   {choice.key}: {choice.value}  ({choice.reason})")
     console.note(f"run      {folder.path}")
     if not resumed:
-        log_event(folder, "start", facts)
+        recipe = {choice.key: choice.value for choice in training.choices}
+        log_event(folder, "start", {**facts, "recipe": recipe})
         return
     save_config(config, folder.config)
     history = training.state.history
-    reconcile_log(folder, history)
+    reconcile_log(folder, training.state.results)
     rate = training.state.schedule.lr
     log_event(folder, "resume", {**facts, "epochs_done": len(history), "lr": rate})
     console.note(f"resumed  after epoch {len(history)}, learning rate {rate:.2e}")
+    if "finetune" not in training.stages:
+        return
     if len(history) >= config.train.epochs:
         console.warn(
             f"the run has its {len(history)} epochs already; "
@@ -239,8 +279,8 @@ def _interrupted(error: BaseException, folder: RunFolder) -> Interrupted:
     )
     # What counts is the state on the disk: the signal may have come while an epoch was saved.
     done = count_saved_epochs(folder.resume)
-    how = f"go on with: mnft train --resume {folder.path}" if done else "no epoch was finished"
-    return Interrupted(code, f"by {signal} after {done} epochs; {how}")
+    go_on = f"go on with: mnft train --resume {folder.path}"
+    return Interrupted(code, f"by {signal} after {done} epochs; {go_on}")
 
 
 def _show_result(
@@ -274,7 +314,7 @@ def _show_result(
         ["best epoch", "val accuracy", "val macro F1", "val loss", "parameters", "size", "time"],
         [
             [
-                f"{best.epoch} of {len(result.epochs)}",
+                "head" if best.stage == "head" else f"{best.epoch} of {len(result.epochs)}",
                 f"{best.val_accuracy:.2%}",
                 f"{best.val_macro_f1:.4f}",
                 f"{best.val_loss:.4f}",

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NotNegative = Annotated[float, Field(ge=0.0)]
+
+
+def _off_is_a_word(value: Any) -> Any:
+    """YAML 1.1 reads a plain `off` as false."""
+    return "off" if value is False else value
 
 
 class Section(BaseModel):
@@ -56,7 +61,7 @@ class DataConfig(Section):
     """Channel means, of values in 0..1, that normalisation subtracts; empty: the model's own."""
     std: Annotated[list[Positive], Field(min_length=1, max_length=3)] | None = None
     """Channel standard deviations that normalisation divides by; empty: the model's own."""
-    store: str = "auto"
+    store: Annotated[str, BeforeValidator(_off_is_a_word)] = "auto"
     """Decode each image once and keep its pixels in memory-mapped files that all epochs, runs and
     processes share: `auto` in the cache folder ($MNFT_CACHE, or mnft in the user's cache folder),
     `off` decodes in every epoch, or the path of a folder for them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +14,10 @@ _CHUNK = 4096
 
 
 def inspect_files(
-    root: Path, paths: Iterable[str], on_progress: Callable[[int, int], None]
+    root: Path,
+    paths: Iterable[str],
+    on_progress: Callable[[int, int], None],
+    known: Container[str] = (),
 ) -> dict[str, Inspection]:
     """Inspect files in threads; Pillow and hashlib release the interpreter lock while they work.
 
@@ -22,6 +25,7 @@ def inspect_files(
         root: the folder.
         paths: files relative to it.
         on_progress: called with the number of files done and of all files.
+        known: SHA-256 of contents that are known to decode.
 
     Returns:
         What was found, by path.
@@ -31,7 +35,7 @@ def inspect_files(
     with ThreadPoolExecutor(max_workers=count_cores()) as pool:
         for start in range(0, len(paths), _CHUNK):
             chunk = paths[start : start + _CHUNK]
-            results = pool.map(inspect, (root / path for path in chunk))
+            results = pool.map(lambda path: inspect(root / path, known), chunk)
             for path, inspection in zip(chunk, results, strict=True):
                 found[path] = inspection
                 on_progress(len(found), len(paths))

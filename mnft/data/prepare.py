@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from mnft.config.schema import DataConfig
+from mnft.data.cache import find_cache_folder
 from mnft.data.decode import Inspection
 from mnft.data.folder import FolderScan, scan_folder
 from mnft.data.inspection import inspect_files
 from mnft.data.manifest import Manifest, Sample, build_manifest
+from mnft.data.store import find_known_contents
 from mnft.errors import DataError
 
 _SHOWN = 10
@@ -20,6 +22,8 @@ _log = logging.getLogger(__name__)
 
 def prepare_manifest(config: DataConfig, on_progress: Callable[[int, int], None]) -> Manifest:
     """Find the images of `data.root`, make sure that they decode, and split them.
+
+    Every file is read and hashed; contents that the store has decoded before are not decoded again.
 
     Raises:
         DataError: the folder cannot be used, or holds files that do not decode and
@@ -34,7 +38,11 @@ def prepare_manifest(config: DataConfig, on_progress: Callable[[int, int], None]
 
 def _prepare(config: DataConfig, on_progress: Callable[[int, int], None]) -> Manifest:
     scan = scan_folder(Path(config.root).expanduser())
-    inspections = inspect_files(scan.root, [image.path for image in scan.images], on_progress)
+    known = frozenset[str]()
+    if config.store != "off":
+        known = find_known_contents(find_cache_folder(config.store), scan.root)
+    paths = [image.path for image in scan.images]
+    inspections = inspect_files(scan.root, paths, on_progress, known)
     bad = {p: i.problem for p, i in inspections.items() if i.problem is not None}
     if bad and config.on_bad_image == "fail":
         raise DataError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from PIL import Image
@@ -13,7 +14,7 @@ from torchvision.transforms import v2
 from mnft.config.schema import AugmentConfig
 from mnft.preprocessing import Preprocessing
 
-Transform = Callable[[Image.Image], Tensor]
+Transform = Callable[[Image.Image | Tensor], Tensor]
 
 # Resizing the shorter side of a 1 x 100,000 strip to 256 pixels would take gigabytes. Where the
 # resized image would have more pixels than the decoder allows, the middle is taken first.
@@ -50,7 +51,8 @@ def build_train_transform(augment: AugmentConfig, preprocessing: Preprocessing) 
     image.
 
     Returns:
-        A function from an RGB image to a (C, H, W) uint8 tensor.
+        A function from an RGB image, or a stored image as (C, H, W) uint8, to a (C, H, W) uint8
+        tensor.
     """
     channels, height, width = preprocessing.input_size
     mode = v2.InterpolationMode(preprocessing.interpolation)
@@ -87,10 +89,18 @@ def normalize(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     Returns:
         (B, C, H, W) float32: (images / 255 - mean) / std.
     """
+    mean = torch.tensor(preprocessing.mean, device=images.device)
+    std = torch.tensor(preprocessing.std, device=images.device)
+    out = images.to(torch.float32)
+    rows = out.permute(0, 2, 3, 1)
+    if rows.is_contiguous():
+        # Rows of pixels, so that the innermost loop is long: several times faster on the CPU.
+        width = images.shape[3]
+        rows = rows.view(-1, width * len(mean))
+        rows.div_(255).sub_(mean.repeat(width)).div_(std.repeat(width))
+        return out
     shape = (1, -1, 1, 1)
-    mean = torch.tensor(preprocessing.mean, device=images.device).view(shape)
-    std = torch.tensor(preprocessing.std, device=images.device).view(shape)
-    return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+    return out.div_(255).sub_(mean.view(shape)).div_(std.view(shape))
 
 
 def build_mix(augment: AugmentConfig, num_classes: int) -> v2.Transform | None:
@@ -111,16 +121,18 @@ class _Pipeline:
     def __init__(
         self,
         first: Callable[[Image.Image], Image.Image],
-        second: Transform,
+        second: Callable[[Any], Tensor],
         max_aspect: int | None = None,
     ) -> None:
         self._first = first
         self._second = second
         self._max_aspect = max_aspect
 
-    def __call__(self, image: Image.Image) -> Tensor:
+    def __call__(self, image: Image.Image | Tensor) -> Tensor:
+        if isinstance(image, Tensor):
+            return self._second(image)  # from the store, which has done the first step
         if self._max_aspect:
-            image = _limit_aspect(image, self._max_aspect)
+            image = limit_aspect(image, self._max_aspect)
         return self._second(self._first(image))
 
 
@@ -150,7 +162,8 @@ def _as_it_is(image: Image.Image) -> Image.Image:
     return image
 
 
-def _limit_aspect(image: Image.Image, max_aspect: int) -> Image.Image:
+def limit_aspect(image: Image.Image, max_aspect: int) -> Image.Image:
+    """Cut what exceeds `max_aspect` times the shorter side from both ends of the longer."""
     width, height = image.size
     longest = max_aspect * min(width, height)
     # As much is cut from one end as from the other, so that the centre stays the centre.

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mnft.data.loaders import Batch
+from mnft.data.batches import Batch
 from mnft.engine.device import autocast
 from mnft.engine.distributed import Ranks, gather
 from mnft.results import BadImage
@@ -43,6 +43,7 @@ def compute_outputs(
     device: torch.device,
     dtype: torch.dtype,
     ranks: Ranks | None = None,
+    flip: bool = False,
     on_images: Callable[[int], None] | None = None,
 ) -> Outputs:
     """Evaluate a model on batches; the outputs of all processes are brought together.
@@ -54,6 +55,7 @@ def compute_outputs(
         device: where the model is.
         dtype: arithmetic.
         ranks: the processes that share the images.
+        flip: average the logits of each image and of its mirror image (test-time augmentation).
         on_images: called with the number of images of each batch done.
     """
     mode = {module: module.training for module in model.modules()}
@@ -67,6 +69,8 @@ def compute_outputs(
                 if len(batch.images):
                     with autocast(device, dtype):
                         logits = model(batch.images)
+                        if flip:
+                            logits = (logits + model(batch.images.flip(-1))) / 2
                     parts.append(
                         (
                             np.asarray(batch.positions, dtype=np.int64),

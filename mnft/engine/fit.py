@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import nn
 
-from mnft.data.loaders import Batches, EpochSampler
+from mnft.data.batches import Batches
+from mnft.data.samplers import EpochSampler
 from mnft.engine.device import seed_everything
 from mnft.engine.evaluate import compute_outputs
 from mnft.engine.loop import DIVERGED_HINT, LoopOptions, LoopResult, train_one_epoch
-from mnft.engine.optim import Criterion
+from mnft.engine.memory import is_out_of_memory, peak_memory_mb, reset_peak_memory
+from mnft.engine.optim import Loss
 from mnft.engine.state import TrainState
 from mnft.errors import TrainError
 from mnft.metrics import EpochMetrics, compute_epoch_metrics
@@ -42,6 +44,7 @@ class FitOptions:
         num_classes: outputs of the model.
         eval_dtype: arithmetic of evaluation.
         loop: how updates are computed.
+        stage: of the training, for the records.
     """
 
     epochs: int
@@ -51,6 +54,7 @@ class FitOptions:
     num_classes: int
     eval_dtype: torch.dtype
     loop: LoopOptions
+    stage: str = "finetune"
 
 
 def fit(
@@ -58,7 +62,7 @@ def fit(
     forward: nn.Module,
     train: Batches,
     val: Batches,
-    criterion: Criterion,
+    criterion: Loss,
     options: FitOptions,
     *,
     keeper: Keeper | None,
@@ -80,10 +84,12 @@ def fit(
         TrainError: the loss or the model's outputs are not finite; what was kept before stays.
     """
     assert isinstance(train.sampler, EpochSampler)
+    loop = options.loop
     for epoch in range(len(state.history) + 1, options.epochs + 1):
         if out_of_patience(state, options):
             break
         started = time.perf_counter()
+        reset_peak_memory(loop.device)
         train.sampler.set_epoch(epoch)
         # Dropout, mixup and the like: each epoch, and each process, its own stream.
         seed_everything(derive_seed(options.seed, epoch, options.loop.ranks.rank))
@@ -94,16 +100,16 @@ def fit(
                 forward,
                 train,
                 criterion,
-                options.loop,
+                loop,
                 on_step=_reporter(epoch, options, observer),
             )
             metrics = _evaluate(state, val, options)
-        except torch.OutOfMemoryError as error:
-            raise TrainError(
-                f"{options.loop.device} has too little memory: {str(error).splitlines()[0]}",
-                hint="train.accumulation_steps cuts a batch into parts that are computed one "
-                "after the other; or lower train.batch_size, eval.batch_size or data.img_size",
-            ) from error
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise _out_of_memory(error, loop) from error
+        # Where memory ran out, the next epoch need not find that out again.
+        loop = replace(loop, accumulation_steps=trained.accumulation_steps)
         result = EpochResult(
             epoch=epoch,
             epochs=options.epochs,
@@ -115,7 +121,10 @@ def fit(
             lr=lr,
             images_per_s=trained.num_images / max(trained.seconds, 1e-9),
             seconds=time.perf_counter() - started,
-            is_best=_is_better(metrics, state.best, options.monitor),
+            is_best=is_better(metrics, state.best, options.monitor),
+            stage=options.stage,
+            data_wait=min(1.0, trained.waited / max(trained.seconds, 1e-9)),
+            peak_memory_mb=peak_memory_mb(loop.device),
         )
         state.history.append(result)
         state.best = result if result.is_best else state.best
@@ -132,6 +141,15 @@ def out_of_patience(state: TrainState, options: FitOptions) -> bool:
     if options.early_stopping is None or state.best is None:
         return False
     return len(state.history) - state.best.epoch >= options.early_stopping
+
+
+def _out_of_memory(error: BaseException, loop: LoopOptions) -> TrainError:
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return TrainError(
+        f"{loop.device} has too little memory: {reason}",
+        hint="train.accumulation_steps cuts a batch into parts that are computed one "
+        "after the other; or lower train.batch_size, eval.batch_size or data.img_size",
+    )
 
 
 def _evaluate(state: TrainState, val: Batches, options: FitOptions) -> EpochMetrics:
@@ -151,7 +169,7 @@ def _evaluate(state: TrainState, val: Batches, options: FitOptions) -> EpochMetr
     return compute_epoch_metrics(outputs.logits, outputs.targets)
 
 
-def _is_better(metrics: EpochMetrics, best: EpochResult | None, monitor: str) -> bool:
+def is_better(metrics: EpochMetrics, best: EpochResult | None, monitor: str) -> bool:
     """Strictly better than the best so far; of equal epochs the first stays."""
     if best is None:
         return True

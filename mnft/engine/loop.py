@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from mnft.data.loaders import Batches, EpochSampler
+from mnft.data.batches import Batch, Batches
+from mnft.data.samplers import EpochSampler
 from mnft.engine.device import autocast
 from mnft.engine.distributed import Ranks, sum_over_ranks
-from mnft.engine.optim import Criterion
+from mnft.engine.memory import free_memory, is_out_of_memory
+from mnft.engine.optim import Loss
 from mnft.engine.state import TrainState
 from mnft.errors import TrainError
 from mnft.model.freeze import set_training_mode
 
 DIVERGED_HINT = "try a lower optim.lr, warmup, train.clip_grad: 1.0 or train.precision: fp32"
 _REPORT_INTERVAL_S = 0.25
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,24 +50,33 @@ class LoopOptions:
 
 @dataclass(frozen=True, slots=True)
 class LoopResult:
-    """Mean loss and accuracy over the epoch's images (of all processes), and their number."""
+    """Mean loss and accuracy over the epoch's images (of all processes), and their number.
+
+    `waited` is the part of `seconds` that went by until batches were there. `accumulation_steps`
+    are the parts that batches are cut into now: more than before where memory ran out.
+    """
 
     loss: float
     accuracy: float
     num_images: int
     seconds: float
+    waited: float = 0.0
+    accumulation_steps: int = 1
 
 
 def train_one_epoch(
     state: TrainState,
     forward: nn.Module,
     batches: Batches,
-    criterion: Criterion,
+    criterion: Loss,
     options: LoopOptions,
     *,
     on_step: Callable[[int, int, LoopResult], None],
 ) -> LoopResult:
     """Train one epoch.
+
+    Where memory runs out, the batch is computed again in twice as many parts, and so are all that
+    follow; several processes, which would have to agree on it, fail.
 
     Args:
         state: model, optimizer and the rest; changed in place.
@@ -74,38 +88,123 @@ def train_one_epoch(
 
     Raises:
         TrainError: the loss is not finite.
+        RuntimeError: parts cannot be small enough for the memory.
     """
     sampler = batches.sampler
     assert isinstance(sampler, EpochSampler)
     set_training_mode(state.model)
+    gradients = _Gradients(state, forward, criterion, options, sampler)
     # Loss, correct answers, images; on the device: reading them waits for it. MPS has no float64.
     exact = torch.float32 if options.device.type == "mps" else torch.float64
     totals = torch.zeros(3, device=options.device, dtype=exact)
-    started = reported = time.perf_counter()
+    waited = 0.0
+    started = reported = asked = time.perf_counter()
     for step, batch in enumerate(batches):
-        scale = options.ranks.world_size / sampler.batch_size_of(step)
-        count = _number_of_parts(sampler, step, options)
-        parts = _parts(batch.images, batch.targets, count)
-        for number, (images, targets) in enumerate(parts, start=1):
-            with _communication(forward, last=number == count):
-                with autocast(options.device, options.dtype):
-                    logits = _forward(forward, images)
-                loss = criterion(logits, targets)
-                # DistributedDataParallel averages over processes; `scale` makes it the mean
-                # over the images of the whole batch.
-                state.scaler.scale(loss * scale).backward()  # type: ignore[no-untyped-call]
-            totals += _count(loss, logits, targets).to(exact)
+        waited += time.perf_counter() - asked
+        totals += gradients.compute(step, batch).to(exact)
         _update(state, options)
-        now = time.perf_counter()
+        now = asked = time.perf_counter()
         if now - reported > _REPORT_INTERVAL_S:
             reported = now
             so_far = _result(totals, now - started)
             if options.ranks.world_size == 1:  # several stop together, at the epoch's end
                 _check_finite(so_far)
             on_step(step + 1, len(batches), so_far)
-    result = _result(sum_over_ranks(options.ranks, totals), time.perf_counter() - started)
+            asked = time.perf_counter()
+    result = _result(sum_over_ranks(options.ranks, totals), 0.0)
     _check_finite(result)
-    return result
+    return replace(
+        result,
+        seconds=time.perf_counter() - started,  # `_result` has waited for the device
+        waited=waited,
+        accumulation_steps=gradients.accumulation_steps,
+    )
+
+
+class _Gradients:
+    """Computes the gradients of one batch after the other, in as many parts as memory asks for.
+
+    Attributes:
+        accumulation_steps: parts that a batch is cut into.
+    """
+
+    def __init__(
+        self,
+        state: TrainState,
+        forward: nn.Module,
+        criterion: Loss,
+        options: LoopOptions,
+        sampler: EpochSampler,
+    ) -> None:
+        self.accumulation_steps = options.accumulation_steps
+        self._state = state
+        self._forward = forward
+        self._criterion = criterion
+        self._options = options
+        self._sampler = sampler
+        # A failed attempt has changed statistics of BatchNorm; a copy of all takes 0.1% of a step.
+        self._buffers = list(state.model.buffers()) if options.ranks.world_size == 1 else []
+        self._saved = [buffer.clone() for buffer in self._buffers]
+
+    def compute(self, step: int, batch: Batch) -> Tensor:
+        """Add the gradient of a whole batch to the parameters.
+
+        Returns:
+            (3,) float: summed loss, correct answers, images.
+        """
+        _copy(self._buffers, to=self._saved)
+        while True:
+            count = _number_of_parts(self._sampler, step, self.accumulation_steps, self._options)
+            try:
+                return self._attempt(step, batch, count)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or not self._cut_finer():
+                    raise
+            # Not within `except`: the error holds the tensors of the attempt.
+            self._state.optimizer.zero_grad()
+            _copy(self._saved, to=self._buffers)
+            free_memory()
+
+    def _attempt(self, step: int, batch: Batch, count: int) -> Tensor:
+        scale = self._options.ranks.world_size / self._sampler.batch_size_of(step)
+        counts = []
+        parts = _parts(batch.images, batch.targets, count)
+        for number, (images, targets) in enumerate(parts, start=1):
+            with _communication(self._forward, last=number == count):
+                with autocast(self._options.device, self._options.dtype):
+                    logits = _forward(self._forward, images)
+                loss = self._criterion(logits, targets, images)
+                # DistributedDataParallel averages over processes; `scale` makes it the mean
+                # over the images of the whole batch.
+                scaled = self._state.scaler.scale(loss * scale)
+                scaled.backward()  # type: ignore[no-untyped-call]
+            counts.append(_count(loss, logits, targets))
+        return torch.stack(counts).sum(0)
+
+    def _cut_finer(self) -> bool:
+        """Twice as many parts from now on; False where they would be too small."""
+        if self._options.ranks.world_size > 1:
+            return False
+        usual = self._sampler.batch_size_of(0)
+        normalized = any(
+            isinstance(module, _BatchNorm) and module.training
+            for module in self._state.model.modules()
+        )
+        wanted = min(2 * self.accumulation_steps, usual // 2 if normalized else usual)
+        if wanted <= self.accumulation_steps:
+            return False
+        self.accumulation_steps = wanted
+        _log.warning(
+            "out of memory: batches of %d are now computed in %d parts, the update stays the same",
+            usual,
+            wanted,
+        )
+        return True
+
+
+def _copy(tensors: list[Tensor], *, to: list[Tensor]) -> None:
+    if tensors:
+        torch._foreach_copy_(to, tensors)
 
 
 def _update(state: TrainState, options: LoopOptions) -> None:
@@ -121,7 +220,7 @@ def _update(state: TrainState, options: LoopOptions) -> None:
         state.ema.update(state.model, step=state.num_updates)
 
 
-def _number_of_parts(sampler: EpochSampler, step: int, options: LoopOptions) -> int:
+def _number_of_parts(sampler: EpochSampler, step: int, wanted: int, options: LoopOptions) -> int:
     """Parts that each process cuts its share of a batch into.
 
     The same in every process, as each waits for the others in its BatchNorm layers. In the
@@ -130,7 +229,6 @@ def _number_of_parts(sampler: EpochSampler, step: int, options: LoopOptions) -> 
     """
     smallest = sampler.batch_size_of(step) // options.ranks.world_size
     usual = sampler.batch_size_of(0) // options.ranks.world_size
-    wanted = options.accumulation_steps
     return min(wanted, max(1, smallest // 2 if usual >= 2 * wanted else smallest))
 
 

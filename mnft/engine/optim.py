@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import timm.optim
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from mnft.config.schema import OptimConfig, ScheduleConfig
 from mnft.errors import ConfigError
+
+# timm's names of optimizers of torch that have a fused implementation.
+_FUSED = {"adam", "adamw", "sgd", "nesterov", "momentum", "adagrad"}
 
 
 def check_optimizer_name(name: str) -> None:
@@ -45,16 +48,10 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
         options["betas"] = tuple(config.betas)
     if config.eps is not None:
         options["eps"] = config.eps
+    options |= {"lr": config.lr, "weight_decay": config.weight_decay}
+    options |= {"momentum": config.momentum, "layer_decay": config.layer_decay}
     try:
-        optimizer: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
-            model,
-            opt=config.name,
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            momentum=config.momentum,
-            layer_decay=config.layer_decay,
-            **options,
-        )
+        optimizer = _create(model, config.name, options)
     except (TypeError, ValueError, ImportError, RuntimeError, AssertionError) as error:
         raise ConfigError(f"{config.name} cannot be built: {error}", key="optim.name") from error
     if getattr(optimizer, "is_second_order", False):
@@ -62,6 +59,22 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
             f"{config.name} needs second derivatives, which the training loop does not compute",
             key="optim.name",
         )
+    return optimizer
+
+
+def _create(model: nn.Module, name: str, options: dict[str, Any]) -> torch.optim.Optimizer:
+    """Create timm's optimizer, fused into one kernel where torch has that."""
+    optimizer: torch.optim.Optimizer
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if name.lower() in _FUSED and all(
+        p.is_floating_point() and p.device.type in {"cpu", "cuda"} for p in learning
+    ):
+        try:
+            optimizer = timm.optim.create_optimizer_v2(model, opt=name, fused=True, **options)
+            return optimizer
+        except (TypeError, ValueError, RuntimeError):
+            pass  # not for this device or these options
+    optimizer = timm.optim.create_optimizer_v2(model, opt=name, **options)
     return optimizer
 
 
@@ -185,6 +198,19 @@ class _Plateau:
             self.inner.step(metric)
 
 
+class Loss(Protocol):
+    """What the training loop minimises."""
+
+    def __call__(self, logits: Tensor, targets: Tensor, images: Tensor) -> Tensor:
+        """The loss summed over the batch, a scalar.
+
+        Args:
+            logits: (B, K) float, unnormalised, of the model that learns.
+            targets: (B,) int64 labels or (B, K) float probabilities.
+            images: (B, C, H, W) float, normalised: what the logits were computed from.
+        """
+
+
 class Criterion:
     """Cross-entropy, summed over the batch, with label smoothing and class weights.
 
@@ -201,12 +227,13 @@ class Criterion:
             weight=class_weights, label_smoothing=label_smoothing, reduction="sum"
         )
 
-    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, targets: Tensor, images: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """The summed loss.
 
         Args:
             logits: (B, K) float.
             targets: (B,) int64 labels or (B, K) float probabilities.
+            images: not used; other losses look at them.
         """
         loss: Tensor = self._loss(logits.float(), targets)
         return loss

@@ -2,80 +2,110 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mnft.config.recipe import Choice, apply_recipe
 from mnft.config.schema import Config
-from mnft.data.loaders import Batches, EpochSampler, EvalSampler, LoaderOptions, choose_workers
-from mnft.data.manifest import Manifest, Sample
-from mnft.data.transforms import build_eval_transform, build_mix, build_train_transform
-from mnft.engine.device import resolve_precision, seed_everything
-from mnft.engine.distributed import Ranks, synchronize_batchnorm
+from mnft.data.batches import Batches
+from mnft.data.manifest import Manifest
+from mnft.engine.depthwise import speed_up_depthwise
+from mnft.engine.device import (
+    autocast,
+    choose_compile,
+    make_deterministic,
+    resolve_precision,
+    seed_everything,
+    tune,
+)
+from mnft.engine.distributed import Ranks, broadcast, synchronize_batchnorm
 from mnft.engine.fit import FitOptions
+from mnft.engine.head import has_linear_head
+from mnft.engine.inputs import (
+    Progress,
+    build_train_batches,
+    build_view,
+    get_batch_size,
+    label,
+    no_progress,
+    open_inputs,
+)
 from mnft.engine.loop import LoopOptions
-from mnft.engine.optim import Criterion, Schedule, build_optimizer, compute_balanced_weights
+from mnft.engine.memory import find_batch_size
+from mnft.engine.optim import Criterion, Loss, Schedule, build_optimizer, compute_balanced_weights
 from mnft.engine.state import TrainState
-from mnft.errors import ConfigError, DataError
+from mnft.engine.teaching import build_teaching_loss
+from mnft.errors import ConfigError, DataError, ModelError
 from mnft.model.bundle import ModelCard
 from mnft.model.factory import BuiltModel, build_model
 from mnft.model.freeze import freeze
-from mnft.preprocessing import Preprocessing
+from mnft.model.sources import has_fixed_input
 
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """All that `fit` takes, and what the run folder records.
+    """All that the stages of a training take, and what the run folder records.
 
     Attributes:
+        config: every key resolved; trains the same run again.
+        choices: what the recipe set in it.
         state: what changes.
-        forward: the model, or its distributed wrapper.
+        forward: the model, its compiled form or its distributed wrapper.
         train: training batches.
+        train_view: every training image once, as evaluation sees it.
         val: batches of the val split.
         criterion: the loss.
+        class_weights: (K,) of the loss, or None.
         options: what stays the same.
         card: for the saved model folders.
         facts: what was decided, in words, for people and the log.
     """
 
+    config: Config
+    choices: Sequence[Choice]
     state: TrainState
     forward: nn.Module
     train: Batches
+    train_view: Batches
     val: Batches
-    criterion: Criterion
+    criterion: Loss
+    class_weights: Tensor | None
     options: FitOptions
     card: ModelCard
     facts: Mapping[str, Any]
 
+    @property
+    def stages(self) -> list[str]:
+        """What is trained one after the other."""
+        return list(self.config.train.stages or ["finetune"])
+
 
 def build_training(
-    config: Config, manifest: Manifest, *, device: torch.device, ranks: Ranks
+    config: Config,
+    manifest: Manifest,
+    *,
+    device: torch.device,
+    ranks: Ranks,
+    progress: Progress = no_progress,
 ) -> Training:
-    """Build the parts of a training.
+    """Build the parts of a training; the recipe fills in what the config leaves open.
 
     Raises:
         MnftError: no val images, fewer than two images of a batch for each process, or a part that
             the config asks for cannot be built.
     """
-    if get_batch_size(config) < 2 * ranks.world_size and ranks.world_size > 1:
-        raise ConfigError(
-            f"found {config.train.batch_size}, expected at least two images for each of "
-            f"{ranks.world_size} processes",
-            key="train.batch_size",
-        )
-    if not manifest.split("val"):
-        raise DataError(f"{manifest.root}: no images in the val split")
+    tune(device)
+    if config.train.deterministic:
+        make_deterministic(device)
     seed_everything(config.train.seed)
     num_classes = len(manifest.class_names)
-    dtype = resolve_precision(config.train.precision, device, key="train.precision")
-    eval_dtype = resolve_precision(config.eval.precision, device, key="eval.precision")
     built = build_model(
         config.model,
         num_classes=num_classes,
@@ -83,153 +113,173 @@ def build_training(
         img_size=config.data.img_size,
         overrides=config.data.model_dump(include={"mean", "std", "interpolation", "crop_pct"}),
     )
+    config, choices = _resolve(config, manifest, built, device, ranks)
+    if not manifest.split("val"):
+        raise DataError(f"{manifest.root}: no images in the val split")
+    dtype, eval_dtype = _resolve_precisions(config, built, device)
     frozen = freeze(built.model, config.model.freeze)
-    model = _to_device(built.model, device, config.train.channels_last, ranks)
-    train, val = _build_batches(config, manifest, built.preprocessing, device, ranks)
-    optimizer = build_optimizer(model, config.optim)
-    schedule = Schedule(
-        optimizer,
-        config.schedule,
-        epochs=config.train.epochs,
-        updates_per_epoch=len(train),
-        mode="min" if config.eval.monitor == "loss" else "max",
+    model = _to_device(built.model, device, dtype, config.train.channels_last, ranks)
+    inputs = open_inputs(
+        config, manifest, built.preprocessing, device=device, ranks=ranks, progress=progress
     )
-    decay = config.train.ema_decay
-    state = TrainState(
-        model=model,
-        optimizer=optimizer,
-        schedule=schedule,
-        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
-        ema=None if decay is None else ModelEmaV3(model, decay=decay, use_warmup=True),
+    parts = (config, manifest, built.preprocessing, inputs)
+    train = build_train_batches(*parts, device=device, ranks=ranks)
+    class_weights = _class_weights(config, manifest, device)
+    compiled, why = choose_compile(
+        config.train.compile, device, updates=config.train.epochs * len(train)
     )
-    parameters = list(model.parameters())
+    val = build_view(*parts, "val", device=device, ranks=ranks)
+    train_view = build_view(*parts, "train", device=device, ranks=ranks)
+    criterion, teacher = build_teaching_loss(
+        Criterion(config.train.label_smoothing, class_weights),
+        config,
+        class_names=manifest.class_names,
+        student=built.preprocessing,
+        views=(train_view, val),
+        device=device,
+        dtype=dtype,
+        ranks=ranks,
+        progress=progress,
+    )
     facts = {
         "device": str(device),
         "processes": ranks.world_size,
         "precision": str(dtype).removeprefix("torch."),
+        "compile": f"{'yes' if compiled else 'no'}: {why}",
         "weights": built.weights,
-        "parameters": sum(p.numel() for p in parameters),
-        "learning": sum(p.numel() for p in parameters if p.requires_grad),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "learning": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "frozen_tensors": len(frozen),
         "input_size": list(built.preprocessing.input_size),
         "updates_per_epoch": len(train),
+        "store": inputs.note,
+        "teacher": teacher,
     }
     return Training(
-        state=state,
-        forward=_distribute(model, device, ranks),
+        config=config,
+        choices=choices,
+        state=_build_state(config, model, len(train), dtype, device),
+        forward=_wrap(model, device, ranks, compiled=compiled),
         train=train,
+        train_view=train_view,
         val=val,
-        criterion=_build_criterion(config, manifest, device),
+        criterion=criterion,
+        class_weights=class_weights,
         options=_fit_options(config, num_classes, device, dtype, eval_dtype, ranks),
         card=_card(built, manifest),
         facts=facts,
     )
 
 
-def build_eval_batches(
-    root: Path,
-    samples: list[Sample],
-    class_names: tuple[str, ...],
-    preprocessing: Preprocessing,
-    *,
-    batch_size: int,
-    options: LoaderOptions,
-    ranks: Ranks,
-) -> Batches:
-    """Evaluation batches of samples whose classes are matched by name."""
-    labels = {name: label for label, name in enumerate(class_names)}
-    return Batches(
-        [root / sample.path for sample in samples],
-        [labels[sample.class_name] for sample in samples],
-        transform=build_eval_transform(preprocessing),
-        preprocessing=preprocessing,
-        sampler=EvalSampler(len(samples), batch_size, rank=ranks.rank, world_size=ranks.world_size),
-        options=options,
+def _resolve(
+    config: Config, manifest: Manifest, built: BuiltModel, device: torch.device, ranks: Ranks
+) -> tuple[Config, Sequence[Choice]]:
+    """The config with nothing left open, and what the recipe chose."""
+    linear_head = has_linear_head(built.model, built.preprocessing.input_size)
+    wanted = config.train.batch_size
+    config, choices = apply_recipe(
+        config,
+        num_images=len(manifest.split("train")),
+        fixed_input=has_fixed_input(built.architecture),
+        linear_head=linear_head,
+    )
+    assert config.train.stages
+    if "head" in config.train.stages and not linear_head:
+        raise ModelError(
+            f"found head, but the outputs of {built.architecture} are not one linear layer on "
+            "its features",
+            key="train.stages",
+        )
+    if wanted == "auto":
+        size = broadcast(ranks, lambda: _find_batch_size(config, built, device, ranks))
+        values = config.model_dump()
+        values["train"]["batch_size"] = size
+        config = Config.model_validate(values)
+        choices = [*choices, Choice("train.batch_size", size, "fits the data set and the memory")]
+    if get_batch_size(config) < 2 * ranks.world_size and ranks.world_size > 1:
+        raise ConfigError(
+            f"found {config.train.batch_size}, expected at least two images for each of "
+            f"{ranks.world_size} processes",
+            key="train.batch_size",
+        )
+    return config, choices
+
+
+def _find_batch_size(config: Config, built: BuiltModel, device: torch.device, ranks: Ranks) -> int:
+    """The batch size that suits the data set, or the largest that fits into a GPU's memory."""
+    largest = get_batch_size(config) // ranks.world_size
+    if device.type == "cpu":  # where trying may end the process
+        return get_batch_size(config)
+    dtype = resolve_precision(config.train.precision, device, key="train.precision")
+    trial = copy.deepcopy(built.model).to(device).train()
+
+    def step(batch_size: int) -> None:
+        images = torch.zeros(batch_size, *built.preprocessing.input_size, device=device)
+        with autocast(device, dtype):
+            loss = trial(images).float().square().mean()
+        loss.backward()
+        trial.zero_grad()
+
+    return find_batch_size(step, largest=largest) * ranks.world_size
+
+
+def _resolve_precisions(
+    config: Config, built: BuiltModel, device: torch.device
+) -> tuple[torch.dtype, torch.dtype]:
+    side = max(built.preprocessing.input_size[1:])
+    return (
+        resolve_precision(config.train.precision, device, key="train.precision", img_size=side),
+        resolve_precision(config.eval.precision, device, key="eval.precision"),
     )
 
 
-def get_batch_size(config: Config) -> int:
-    """`train.batch_size` once it is a number; `auto` is resolved before a training is built."""
-    assert config.train.batch_size != "auto"
-    return config.train.batch_size
-
-
-def _build_batches(
-    config: Config,
-    manifest: Manifest,
-    preprocessing: Preprocessing,
-    device: torch.device,
-    ranks: Ranks,
-) -> tuple[Batches, Batches]:
-    batch_size = max(get_batch_size(config) // ranks.world_size, config.eval.batch_size)
-    workers = choose_workers(
-        config.data.workers,
-        device=device,
-        batch_bytes=batch_size * math.prod(preprocessing.input_size),
-        processes=ranks.world_size,
-    )
-    options = LoaderOptions(device, workers, config.train.channels_last)
-    samples = manifest.split("train")
-    labels = _labels(samples, manifest.class_names)
-    weights = None
-    if config.train.sampler == "balanced":
-        per_class = compute_balanced_weights(labels, len(manifest.class_names))
-        weights = [per_class[label] for label in labels]
-    train = Batches(
-        [manifest.root / sample.path for sample in samples],
-        labels,
-        transform=build_train_transform(config.augment, preprocessing),
-        preprocessing=preprocessing,
-        sampler=EpochSampler(
-            len(samples),
-            get_batch_size(config),
-            seed=config.train.seed,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            weights=weights,
+def _build_state(
+    config: Config, model: nn.Module, updates: int, dtype: torch.dtype, device: torch.device
+) -> TrainState:
+    optimizer = build_optimizer(model, config.optim)
+    decay = config.train.ema_decay
+    return TrainState(
+        model=model,
+        optimizer=optimizer,
+        schedule=Schedule(
+            optimizer,
+            config.schedule,
+            epochs=config.train.epochs,
+            updates_per_epoch=updates,
+            mode="min" if config.eval.monitor == "loss" else "max",
         ),
-        options=options,
-        mix=build_mix(config.augment, len(manifest.class_names)),
+        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
+        ema=None if decay is None else ModelEmaV3(model, decay=decay, use_warmup=True),
     )
-    val = build_eval_batches(
-        manifest.root,
-        manifest.split("val"),
-        manifest.class_names,
-        preprocessing,
-        batch_size=config.eval.batch_size,
-        options=options,
-        ranks=ranks,
-    )
-    return train, val
-
-
-def _labels(samples: list[Sample], class_names: tuple[str, ...]) -> list[int]:
-    labels = {name: label for label, name in enumerate(class_names)}
-    return [labels[sample.class_name] for sample in samples]
 
 
 def _to_device(
-    model: nn.Module, device: torch.device, channels_last: bool, ranks: Ranks
+    model: nn.Module, device: torch.device, dtype: torch.dtype, channels_last: bool, ranks: Ranks
 ) -> nn.Module:
     model = model.to(device)
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
+    if device.type == "cpu" and dtype == torch.bfloat16:
+        speed_up_depthwise(model)
     return synchronize_batchnorm(model) if ranks.world_size > 1 else model
 
 
-def _distribute(model: nn.Module, device: torch.device, ranks: Ranks) -> nn.Module:
-    if ranks.world_size == 1:
-        return model
-    return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+def _wrap(model: nn.Module, device: torch.device, ranks: Ranks, *, compiled: bool) -> nn.Module:
+    forward = model
+    if ranks.world_size > 1:
+        devices = [device] if device.type == "cuda" else None
+        forward = DistributedDataParallel(model, device_ids=devices)
+    if compiled:
+        forward = cast(nn.Module, torch.compile(forward))
+    return forward
 
 
-def _build_criterion(config: Config, manifest: Manifest, device: torch.device) -> Criterion:
-    weights = None
-    if config.train.class_weights == "balanced":
-        labels = _labels(manifest.split("train"), manifest.class_names)
-        per_class = compute_balanced_weights(labels, len(manifest.class_names))
-        weights = torch.tensor(per_class, device=device)
-    return Criterion(config.train.label_smoothing, weights)
+def _class_weights(config: Config, manifest: Manifest, device: torch.device) -> Tensor | None:
+    if config.train.class_weights == "none":
+        return None
+    labels = label(manifest.split("train"), manifest.class_names)
+    per_class = compute_balanced_weights(labels, len(manifest.class_names))
+    return torch.tensor(per_class, device=device)
 
 
 def _fit_options(

@@ -35,6 +35,7 @@ class TrainState:
         history: the finished epochs.
         best: the result that the best model was saved with.
         num_updates: optimizer updates so far.
+        head: the result of the head stage, once it is over.
     """
 
     model: nn.Module
@@ -45,6 +46,12 @@ class TrainState:
     history: list[EpochResult] = field(default_factory=list)
     best: EpochResult | None = None
     num_updates: int = 0
+    head: EpochResult | None = None
+
+    @property
+    def results(self) -> list[EpochResult]:
+        """Of the head stage, if there was one, and of the epochs."""
+        return [*([self.head] if self.head else []), *self.history]
 
     @property
     def evaluated_model(self) -> nn.Module:
@@ -67,6 +74,7 @@ def save_state(state: TrainState, path: Path) -> None:
         "history": [asdict(result) for result in state.history],
         "best": None if state.best is None else asdict(state.best),
         "num_updates": state.num_updates,
+        "head": None if state.head is None else asdict(state.head),
     }
     with files.atomic_path(path) as temporary:
         torch.save(content, temporary)
@@ -92,6 +100,8 @@ def load_state(state: TrainState, path: Path) -> None:
         state.history = [EpochResult(**result) for result in content["history"]]
         state.best = None if content["best"] is None else EpochResult(**content["best"])
         state.num_updates = content["num_updates"]
+        head = content.get("head")  # older runs had no such stage
+        state.head = None if head is None else EpochResult(**head)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: does not fit this run: {error}") from error
 

@@ -127,6 +127,11 @@ def open_run(path: Path) -> RunFolder:
     raise CheckpointError(f"{path} {what}", hint="runs are the folders that `mnft train` makes")
 
 
+def has_progress(run: RunFolder) -> bool:
+    """Whether there is something to go on from; a run that was killed early begins again."""
+    return run.resume.exists() or run.best.exists() or run.last.exists()
+
+
 def find_bundle(path: Path) -> Path:
     """The model folder that `--ckpt` means: a run's best one, or the folder itself.
 
@@ -211,7 +216,7 @@ class RunKeeper:
         log_event(self.run, entry.pop("event"), entry)
         if self.tensorboard is not None:
             for name, value in asdict(result).items():
-                if name not in {"epoch", "epochs", "is_best"}:
+                if isinstance(value, float):
                     self.tensorboard.add_scalar(name.replace("_", "/", 1), value, result.epoch)
             self.tensorboard.flush()
 

@@ -23,6 +23,7 @@ from mnft.files import atomic_path
 _DPI = 110
 # Inches: a cell with its count inside, a cell that only needs its label, and the whole matrix.
 _ROOMY_CELL, _SMALL_CELL, _MAX_SIDE = 0.45, 0.21, 24.0
+_CURVE_SIZE = (7.0, 4.2)
 _BAR_HEIGHT = 2.4  # also the least side of the matrix
 _MAX_COUNTED_CLASSES = 30
 _MAX_LABEL_CHARS = 28
@@ -92,6 +93,50 @@ def plot_confusion(
     _save(figure, path)
 
 
+def plot_lr_curve(
+    lrs: Sequence[float],
+    losses: Sequence[float],
+    smoothed: Sequence[float],
+    path: Path,
+    *,
+    suggestion: float,
+    title: str,
+) -> None:
+    """Draw the loss over growing learning rates as a PNG, atomically, with the suggestion marked.
+
+    Losses far above the smoothed curve are cut off: once training diverges they have no limit.
+
+    Args:
+        lrs: (N,) learning rates, ascending.
+        losses: (N,) raw, drawn as points.
+        smoothed: (N,) drawn as a line.
+        path: the PNG to write.
+        suggestion: the learning rate to mark, within `lrs`.
+        title: the line above the curve.
+    """
+    figure = Figure(figsize=_CURVE_SIZE, dpi=_DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.plot(lrs, losses, ".", color="#9db8d2", markersize=4, label="one batch")
+    axes.plot(lrs, smoothed, color="#08519c", linewidth=2, label="smoothed")
+    axes.axvline(suggestion, color=_MARK, linewidth=1.2, linestyle="--")
+    height = float(np.interp(np.log(suggestion), np.log(lrs), smoothed))
+    label = f"suggested: {suggestion:g}"
+    axes.plot([suggestion], [height], "o", color=_MARK, markersize=7, label=label)
+    low, high = min(*losses, *smoothed), max(smoothed)
+    margin = 0.15 * (high - low) or 1.0
+    axes.set_ylim(low - margin, high + margin)
+    axes.set_xscale("log")
+    axes.set_xlim(lrs[0], lrs[-1])
+    axes.set_xlabel("learning rate", fontsize=10)
+    axes.set_ylabel("training loss", fontsize=10)
+    axes.grid(True, color="#dddddd", linewidth=0.4)
+    axes.tick_params(labelsize=9, length=2, width=0.5)
+    axes.legend(fontsize=9, loc="best", framealpha=0.9)
+    _draw_title(axes, title, width=_CURVE_SIZE[0], size=11)
+    _save(figure, path)
+
+
 def _build_matrix(confusion: Sequence[Sequence[int]], class_names: Sequence[str]) -> _Matrix:
     counts = np.asarray(confusion, dtype=np.int64)
     num_classes = len(class_names)
@@ -140,14 +185,12 @@ def _draw_labels(axes: Axes, matrix: _Matrix, title: str) -> None:
     axes.tick_params(length=2, width=0.5)
     axes.set_xlabel("predicted", fontsize=matrix.heading_size)
     axes.set_ylabel("true", fontsize=matrix.heading_size)
-    width = max(_MIN_TITLE_CHARS, int(72 * matrix.side / (0.6 * matrix.heading_size)))
-    axes.set_title(
-        textwrap.fill(title, width),
-        loc="left",
-        fontsize=matrix.heading_size,
-        fontfamily=_fonts(),
-        parse_math=False,
-    )
+    _draw_title(axes, title, width=matrix.side, size=matrix.heading_size)
+
+
+def _draw_title(axes: Axes, title: str, *, width: float, size: float) -> None:
+    text = textwrap.fill(title, max(_MIN_TITLE_CHARS, int(72 * width / (0.6 * size))))
+    axes.set_title(text, loc="left", fontsize=size, fontfamily=_fonts(), parse_math=False)
 
 
 def _fonts() -> list[str]:

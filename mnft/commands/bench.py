@@ -1,0 +1,68 @@
+"""`mnft bench`: where the time of a training goes, on this machine and these images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from mnft import console
+from mnft.commands.train import bring_manifest, check_early
+from mnft.config.load import load_config
+from mnft.engine.bench import BenchResult, Speed, bench
+from mnft.engine.device import keep_freed_memory
+from mnft.engine.distributed import Ranks
+from mnft.engine.setup import build_training
+
+_ADVICE = {
+    "loading": "images come too slowly: data.store: auto if it is off, more data.workers, or "
+    "milder augmentation",
+    "computing": "the model sets the pace: a smaller model, data.img_size or train.start_size",
+}
+
+
+def run(
+    config_path: Path, overrides: Sequence[str], *, batches: int, rounds: int, as_json: bool
+) -> None:
+    """Measure and show.
+
+    Raises:
+        MnftError: whatever keeps a training from its beginning.
+    """
+    keep_freed_memory()
+    config, source = load_config(config_path, overrides)
+    with source.locating():
+        device = check_early(config, Ranks(), resumed=True)
+        manifest = bring_manifest(config, None)
+        training = build_training(
+            config, manifest, device=device, ranks=Ranks(), progress=console.progress
+        )
+        with console.progress("measuring") as on_progress:
+            result = bench(training, batches=batches, rounds=rounds, on_progress=on_progress)
+    if as_json:
+        facts = {key: training.facts[key] for key in ("device", "precision", "input_size", "store")}
+        console.show_json({**asdict(result), "limit": result.limit, **facts})
+        return
+    _show(result, str(training.facts["store"]), training.config.train.batch_size)
+
+
+def _show(result: BenchResult, store: str, batch_size: int | str) -> None:
+    console.note(f"store    {store}")
+    rows = [
+        ("loading alone", result.loading),
+        ("updates alone, one batch", result.computing),
+        ("training", result.training),
+        ("evaluation", result.evaluating),
+    ]
+    console.show_table(
+        ["part", "images/s", "lowest", "highest"], [_row(name, speed) for name, speed in rows]
+    )
+    console.note(
+        f"{result.rounds} rounds of {result.batches} batches of {batch_size}; "
+        f"waiting for data: {result.wait:.1%} of the training"
+    )
+    console.note(f"limit    {result.limit}: {_ADVICE[result.limit]}")
+
+
+def _row(name: str, speed: Speed) -> list[str]:
+    return [name, *(f"{value:,.0f}" for value in (speed.median, speed.lowest, speed.highest))]

@@ -1,0 +1,172 @@
+"""Where the time of a training goes: its batches alone, its updates alone, and both together."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from mnft.data.batches import Batch, Batches
+from mnft.data.samplers import EpochSampler, EvalSampler
+from mnft.engine.evaluate import compute_outputs
+from mnft.engine.loop import train_one_epoch
+from mnft.engine.setup import Training
+
+_WARMUP = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Images per second, measured several times.
+
+    Attributes:
+        median: over the rounds.
+        lowest: of the rounds.
+        highest: of the rounds.
+    """
+
+    median: float
+    lowest: float
+    highest: float
+
+
+@dataclass(frozen=True, slots=True)
+class BenchResult:
+    """What limits a training.
+
+    Attributes:
+        loading: batches alone, as the training gets them.
+        computing: updates alone, on one batch that stays on the device.
+        training: both, as in an epoch.
+        evaluating: the val split, loading included.
+        wait: share of the training's time spent waiting for data, in [0, 1].
+        rounds: of each measurement.
+        batches: in a round.
+    """
+
+    loading: Speed
+    computing: Speed
+    training: Speed
+    evaluating: Speed
+    wait: float
+    rounds: int
+    batches: int
+
+    @property
+    def limit(self) -> str:
+        """What to make faster: "loading" or "computing"."""
+        return "loading" if self.loading.median < 2 * self.computing.median else "computing"
+
+
+def bench(
+    training: Training,
+    *,
+    batches: int,
+    rounds: int,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> BenchResult:
+    """Measure the parts in turn, round by round, so that all see the same state of the machine.
+
+    The weights are trained on meanwhile; throw the training away afterwards.
+
+    Args:
+        training: as built for a run.
+        batches: in a round; fewer where an epoch has fewer.
+        rounds: of each measurement.
+        on_progress: called with the measurements done and all.
+    """
+    train = training.train
+    assert isinstance(train.sampler, EpochSampler)
+    count = min(batches, len(train))
+    fixed = next(iter(train))
+    device = training.options.loop.device
+    _train(training, _Part([fixed] * min(_WARMUP, count), train.sampler))
+    found: dict[str, list[float]] = {"loading": [], "computing": [], "training": [], "eval": []}
+    waits = []
+    for round_number in range(rounds):
+        train.sampler.set_epoch(round_number + 1)
+        found["loading"].append(_load(train, count, device))
+        found["computing"].append(_train(training, _Part([fixed] * count, train.sampler))[0])
+        train.sampler.set_epoch(round_number + 1)
+        rate, wait = _train(training, _Part(itertools.islice(train, count), train.sampler, count))
+        found["training"].append(rate)
+        waits.append(wait)
+        found["eval"].append(_evaluate(training))
+        on_progress(round_number + 1, rounds)
+    speeds = {name: Speed(statistics.median(r), min(r), max(r)) for name, r in found.items()}
+    return BenchResult(
+        loading=speeds["loading"],
+        computing=speeds["computing"],
+        training=speeds["training"],
+        evaluating=speeds["eval"],
+        wait=statistics.median(waits),
+        rounds=rounds,
+        batches=count,
+    )
+
+
+class _Part:
+    """Some batches in the place of an epoch's."""
+
+    def __init__(
+        self,
+        batches: list[Batch] | Iterator[Batch],
+        sampler: EpochSampler | EvalSampler,
+        count: int | None = None,
+    ) -> None:
+        self.sampler = sampler
+        self._batches = batches
+        self._count = len(batches) if isinstance(batches, list) else count or 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self._batches)
+
+
+def _load(batches: Batches, count: int, device: torch.device) -> float:
+    """Images per second of `count` batches."""
+    images = 0
+    started = time.perf_counter()
+    for batch in itertools.islice(batches, count):
+        images += len(batch.images)
+    _synchronize(device)
+    return images / (time.perf_counter() - started)
+
+
+def _train(training: Training, batches: Batches) -> tuple[float, float]:
+    """Images per second of updates, and the share of the time spent waiting for data."""
+    state = replace(training.state, num_updates=0)
+    result = train_one_epoch(
+        state,
+        training.forward,
+        batches,
+        training.criterion,
+        training.options.loop,
+        on_step=lambda *_: None,
+    )
+    _synchronize(training.options.loop.device)
+    return result.num_images / result.seconds, result.waited / result.seconds
+
+
+def _evaluate(training: Training) -> float:
+    options = training.options
+    started = time.perf_counter()
+    outputs = compute_outputs(
+        training.state.evaluated_model,
+        training.val,
+        num_classes=options.num_classes,
+        device=options.loop.device,
+        dtype=options.eval_dtype,
+    )
+    return len(outputs.positions) / (time.perf_counter() - started)
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,266 @@
+"""From config and manifest to batches: whether images come from the store, and in which way."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from mnft.config.schema import Config
+from mnft.data.batches import Batches, Growth, LoaderOptions
+from mnft.data.cache import find_cache_folder
+from mnft.data.geometry import EvalGeometry, choose_train_geometry
+from mnft.data.loaders import LoadedBatches, choose_workers
+from mnft.data.manifest import Manifest, Sample
+from mnft.data.resample import DeviceImages
+from mnft.data.samplers import EpochSampler, EvalSampler
+from mnft.data.store import Store, StoredImages, StoreUnavailable
+from mnft.data.stored_batches import StoredBatches, fits_on_device
+from mnft.data.transforms import build_eval_transform, build_mix, build_train_transform
+from mnft.engine.distributed import Ranks, broadcast
+from mnft.engine.optim import compute_balanced_weights
+from mnft.preprocessing import Preprocessing
+
+_LOGGER = logging.getLogger(__name__)
+
+Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+
+
+@contextmanager
+def no_progress(_description: str) -> Iterator[Callable[[int, int], None]]:
+    """Shows nothing."""
+    yield lambda _done, _total: None
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Where the images of a run come from.
+
+    Attributes:
+        train: stored training images, on the disk or in a GPU's memory, or None where they are
+            decoded in every epoch.
+        val: stored validation images, likewise.
+        note: how, in words.
+    """
+
+    train: StoredImages | DeviceImages | None
+    val: StoredImages | DeviceImages | None
+    note: str
+
+
+def open_inputs(
+    config: Config,
+    manifest: Manifest,
+    preprocessing: Preprocessing,
+    *,
+    device: torch.device,
+    ranks: Ranks,
+    progress: Progress = no_progress,
+) -> Inputs:
+    """Bring the images of the train and val splits into the store; the main process decodes.
+
+    On a GPU they go on into its memory if they fit, but for training images that an automatic
+    policy varies one by one. Where the store cannot be used a warning says why, and images are
+    decoded in every epoch.
+
+    Raises:
+        DataError: an image has changed since the manifest was made.
+    """
+    if config.data.store == "off":
+        return Inputs(None, None, "off: every epoch decodes all images")
+    cache = find_cache_folder(config.data.store)
+    channels = preprocessing.input_size[0]
+    scale = (config.augment.scale[0], config.augment.scale[1])
+    stores = [
+        (Store(cache, manifest.root, geometry, channels), manifest.split(split))
+        for geometry, split in (
+            (choose_train_geometry(preprocessing, scale), "train"),
+            (EvalGeometry(preprocessing), "val"),
+        )
+    ]
+    limit = int(config.data.store_limit_gb * 1e9)
+    try:
+        note = broadcast(ranks, lambda: _build(stores, manifest.root, limit, progress))
+        if note is None:
+            raise StoreUnavailable("the main process could not build it")
+        train, val = (store.open(samples) for store, samples in stores)
+    except StoreUnavailable as error:
+        if ranks.is_main:
+            _LOGGER.warning("no store, every epoch decodes all images: %s", error)
+        return Inputs(None, None, f"none: {error}")
+    if fits_on_device([train, val], device):
+        whole_batches = config.augment.policy == "none"
+        placed = DeviceImages(train, device) if whole_batches else train
+        return Inputs(placed, DeviceImages(val, device), f"{note}, in the memory of {device}")
+    return Inputs(train, val, note)
+
+
+def _build(
+    stores: list[tuple[Store, list[Sample]]], root: Path, limit: int, progress: Progress
+) -> str | None:
+    started = time.perf_counter()
+    added = size = 0
+    try:
+        for store, samples in stores:
+            with progress("decoding images") as on_progress:
+                built = store.build(root, samples, limit, on_progress)
+            added += built.added
+            size += built.size_bytes
+    except StoreUnavailable as error:
+        _LOGGER.warning("%s", error)
+        return None
+    where = f"{size / 1e6:,.0f} MB in {stores[0][0].folder.parent}"
+    if not added:
+        return f"all images decoded before, {where}"
+    seconds = time.perf_counter() - started
+    return f"{added:,} images decoded in {seconds:.1f} s ({added / seconds:,.0f}/s), {where}"
+
+
+def build_train_batches(
+    config: Config,
+    manifest: Manifest,
+    preprocessing: Preprocessing,
+    inputs: Inputs,
+    *,
+    device: torch.device,
+    ranks: Ranks,
+) -> Batches:
+    """The training batches of this process: shuffled, varied, mixed."""
+    samples = manifest.split("train")
+    labels = label(samples, manifest.class_names)
+    weights = None
+    if config.train.sampler == "balanced":
+        per_class = compute_balanced_weights(labels, len(manifest.class_names))
+        weights = [per_class[label] for label in labels]
+    sampler = EpochSampler(
+        len(samples),
+        get_batch_size(config),
+        seed=config.train.seed,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        weights=weights,
+    )
+    mix = build_mix(config.augment, len(manifest.class_names))
+    growth = Growth(config.train.start_size, config.train.epochs)
+    stored = inputs.train
+    # On a GPU, images that it cannot hold are varied by processes beside it.
+    beside = device.type == "cuda" and isinstance(stored, StoredImages)
+    if stored is not None and not beside and config.augment.policy == "none":
+        return StoredBatches(
+            stored,
+            labels,
+            preprocessing=preprocessing,
+            sampler=sampler,
+            device=device,
+            channels_last=config.train.channels_last,
+            augment=config.augment,
+            mix=mix,
+            growth=growth,
+        )
+    assert not isinstance(stored, DeviceImages)
+    return LoadedBatches(
+        [manifest.root / sample.path for sample in samples] if stored is None else stored,
+        labels,
+        transform=build_train_transform(config.augment, preprocessing),
+        preprocessing=preprocessing,
+        sampler=sampler,
+        options=choose_loader_options(config, preprocessing, device, ranks),
+        mix=mix,
+        growth=growth,
+    )
+
+
+def build_view(
+    config: Config,
+    manifest: Manifest,
+    preprocessing: Preprocessing,
+    inputs: Inputs,
+    split: Literal["train", "val"],
+    *,
+    device: torch.device,
+    ranks: Ranks,
+) -> Batches:
+    """Every image of a split once, in order, as evaluation sees it.
+
+    Of stored training images the middle is cut; that differs from the pixels of evaluation by
+    the rounding of one resize more or less.
+    """
+    samples = manifest.split(split)
+    stored = inputs.train if split == "train" else inputs.val
+    if stored is None:
+        return build_eval_batches(
+            manifest.root,
+            samples,
+            manifest.class_names,
+            preprocessing,
+            batch_size=config.eval.batch_size,
+            options=choose_loader_options(config, preprocessing, device, ranks),
+            ranks=ranks,
+        )
+    return StoredBatches(
+        stored,
+        label(samples, manifest.class_names),
+        preprocessing=preprocessing,
+        sampler=_eval_sampler(len(samples), config.eval.batch_size, ranks),
+        device=device,
+        channels_last=config.train.channels_last,
+        augment="centre" if split == "train" else None,
+    )
+
+
+def build_eval_batches(
+    root: Path,
+    samples: list[Sample],
+    class_names: tuple[str, ...],
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    options: LoaderOptions,
+    ranks: Ranks,
+) -> LoadedBatches:
+    """Evaluation batches of files whose classes are matched by name."""
+    return LoadedBatches(
+        [root / sample.path for sample in samples],
+        label(samples, class_names),
+        transform=build_eval_transform(preprocessing),
+        preprocessing=preprocessing,
+        sampler=_eval_sampler(len(samples), batch_size, ranks),
+        options=options,
+    )
+
+
+def choose_loader_options(
+    config: Config, preprocessing: Preprocessing, device: torch.device, ranks: Ranks
+) -> LoaderOptions:
+    """Worker processes for what is not done on whole batches."""
+    batch_size = max(get_batch_size(config) // ranks.world_size, config.eval.batch_size)
+    workers = choose_workers(
+        config.data.workers,
+        device=device,
+        batch_bytes=batch_size * math.prod(preprocessing.input_size),
+        processes=ranks.world_size,
+    )
+    return LoaderOptions(device, workers, config.train.channels_last)
+
+
+def get_batch_size(config: Config) -> int:
+    """`train.batch_size` once it is a number; `auto` is resolved before a training is built."""
+    assert config.train.batch_size != "auto"
+    return config.train.batch_size
+
+
+def label(samples: list[Sample], class_names: tuple[str, ...]) -> list[int]:
+    """The label of each sample: the place of its class's name."""
+    labels = {name: place for place, name in enumerate(class_names)}
+    return [labels[sample.class_name] for sample in samples]
+
+
+def _eval_sampler(num_samples: int, batch_size: int, ranks: Ranks) -> EvalSampler:
+    return EvalSampler(num_samples, batch_size, rank=ranks.rank, world_size=ranks.world_size)

@@ -1,0 +1,116 @@
+"""Memory of the device: how much was used, whether it ran out, and which batch fits into it."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from mnft.errors import TrainError
+
+_log = logging.getLogger(__name__)
+# What torch says in a plain RuntimeError: on the CPU (Linux and Windows), on Apple's GPUs, and
+# when a library cannot allocate its workspace on a GPU.
+_WORDS = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "MPS backend out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the device, or the machine, has too little memory."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
+
+
+def free_memory() -> None:
+    """Give the cached blocks of GPUs back, so that they can be put together anew.
+
+    To be called when the failed attempt's error, which holds its tensors, is gone.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """The most memory in use at once, in 10^6 bytes.
+
+    On a GPU what tensors took since `reset_peak_memory`; on the CPU what this process (without
+    those that load images) took since it began. 0 where it is not known.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    if device.type == "cpu":
+        return _peak_of_process() / 1e6
+    return 0.0
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Begin to measure anew; the CPU's figure is that of the whole process and stays."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def find_batch_size(step: Callable[[int], None], *, largest: int, smallest: int = 8) -> int:
+    """The largest batch size that fits into memory, of `smallest`, twice that, and so on.
+
+    Args:
+        step: one forward and backward pass of as many random images as it is given.
+        largest: not to be exceeded.
+        smallest: where to begin, or `largest` if that is less.
+
+    Raises:
+        TrainError: not even the smallest fits.
+    """
+    found = None
+    size = min(smallest, largest)
+    while size <= largest and _fits(step, size):
+        found, size = size, 2 * size
+    if found is None:
+        raise TrainError(
+            f"a batch of {size} images does not fit into memory",
+            hint="lower data.img_size, choose a smaller model, or set train.batch_size and "
+            "train.accumulation_steps",
+        )
+    return found
+
+
+def _fits(step: Callable[[int], None], size: int) -> bool:
+    try:
+        step(size)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        _log.info("batches of %d images do not fit into memory", size)
+        fits = False
+    else:
+        fits = True
+    free_memory()
+    return fits
+
+
+def _peak_of_process() -> float:
+    """Bytes."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Unlike ru_maxrss, which begins with what the process that started this one had.
+        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return float(line.split()[1]) * 1024
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(peak if sys.platform == "darwin" else peak * 1024)

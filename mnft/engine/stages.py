@@ -1,0 +1,124 @@
+"""The stages of a training in order: the head on features computed once, then fine-tuning."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from mnft.data.batches import Batches
+from mnft.engine.fit import Keeper, fit, is_better
+from mnft.engine.head import Features, HeadFit, compute_features, fit_head, set_head
+from mnft.engine.inputs import Progress, no_progress
+from mnft.engine.memory import peak_memory_mb, reset_peak_memory
+from mnft.engine.setup import Training
+from mnft.results import EpochResult, FitResult, Observer
+from mnft.seeding import derive_seed
+
+
+def train(
+    training: Training,
+    *,
+    keeper: Keeper | None,
+    observer: Observer | None,
+    progress: Progress = no_progress,
+) -> FitResult:
+    """Go through the stages that are not done yet.
+
+    A run that was killed within the head stage begins it again, and comes to the same result.
+
+    Args:
+        training: its state is changed in place.
+        keeper: writes files; None in processes that do not.
+        observer: watches; None in processes that do not speak.
+        progress: shows how far the features are.
+
+    Raises:
+        MnftError: as `fit`, and what keeps features from being computed.
+    """
+    state = training.state
+    if "head" in training.stages and state.head is None:
+        state.head = state.best = train_head(training, progress)
+        if keeper:
+            keeper.keep(state, state.head)
+        if observer:
+            observer.on_epoch(state.head)
+    if "finetune" not in training.stages:
+        return FitResult([], state.best, stopped_early=False)
+    return fit(
+        state,
+        training.forward,
+        training.train,
+        training.val,
+        training.criterion,
+        training.options,
+        keeper=keeper,
+        observer=observer,
+    )
+
+
+def train_head(training: Training, progress: Progress = no_progress) -> EpochResult:
+    """Fit the classifier, put it into the model (and its average), and judge the model."""
+    options, state = training.options, training.state
+    started = time.perf_counter()
+    reset_peak_memory(options.loop.device)
+    fitted, num_images, seconds = _fit_head(training, progress)
+    set_head(state.model, fitted)
+    if state.ema is not None:
+        set_head(state.ema.module, fitted)
+    metrics = fitted.val
+    return EpochResult(
+        epoch=0,
+        epochs=options.epochs,
+        train_loss=fitted.train.loss,
+        train_accuracy=fitted.train.accuracy,
+        val_loss=metrics.loss,
+        val_accuracy=metrics.accuracy,
+        val_macro_f1=metrics.macro_f1,
+        lr=0.0,
+        images_per_s=num_images / max(seconds, 1e-9),
+        seconds=time.perf_counter() - started,
+        is_best=is_better(metrics, None, options.monitor),
+        stage="head",
+        peak_memory_mb=peak_memory_mb(options.loop.device),
+    )
+
+
+def _fit_head(training: Training, progress: Progress) -> tuple[HeadFit, int, float]:
+    """The fitted classifier, the images that features were computed of, and the seconds."""
+    options = training.options
+    started = time.perf_counter()
+    # Validation in its own precision, through features that are exact: what `mnft eval` gives.
+    train = _compute(training, training.train_view, options.loop.dtype, "train", progress)
+    val = _compute(training, training.val, options.eval_dtype, "val", progress)
+    seconds = time.perf_counter() - started
+    fitted = fit_head(
+        train,
+        val,
+        num_classes=options.num_classes,
+        class_weights=training.class_weights,
+        seed=derive_seed(options.seed, 0),
+        device=options.loop.device,
+    )
+    return fitted, len(train.targets) + len(val.targets), seconds
+
+
+def _compute(
+    training: Training, batches: Batches, dtype: torch.dtype, split: str, progress: Progress
+) -> Features:
+    done = 0
+    with progress(f"features of {split}") as on_progress:
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            on_progress(done, len(batches) * count)
+
+        return compute_features(
+            training.state.model,
+            batches,
+            device=training.options.loop.device,
+            dtype=dtype,
+            ranks=training.options.loop.ranks,
+            on_images=advance,
+        )

@@ -1,0 +1,134 @@
+"""Memory of the device: measuring it, telling that it ran out, finding a batch that fits."""
+
+from __future__ import annotations
+
+import builtins
+from typing import Any
+
+import pytest
+import torch
+
+from mnft.engine.memory import find_batch_size, is_out_of_memory, peak_memory_mb, reset_peak_memory
+from mnft.errors import TrainError
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        MemoryError(),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: "
+            "can't allocate memory: you tried to allocate 4000000000000 bytes. Error code 12"
+        ),
+        RuntimeError("[enforce fail at ...] DefaultCPUAllocator: not enough memory: you tried to"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GB)"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+    ids=lambda error: str(error)[:20],
+)
+def test_errors_of_memory(error: BaseException) -> None:
+    assert is_out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("shapes cannot be multiplied"),
+        ValueError("CUDA out of memory"),
+        KeyboardInterrupt(),
+    ],
+)
+def test_other_errors(error: BaseException) -> None:
+    assert not is_out_of_memory(error)
+
+
+def test_an_error_that_torch_raises_on_this_cpu() -> None:
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert is_out_of_memory(error.value)
+
+
+def test_the_peak_of_this_process() -> None:
+    reset_peak_memory(CPU)
+    before = peak_memory_mb(CPU)
+    assert 50 < before < 100_000
+    tensor = torch.ones(int(before + 200) * 250_000)  # as many megabytes
+    assert peak_memory_mb(CPU) > before + 100
+    del tensor
+    assert peak_memory_mb(CPU) > before + 100  # a peak stays
+
+
+def test_the_peak_without_proc_is_that_of_getrusage(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_proc = peak_memory_mb(CPU)
+    monkeypatch.setattr("mnft.engine.memory.Path.is_file", lambda _: False)
+    assert peak_memory_mb(CPU) >= 0.9 * with_proc
+    monkeypatch.setattr("sys.platform", "darwin")  # counts bytes
+    assert peak_memory_mb(CPU) < with_proc / 500
+    real = builtins.__import__
+
+    def without(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == "resource":
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    assert peak_memory_mb(CPU) == 0.0
+
+
+def test_the_peak_of_other_devices_is_not_known() -> None:
+    reset_peak_memory(torch.device("mps"))
+    assert peak_memory_mb(torch.device("mps")) == 0.0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_peak_of_a_gpu() -> None:
+    device = torch.device("cuda")
+    torch.ones(100_000_000, device=device)
+    assert peak_memory_mb(device) >= 400
+    reset_peak_memory(device)
+    assert peak_memory_mb(device) < 400
+
+
+@pytest.mark.parametrize(
+    ("limit", "largest", "smallest", "tried", "found"),
+    [
+        (100, 1024, 8, [8, 16, 32, 64, 128], 64),
+        (8, 1024, 8, [8, 16], 8),
+        (10_000, 64, 8, [8, 16, 32, 64], 64),
+        (10_000, 100, 8, [8, 16, 32, 64], 64),
+        (10_000, 5, 8, [5], 5),
+        (3, 64, 2, [2, 4], 2),
+    ],
+)
+def test_the_largest_batch_that_fits(
+    limit: int, largest: int, smallest: int, tried: list[int], found: int
+) -> None:
+    sizes = []
+
+    def step(size: int) -> None:
+        sizes.append(size)
+        if size > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert find_batch_size(step, largest=largest, smallest=smallest) == found
+    assert sizes == tried
+
+
+def test_not_even_the_smallest_batch_fits() -> None:
+    def step(_: int) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(TrainError, match="a batch of 8 images does not fit into memory"):
+        find_batch_size(step, largest=64)
+
+
+def test_other_errors_of_the_step_are_not_hidden() -> None:
+    def step(_: int) -> None:
+        raise RuntimeError("shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        find_batch_size(step, largest=64)

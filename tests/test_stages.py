@@ -1,0 +1,337 @@
+"""The head stage, the hand-over to fine-tuning, and resuming in either, bit for bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+from safetensors.torch import load_file
+from sklearn.linear_model import LogisticRegression
+
+from mnft.config.schema import Config
+from mnft.data.batches import Batch
+from mnft.data.prepare import prepare_manifest
+from mnft.engine import stages
+from mnft.engine.distributed import Ranks
+from mnft.engine.head import (
+    WEIGHT_DECAYS,
+    Features,
+    compute_features,
+    fit_head,
+    has_linear_head,
+    set_head,
+)
+from mnft.engine.setup import build_training
+from mnft.errors import ModelError
+from mnft.model.bundle import load_bundle
+
+CPU = torch.device("cpu")
+
+
+def features(num_images: int, *, seed: int, spread: float = 2.0) -> Features:
+    """Three clouds in twelve dimensions of very different scale."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, num_images)
+    centres = np.random.default_rng(0).normal(size=(3, 12))
+    values = (centres[labels] + spread * rng.normal(size=(num_images, 12))) * 10.0 ** np.arange(
+        -3, 9 / 3, 0.5
+    )
+    return Features(torch.tensor(values, dtype=torch.float32), torch.tensor(labels))
+
+
+def fit(train: Features, val: Features, **changes):
+    options = {"class_weights": None, "seed": 0, "device": CPU}
+    return fit_head(train, val, num_classes=3, **(options | changes))
+
+
+def test_the_head_is_as_good_as_scikit_learn_s_logistic_regression():
+    train, val = features(600, seed=1), features(2000, seed=2)
+    fitted = fit(train, val)
+    scale = train.values.std(0)
+    best = max(
+        LogisticRegression(C=c, max_iter=500)
+        .fit((train.values / scale).numpy(), train.targets.numpy())
+        .score((val.values / scale).numpy(), val.targets.numpy())
+        for c in (0.001, 0.01, 0.1, 1.0)
+    )
+    assert fitted.val.accuracy >= best - 0.01
+    assert fitted.weight_decay in WEIGHT_DECAYS
+
+
+def test_the_standardisation_is_in_the_weights():
+    train, val = features(300, seed=1), features(300, seed=2)
+    fitted = fit(train, val)
+    logits = val.values @ fitted.weight.T + fitted.bias
+    assert (logits.argmax(1) == val.targets).float().mean() == pytest.approx(fitted.val.accuracy)
+
+
+def test_a_dead_feature_does_no_harm():
+    train, val = features(300, seed=1), features(300, seed=2)
+    for part in (train, val):
+        part.values[:, 3] = 7.0
+    fitted = fit(train, val)
+    assert torch.isfinite(fitted.weight).all()
+    assert fitted.val.accuracy > 0.5
+
+
+def test_few_images_choose_more_weight_decay_than_many():
+    val = features(2000, seed=2)
+    few = fit(features(12, seed=1, spread=3.0), val)
+    many = fit(features(3000, seed=1, spread=3.0), val)
+    assert few.weight_decay > many.weight_decay
+
+
+def test_class_weights_move_the_border():
+    train, val = features(300, seed=1, spread=4.0), features(1000, seed=2, spread=4.0)
+    weights = torch.tensor([20.0, 1.0, 1.0])
+    plain, weighted = (fit(train, val, class_weights=w) for w in (None, weights))
+
+    def share(fitted):
+        logits = val.values @ fitted.weight.T + fitted.bias
+        return (logits.argmax(1) == 0).float().mean()
+
+    assert share(weighted) > share(plain) + 0.1
+
+
+def test_the_same_seed_gives_the_same_head():
+    train, val = features(300, seed=1), features(300, seed=2)
+    assert torch.equal(fit(train, val).weight, fit(train, val).weight)
+    assert not torch.equal(fit(train, val).weight, fit(train, val, seed=1).weight)
+
+
+@pytest.mark.parametrize(
+    "name", ["mobilenetv1_100", "mobilenetv2_035", "mobilenetv3_small_050", "test_vit", "lenet5"]
+)
+def test_features_and_head_are_the_model(name):
+    model = timm.create_model(name, num_classes=3)
+    _, *size = model.pretrained_cfg["input_size"]
+    channels = model.pretrained_cfg["input_size"][0]
+    size = [64, 64] if name.startswith("mobile") else size
+    assert has_linear_head(model, (channels, *size))
+    images = torch.randn(5, channels, *size)
+    batches = [
+        Batch(images[[3, 1]], torch.tensor([3, 1]), [3, 1], []),
+        Batch(images[[0, 2, 4]], torch.tensor([0, 2, 4]), [0, 2, 4], []),
+    ]
+    model.train()
+    got = compute_features(model, batches, device=CPU, dtype=torch.float32, ranks=Ranks())
+    assert model.training
+    assert got.targets.tolist() == [0, 1, 2, 3, 4]
+    model.eval()
+    with torch.no_grad():
+        expected = model(images)
+        head = model.get_classifier()
+        assert torch.allclose(head(got.values), expected, atol=1e-5)
+
+
+def test_other_heads_are_told_from_linear_ones():
+    model = timm.create_model("mobilenetv2_035", num_classes=0)
+    assert not has_linear_head(model, (3, 64, 64))
+    twice = timm.create_model("mobilenetv2_035", num_classes=3)
+    original = twice.forward_head
+    twice.forward_head = lambda x, pre_logits=False: original(x, pre_logits) * (1 + pre_logits)
+    assert not has_linear_head(twice, (3, 64, 64))
+
+
+# --- whole trainings
+
+
+@pytest.fixture
+def pretrained(make_folder, tmp_path: Path, run_cli) -> dict:
+    """Values of a config that starts from a model folder whose classes are others."""
+    other = make_folder("other", per_class=8)
+    for name in ("blue", "green"):
+        (other / name).rename(other / f"not_{name}")
+    values = ["data.img_size=32", "model.pretrained=false", "train.epochs=1", "data.workers=0"]
+    sets = [part for value in values for part in ("--set", value)]
+    config = tmp_path / "other.yaml"
+    config.write_text(f"data: {{root: {other}}}\nmodel: {{name: test_resnet}}\n")
+    assert run_cli("train", str(config), *sets).exit_code == 0
+    return {
+        "data": {"root": str(make_folder(per_class=8)), "img_size": 32, "workers": 0},
+        "model": {"name": f"local-dir:{tmp_path / 'runs' / 'other' / 'best'}"},
+        "train": {"epochs": 2, "batch_size": 8},
+    }
+
+
+def build(values: dict):
+    config = Config.model_validate(values)
+    manifest = prepare_manifest(config.data, lambda _done, _total: None)
+    return build_training(config, manifest, device=CPU, ranks=Ranks())
+
+
+def test_the_head_stage_gives_a_model_that_is_judged_as_it_will_be(pretrained):
+    values = pretrained | {"train": {"stages": ["head"], "precision": "fp32"}}
+    training = build(values)
+    before = {k: v.clone() for k, v in training.state.model.state_dict().items()}
+    result = stages.train(training, keeper=None, observer=None)
+    assert result.epochs == []
+    assert result.best is not None
+    assert (result.best.epoch, result.best.stage) == (0, "head")
+    changed = {
+        name
+        for name, value in training.state.model.state_dict().items()
+        if not torch.equal(value, before[name])
+    }
+    assert changed == {"fc.weight", "fc.bias"}
+    right = total = 0
+    training.state.model.eval()
+    with torch.no_grad():
+        for batch in training.val:
+            right += int((training.state.model(batch.images).argmax(1) == batch.targets).sum())
+            total += len(batch.targets)
+    assert right / total == pytest.approx(result.best.val_accuracy)
+
+
+def test_fine_tuning_starts_from_the_fitted_head_and_its_average_too(pretrained, monkeypatch):
+    training = build(pretrained)
+    assert training.stages == ["head", "finetune"]
+    seen = {}
+
+    def fake_fit(state, *_args, **_options):
+        seen["head"] = state.model.get_classifier().weight.clone()
+        seen["average"] = state.ema.module.get_classifier().weight.clone()
+
+    monkeypatch.setattr(stages, "fit", fake_fit)
+    stages.train(training, keeper=None, observer=None)
+    expected = build(pretrained)
+    stages.train_head(expected)
+    weight = expected.state.model.get_classifier().weight
+    assert torch.equal(seen["head"], weight)
+    assert torch.equal(seen["average"], weight)
+    assert not torch.equal(weight, build(pretrained).state.model.get_classifier().weight)
+
+
+def write(path: Path, values: dict) -> Path:
+    path.write_text(json.dumps(values))  # JSON is YAML
+    return path
+
+
+def weights_of(run: Path, which: str = "last") -> dict:
+    return load_file(run / which / "model.safetensors")
+
+
+def log_of(run: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    timed = {"seconds", "images_per_s", "data_wait", "peak_memory_mb"}
+    return [
+        {k: v for k, v in line.items() if k not in timed}
+        for line in lines
+        if line["event"] == "epoch"
+    ]
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing catches it."""
+
+
+@pytest.mark.parametrize("point", ["features", "after head", "epoch 1", "epoch 2"])
+def test_a_run_killed_in_any_stage_resumes_to_the_same_bits(
+    pretrained, run_cli, tmp_path, monkeypatch, point
+):
+    config = write(tmp_path / "run.yaml", pretrained)
+    assert run_cli("train", str(config)).exit_code == 0
+    whole = tmp_path / "runs" / "run"
+
+    from mnft.engine import fit as fit_module
+
+    if point == "features":
+        target, name, calls = stages, "fit_head", 1
+    elif point == "after head":
+        target, name, calls = stages, "fit", 1
+    else:
+        target, name, calls = fit_module, "train_one_epoch", int(point[-1])
+    real = getattr(target, name)
+    count = 0
+
+    def killing(*args, **options):
+        nonlocal count
+        count += 1
+        if count == calls:
+            raise Killed
+        return real(*args, **options)
+
+    monkeypatch.setattr(target, name, killing)
+    with pytest.raises(Killed):
+        run_cli("train", str(config))
+    monkeypatch.setattr(target, name, real)
+    killed = tmp_path / "runs" / "run-2"
+    result = run_cli("train", "--resume", str(killed))
+    assert result.exit_code == 0, result.stderr
+    for which in ("last", "best"):
+        expected, got = weights_of(whole, which), weights_of(killed, which)
+        assert expected.keys() == got.keys()
+        assert all(torch.equal(expected[name], got[name]) for name in expected)
+    assert log_of(killed) == log_of(whole)
+    assert [entry["stage"] for entry in log_of(whole)] == ["head", "finetune", "finetune"]
+
+
+def test_the_saved_config_trains_the_same_run_again(pretrained, run_cli, tmp_path):
+    config = write(tmp_path / "run.yaml", pretrained)
+    assert run_cli("train", str(config)).exit_code == 0
+    first = tmp_path / "runs" / "run"
+    again = run_cli("train", str(first / "config.yaml"), "--set", "run.name=again")
+    assert again.exit_code == 0, again.stderr
+    assert "recipe " not in again.stderr
+    expected, got = weights_of(first), weights_of(tmp_path / "runs" / "again")
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def test_the_log_and_the_terminal_say_what_the_recipe_chose(pretrained, run_cli, tmp_path):
+    result = run_cli("train", str(write(tmp_path / "run.yaml", pretrained)))
+    assert "recipe   train.stages" in result.stderr
+    assert "recipe   optim.lr" in result.stderr
+    assert "train.epochs:" not in result.stderr  # it was written
+    start = json.loads((tmp_path / "runs" / "run" / "log.jsonl").read_text().splitlines()[0])
+    assert start["recipe"]["optim.layer_decay"]
+
+
+def test_an_older_run_without_stages_goes_on_as_it_was(pretrained, run_cli, tmp_path):
+    """A run of version 0.1 has no recipe in its config, and no head stage in its state."""
+    values = pretrained | {"recipe": "plain"}
+    assert run_cli("train", str(write(tmp_path / "run.yaml", values))).exit_code == 0
+    run = tmp_path / "runs" / "run"
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    del config["recipe"], config["train"]["stages"], config["train"]["start_size"]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    state = torch.load(run / "resume.pt", weights_only=True)
+    del state["head"]
+    torch.save(state, run / "resume.pt")
+    result = run_cli("train", "--resume", str(run), "--set", "train.epochs=3")
+    assert result.exit_code == 0, result.stderr
+    assert [entry["stage"] for entry in log_of(run)] == ["finetune"] * 3
+
+
+def test_a_head_stage_that_cannot_be_is_refused(pretrained, monkeypatch):
+    from mnft.engine import setup
+
+    monkeypatch.setattr(setup, "has_linear_head", lambda *_: False)
+    with pytest.raises(ModelError, match="not one linear layer"):
+        build(pretrained | {"train": {"stages": ["head"]}})
+    assert build(pretrained).stages == ["finetune"]
+
+
+def test_only_the_head_leaves_a_model_that_can_be_used(pretrained, run_cli, tmp_path):
+    values = pretrained | {"model": {**pretrained["model"], "freeze": "backbone"}, "train": {}}
+    result = run_cli("train", str(write(tmp_path / "run.yaml", values)))
+    assert result.exit_code == 0, result.stderr
+    run = tmp_path / "runs" / "run"
+    assert load_bundle(run / "best").class_names == ("blue", "green", "red")
+    again = run_cli("train", "--resume", str(run))
+    assert again.exit_code == 0, again.stderr
+    assert run_cli("eval", "--ckpt", str(run)).exit_code == 0
+
+
+def test_setting_a_head_keeps_the_layer(pretrained):
+    training = build(pretrained)
+    layer = training.state.model.get_classifier()
+    train, val = features(60, seed=1), features(60, seed=2)
+    fitted = fit(train, val)
+    layer.weight = torch.nn.Parameter(torch.zeros(3, 12))
+    set_head(training.state.model, fitted)
+    assert torch.equal(training.state.model.get_classifier().weight, fitted.weight)

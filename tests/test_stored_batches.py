@@ -1,0 +1,294 @@
+"""Batches from the store: the same images for any number of processes, exact in evaluation."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from conftest import COLOURS
+from torchvision.transforms import v2
+
+from mnft.config.schema import AugmentConfig, Config
+from mnft.data.batches import WHOLE, Growth, LoaderOptions
+from mnft.data.prepare import prepare_manifest
+from mnft.data.resample import DeviceImages
+from mnft.data.samplers import EpochSampler, EvalSampler
+from mnft.data.stored_batches import StoredBatches, fits_on_device
+from mnft.data.transforms import build_mix
+from mnft.engine.distributed import Ranks
+from mnft.engine.inputs import (
+    build_eval_batches,
+    build_train_batches,
+    build_view,
+    open_inputs,
+)
+from mnft.errors import DataError
+from mnft.preprocessing import Preprocessing
+
+CPU = torch.device("cpu")
+PREPROCESSING = Preprocessing((3, 32, 32), (0.4, 0.5, 0.6), (0.2, 0.3, 0.2), "bilinear", 0.875)
+
+
+@pytest.fixture
+def parts(make_folder, tmp_path):
+    """A function (changes of sections) that gives config, manifest, preprocessing and inputs."""
+    root = make_folder(per_class=10)
+
+    def make(**sections):
+        data = {"root": str(root), "store": str(tmp_path / "cache"), "workers": 0}
+        data |= sections.pop("data", {})
+        config = Config.model_validate({"data": data, **sections})
+        manifest = prepare_manifest(config.data, lambda _done, _total: None)
+        inputs = open_inputs(config, manifest, PREPROCESSING, device=CPU, ranks=Ranks())
+        return config, manifest, PREPROCESSING, inputs
+
+    return make
+
+
+def test_evaluation_batches_equal_those_that_are_decoded(parts):
+    stored = build_view(*parts(), "val", device=CPU, ranks=Ranks())
+    config, manifest, preprocessing, _ = parts()
+    decoded = build_eval_batches(
+        manifest.root,
+        manifest.split("val"),
+        manifest.class_names,
+        preprocessing,
+        batch_size=config.eval.batch_size,
+        options=LoaderOptions(CPU, 0, channels_last=True),
+        ranks=Ranks(),
+    )
+    assert isinstance(stored, StoredBatches)
+    pairs = list(zip(stored, decoded, strict=True))
+    assert pairs
+    for ours, theirs in pairs:
+        assert torch.equal(ours.images, theirs.images)
+        assert torch.equal(ours.targets, theirs.targets)
+        assert ours.positions == theirs.positions
+
+
+def test_the_view_of_training_images_is_close_to_that_of_evaluation(parts):
+    ours = next(iter(build_view(*parts(), "train", device=CPU, ranks=Ranks())))
+    off = parts(data={"store": "off"})
+    theirs = next(iter(build_view(*off, "train", device=CPU, ranks=Ranks())))
+    assert ours.positions == theirs.positions
+    assert torch.equal(ours.targets, theirs.targets)
+    assert (ours.images - theirs.images).abs().mean() < 0.2  # noise is in the images
+
+
+def epoch_of(batches, epoch: int):
+    batches.sampler.set_epoch(epoch)
+    return list(batches)
+
+
+def test_epochs_differ_and_repeat(parts):
+    batches = build_train_batches(*parts(), device=CPU, ranks=Ranks())
+    one, two, again = epoch_of(batches, 1), epoch_of(batches, 2), epoch_of(batches, 1)
+    assert torch.equal(one[0].images, again[0].images)
+    assert not torch.equal(one[0].images, two[0].images)
+
+
+def test_two_processes_see_what_one_sees(parts):
+    augment = {"color_jitter": 0.4, "random_erasing": 0.5, "vflip": 0.5}
+    made = parts(augment=augment, train={"batch_size": 8})
+    one = epoch_of(build_train_batches(*made, device=CPU, ranks=Ranks()), 3)
+    two = [
+        epoch_of(build_train_batches(*made, device=CPU, ranks=Ranks(rank, 2, rank)), 3)
+        for rank in range(2)
+    ]
+    assert len(two[0]) == len(two[1]) >= 2
+    for batch, first, second in zip(one, *two, strict=False):
+        assert torch.equal(torch.cat([first.images, second.images]), batch.images)
+
+
+def test_threads_change_nothing(parts, monkeypatch):
+    made = parts()
+    alone = epoch_of(build_train_batches(*made, device=CPU, ranks=Ranks()), 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    shared = epoch_of(build_train_batches(*made, device=CPU, ranks=Ranks()), 1)
+    assert all(torch.equal(a.images, b.images) for a, b in zip(alone, shared, strict=True))
+
+
+def test_images_on_the_device_give_the_same_batches_but_for_rounding(parts):
+    """What a GPU does, with its arithmetic on the CPU."""
+    config, manifest, preprocessing, inputs = parts()
+    labels = [list(COLOURS).index(s.class_name) for s in manifest.split("train")]
+
+    def batches(images):
+        return StoredBatches(
+            images,
+            labels,
+            preprocessing=preprocessing,
+            sampler=EpochSampler(len(labels), 8, seed=0),
+            device=CPU,
+            channels_last=True,
+            augment=config.augment,
+            mix=build_mix(AugmentConfig(mixup=0.2), 3),
+        )
+
+    assert inputs.train is not None
+    on_cpu = epoch_of(batches(inputs.train), 1)
+    on_device = epoch_of(batches(DeviceImages(inputs.train, CPU)), 1)
+    for ours, theirs in zip(on_device, on_cpu, strict=True):
+        assert (ours.images - theirs.images).abs().max() < 2.5 / 255 / 0.2
+        assert torch.equal(ours.targets, theirs.targets)
+
+
+def test_evaluation_on_the_device_is_exact(parts):
+    _, manifest, preprocessing, inputs = parts()
+    labels = [0] * len(manifest.split("val"))
+    ours, theirs = (
+        next(
+            iter(
+                StoredBatches(
+                    images,
+                    labels,
+                    preprocessing=preprocessing,
+                    sampler=EvalSampler(len(labels), 64),
+                    device=CPU,
+                    channels_last=True,
+                )
+            )
+        )
+        for images in (DeviceImages(inputs.val, CPU), inputs.val)
+    )
+    assert torch.equal(ours.images, theirs.images)
+
+
+def test_only_a_gpu_takes_the_images(parts):
+    *_, inputs = parts()
+    assert not fits_on_device([inputs.train, inputs.val], CPU)
+
+
+def test_a_gpu_with_room_takes_the_images_and_one_without_does_not(parts, monkeypatch):
+    """Only what is decided: there is no GPU to hold them here."""
+    *_, inputs = parts()
+    gpu = torch.device("cuda")
+    needed = inputs.train.sizes.prod(axis=1).sum() * 3
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (int(needed * 10), 0))
+    assert fits_on_device([inputs.train], gpu)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (int(needed * 2), 0))
+    assert not fits_on_device([inputs.train], gpu)
+
+
+def test_policies_work_on_stored_images_too(parts):
+    for policy in ("rand_augment", "trivial_augment", "aug_mix"):
+        made = parts(augment={"policy": policy})
+        batches = build_train_batches(*made, device=CPU, ranks=Ranks())
+        assert not isinstance(batches, StoredBatches)
+        batch = epoch_of(batches, 1)[0]
+        assert batch.images.shape[1:] == (3, 32, 32)
+        again = epoch_of(build_train_batches(*made, device=CPU, ranks=Ranks()), 1)[0]
+        assert torch.equal(batch.images, again.images)
+
+
+def test_stored_and_decoded_images_get_the_same_crops(parts):
+    """One policy-free pipeline of single images: only the resize's rounding differs."""
+    from mnft.data.loaders import LoadedBatches
+    from mnft.data.transforms import build_train_transform
+
+    config, manifest, preprocessing, inputs = parts()
+    samples = manifest.split("train")
+
+    def batches(images):
+        return LoadedBatches(
+            images,
+            [0] * len(samples),
+            transform=build_train_transform(config.augment, preprocessing),
+            preprocessing=preprocessing,
+            sampler=EpochSampler(len(samples), 8, seed=0),
+            options=LoaderOptions(CPU, 0, channels_last=True),
+        )
+
+    paths = [manifest.root / sample.path for sample in samples]
+    stored, decoded = epoch_of(batches(inputs.train), 1), epoch_of(batches(paths), 1)
+    for ours, theirs in zip(stored, decoded, strict=True):
+        assert ours.positions == theirs.positions
+        assert (ours.images - theirs.images).abs().max() < 3.5 / 255 / 0.2
+
+
+# --- progressive resizing
+
+
+def test_sides_grow_and_end_whole():
+    growth = Growth(0.5, 9)
+    sides = [growth.side(224, epoch) for epoch in range(1, 10)]
+    assert sides == sorted(sides)
+    assert sides[0] == 128  # 112, to a multiple of 32
+    assert sides[6:] == [224, 224, 224]
+    assert all(side % 32 == 0 for side in sides)
+    assert {WHOLE.side(100, epoch) for epoch in range(1, 10)} == {100}
+    assert Growth(0.5, 1).side(224, 1) <= 224
+
+
+@pytest.mark.parametrize("store", ["auto", "off"])
+def test_batches_grow_with_the_epochs(parts, store, tmp_path):
+    data = {"store": store if store == "off" else str(tmp_path / "cache")}
+    config, manifest, _, _ = parts(data=data)
+    preprocessing = Preprocessing((3, 96, 96), (0.5,) * 3, (0.5,) * 3, "bilinear", 1.0)
+    config = Config.model_validate(
+        {"data": config.data.model_dump(), "train": {"start_size": 0.5, "epochs": 6}}
+    )
+    inputs = open_inputs(config, manifest, preprocessing, device=CPU, ranks=Ranks())
+    batches = build_train_batches(
+        config, manifest, preprocessing, inputs, device=CPU, ranks=Ranks()
+    )
+    sides = [epoch_of(batches, epoch)[0].images.shape[-1] for epoch in (1, 3, 5, 6)]
+    assert sides == [64, 64, 96, 96]
+    val = next(
+        iter(build_view(config, manifest, preprocessing, inputs, "val", device=CPU, ranks=Ranks()))
+    )
+    assert val.images.shape[-1] == 96
+
+
+# --- without a store
+
+
+def test_off_decodes(parts, tmp_path):
+    *_, inputs = parts(data={"store": "off"})
+    assert inputs.train is None
+    assert "every epoch decodes" in inputs.note
+
+
+def test_a_store_without_room_warns_and_decodes(parts, caplog):
+    made = parts(data={"store_limit_gb": 1e-6})
+    assert made[-1].train is None
+    assert "every epoch decodes all images" in caplog.text
+    assert "store_limit_gb" in caplog.text
+    batch = epoch_of(build_train_batches(*made, device=CPU, ranks=Ranks()), 1)[0]
+    assert batch.images.shape[1:] == (3, 32, 32)
+
+
+def test_a_changed_image_between_manifest_and_store_is_an_error(make_folder, tmp_path):
+    root = make_folder(per_class=10)
+    config = Config.model_validate({"data": {"root": str(root), "store": str(tmp_path / "c")}})
+    manifest = prepare_manifest(config.data, lambda _done, _total: None)
+    path = root / manifest.split("train")[0].path
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(DataError, match="changed"):
+        open_inputs(config, manifest, PREPROCESSING, device=CPU, ranks=Ranks())
+
+
+def test_decoding_is_not_repeated_by_the_next_run(parts, monkeypatch):
+    parts()
+    from mnft.data import decode as decoding
+
+    real, decoded = decoding._decode, []
+    monkeypatch.setattr(decoding, "_decode", lambda *a, **o: decoded.append(a) or real(*a, **o))
+    _, manifest, _, inputs = parts(train={"seed": 5})
+    assert "decoded before" in inputs.note
+    assert len(decoded) == len(manifest.split("test"))  # which training does not store
+
+
+def test_normalised_pixels_are_what_the_statistics_say(parts):
+    config, manifest, preprocessing, inputs = parts()
+    batch = next(
+        iter(build_view(config, manifest, preprocessing, inputs, "val", device=CPU, ranks=Ranks()))
+    )
+    pixels = torch.from_numpy(np.stack([inputs.val[i] for i in batch.positions])).permute(
+        0, 3, 1, 2
+    )
+    expected = v2.Normalize(preprocessing.mean, preprocessing.std)(pixels.float() / 255)
+    assert torch.allclose(batch.images, expected, atol=1e-6)
+    assert len({hashlib.sha256(p.numpy().tobytes()).hexdigest() for p in pixels}) == len(pixels)
