@@ -62,6 +62,13 @@ def run_mnft(args: argparse.Namespace, seed: int) -> list[tuple[float, float]]:
             assert process.stderr
             raise SystemExit(process.stderr.read().decode())
         print(f"mnft: whole process {time.perf_counter() - started:.1f} s", flush=True)
+        if args.test:
+            command = [sys.executable, "-m", "mnft", "eval", "--split", "test", "--json"]
+            for flip in ([], ["--flip"]):
+                where = ["--ckpt", f"{folder}/runs/race", "-o", f"{folder}/eval{len(flip)}"]
+                done = subprocess.run([*command, *where, *flip], capture_output=True, check=True)
+                found = json.loads(done.stdout)
+                print(f"mnft: test {found['accuracy']:.4f} {' '.join(flip)}", flush=True)
     return points
 
 
@@ -82,6 +89,7 @@ def main() -> None:
     parser.add_argument("--cache", help="folder of the store, for --warm")
     parser.add_argument("--targets", type=float, nargs="+", default=[0.90, 0.93])
     parser.add_argument("--set", action="append", default=[], help="for mnft train")
+    parser.add_argument("--test", action="store_true", help="judge mnft's models on test")
     parser.add_argument("--only", choices=["mnft", "textbook"])
     args = parser.parse_args()
     args.root = str(Path(args.root).absolute())

@@ -1,4 +1,4 @@
-"""`mnft bench`, `mnft distill`, `mnft train --find-lr`, `mnft eval --flip`: as a user calls them."""
+"""`mnft bench`, `mnft distill`, `mnft train --find-lr`, `mnft eval --flip`: as users call them."""
 
 from __future__ import annotations
 

@@ -12,11 +12,9 @@ from mnft.config.schema import Config
 PRETRAINED = {"data": {"root": "x"}}
 
 
-def resolve(values=None, *, num_images=1600, fixed_input=False, linear_head=True, **sections):
+def resolve(values=None, *, num_images=1600, linear_head=True, **sections):
     config = Config.model_validate({**PRETRAINED, **(values or {}), **sections})
-    return apply_recipe(
-        config, num_images=num_images, fixed_input=fixed_input, linear_head=linear_head
-    )
+    return apply_recipe(config, num_images=num_images, linear_head=linear_head)
 
 
 def test_auto_chooses_and_says_why():
@@ -63,7 +61,6 @@ def test_a_resolved_config_is_not_changed_again():
     again, choices = apply_recipe(
         Config.model_validate(config.model_dump()),
         num_images=50,
-        fixed_input=True,
         linear_head=False,
     )
     assert choices == []
@@ -108,15 +105,13 @@ def test_automatic_batch_size_is_a_number_afterwards():
 @given(
     st.integers(1, 10**7),
     st.booleans(),
-    st.booleans(),
     st.integers(1, 50) | st.none(),
     st.sampled_from(["none", "backbone", 1]),
 )
-def test_every_data_set_gets_a_valid_config(num_images, fixed_input, linear_head, epochs, freeze):
+def test_every_data_set_gets_a_valid_config(num_images, linear_head, epochs, freeze):
     train = {} if epochs is None else {"epochs": epochs}
     config, _ = resolve(
         num_images=num_images,
-        fixed_input=fixed_input,
         linear_head=linear_head,
         train=train,
         model={"freeze": freeze},

@@ -335,3 +335,22 @@ def test_setting_a_head_keeps_the_layer(pretrained):
     layer.weight = torch.nn.Parameter(torch.zeros(3, 12))
     set_head(training.state.model, fitted)
     assert torch.equal(training.state.model.get_classifier().weight, fitted.weight)
+
+
+def test_frozen_batchnorm_keeps_its_statistics_and_learns_its_scales(pretrained):
+    def change(freeze: bool) -> dict[str, bool]:
+        model = {**pretrained["model"], "freeze_batchnorm": freeze}
+        training = build(pretrained | {"model": model})
+        before = {k: v.clone() for k, v in training.state.model.state_dict().items()}
+        stages.train(training, keeper=None, observer=None)
+        after = training.state.model.state_dict()
+        return {name: not torch.equal(before[name], after[name]) for name in before}
+
+    frozen, usual = change(True), change(False)
+    statistics = [name for name in frozen if "running_" in name]
+    assert statistics
+    assert not any(frozen[name] for name in statistics)
+    assert all(usual[name] for name in statistics)
+    assert frozen["bn1.weight"]
+    assert frozen["bn1.bias"]
+    assert frozen["conv1.0.weight" if "conv1.0.weight" in frozen else "conv1.weight"]

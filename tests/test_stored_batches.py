@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 
 import numpy as np
 import pytest
@@ -279,6 +280,70 @@ def test_decoding_is_not_repeated_by_the_next_run(parts, monkeypatch):
     _, manifest, _, inputs = parts(train={"seed": 5})
     assert "decoded before" in inputs.note
     assert len(decoded) == len(manifest.split("test"))  # which training does not store
+
+
+@pytest.fixture
+def decodes(monkeypatch):
+    """Counts how often each content is decoded."""
+    from collections import Counter
+
+    from mnft.data import decode as decoding
+
+    counts: Counter[bytes] = Counter()
+    real = decoding._decode
+
+    def counting(content, *args, **options):
+        counts[content] += 1
+        return real(content, *args, **options)
+
+    monkeypatch.setattr(decoding, "_decode", counting)
+    return counts
+
+
+TINY = ["model.name=lenet5", "model.pretrained=false", "train.epochs=1", "train.batch_size=8"]
+
+
+def train(run_cli, root, *more):
+    sets = [part for value in (*TINY, *more) for part in ("--set", value)]
+    (root.parent / "tiny.yaml").write_text(f"data: {{root: {root}, workers: 0}}\n")
+    return run_cli("train", str(root.parent / "tiny.yaml"), *sets)
+
+
+def test_a_first_run_decodes_each_image_once(make_folder, run_cli, decodes):
+    root = make_folder(per_class=10)
+    assert train(run_cli, root).exit_code == 0
+    assert set(decodes.values()) == {1}
+    assert len(decodes) == 30
+    assert train(run_cli, root, "train.seed=1").exit_code == 0
+    assert sum(decodes.values()) == 30 + 6  # the test split again, which is not stored
+
+
+def test_bad_images_are_all_named_though_the_store_stops_at_the_first(make_folder, run_cli):
+    root = make_folder(per_class=10)
+    for name in ("red/000.png", "blue/003.png", "green/007.png"):
+        (root / name).write_bytes((root / name).read_bytes()[:-40])
+    result = train(run_cli, root)
+    assert result.exit_code == 1
+    assert "3 of 30 files cannot be decoded" in result.stderr
+    for name in ("red/000.png", "blue/003.png", "green/007.png"):
+        assert name in result.stderr
+    result = train(run_cli, root, "data.on_bad_image=skip")
+    assert result.exit_code == 0, result.stderr
+    assert "21 train, 3 val, 3 test" in result.stderr
+    split = json.loads((root.parent / "runs" / "tiny" / "split.json").read_text())
+    assert len(split["left_out"]) == 3
+    assert len(split["samples"]) == 27
+
+
+def test_without_room_images_are_checked_before_training(make_folder, run_cli):
+    root = make_folder(per_class=10)
+    (root / "red/000.png").write_bytes((root / "red/000.png").read_bytes()[:-40])
+    result = train(run_cli, root, "data.store_limit_gb=1e-6")
+    assert result.exit_code == 1
+    assert "1 of 30 files cannot be decoded" in result.stderr
+    result = train(run_cli, root, "data.store_limit_gb=1e-6", "data.on_bad_image=skip")
+    assert result.exit_code == 0, result.stderr
+    assert "store    none: it needs" in result.stderr
 
 
 def test_normalised_pixels_are_what_the_statistics_say(parts):

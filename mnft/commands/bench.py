@@ -7,12 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mnft import console
-from mnft.commands.train import bring_manifest, check_early
+from mnft.commands.preparation import check_early, prepare
 from mnft.config.load import load_config
 from mnft.engine.bench import BenchResult, Speed, bench
 from mnft.engine.device import keep_freed_memory
 from mnft.engine.distributed import Ranks
-from mnft.engine.setup import build_training
 
 _ADVICE = {
     "loading": "images come too slowly: data.store: auto if it is off, more data.workers, or "
@@ -33,10 +32,7 @@ def run(
     config, source = load_config(config_path, overrides)
     with source.locating():
         device = check_early(config, Ranks(), resumed=True)
-        manifest = bring_manifest(config, None)
-        training = build_training(
-            config, manifest, device=device, ranks=Ranks(), progress=console.progress
-        )
+        _, training = prepare(config, None, device, Ranks())
         with console.progress("measuring") as on_progress:
             result = bench(training, batches=batches, rounds=rounds, on_progress=on_progress)
     if as_json:

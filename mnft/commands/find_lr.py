@@ -10,13 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from mnft import console, files
-from mnft.commands.train import bring_manifest, check_early
+from mnft.commands.preparation import check_early, prepare
 from mnft.config.load import load_config
 from mnft.config.schema import Config
 from mnft.engine import stages
+from mnft.engine.device import keep_freed_memory
 from mnft.engine.distributed import Ranks, one_voice, process_group
 from mnft.engine.lr_finder import LrCurve, find_lr
-from mnft.engine.setup import Training, build_training
+from mnft.engine.setup import Training
 from mnft.errors import ConfigError
 from mnft.runs.plots import plot_lr_curve
 
@@ -30,6 +31,7 @@ def run(config_path: Path, overrides: Sequence[str], *, as_json: bool) -> None:
     Raises:
         MnftError: whatever keeps a training from its beginning, or a curve that tells nothing.
     """
+    keep_freed_memory()
     config, source = load_config(config_path, overrides)
     with process_group() as ranks, one_voice(ranks), source.locating():
         if ranks.world_size > 1:
@@ -63,8 +65,7 @@ def _make_folder(config: Config) -> Path:
 def _build(config: Config, ranks: Ranks) -> Training:
     # As for a resumed run: its name may be taken, as none is made.
     device = check_early(config, ranks, resumed=True)
-    manifest = bring_manifest(config, None)
-    return build_training(config, manifest, device=device, ranks=ranks, progress=console.progress)
+    return prepare(config, None, device, ranks)[1]
 
 
 def _fit_head(training: Training) -> None:

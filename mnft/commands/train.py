@@ -7,38 +7,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mnft import console
-from mnft.commands import fetch
+from mnft.commands.preparation import check_early, prepare
 from mnft.config import describe
 from mnft.config.load import load_config, save_config
 from mnft.config.schema import Config
-from mnft.data import catalog
-from mnft.data.manifest import Manifest, find_changes, load_manifest, save_manifest
-from mnft.data.prepare import prepare_manifest
+from mnft.data.manifest import Manifest, save_manifest
 from mnft.engine import stages
-from mnft.engine.device import keep_freed_memory, resolve_device, resolve_precision
-from mnft.engine.distill import check_teacher
+from mnft.engine.device import keep_freed_memory
 from mnft.engine.distributed import Ranks, broadcast, one_voice, process_group
 from mnft.engine.fit import out_of_patience
-from mnft.engine.optim import check_optimizer_name
-from mnft.engine.setup import Training, build_training
+from mnft.engine.setup import Training
 from mnft.engine.state import count_saved_epochs, load_state
 from mnft.errors import CheckpointError, ConfigError, DataError, Interrupted, MnftError
-from mnft.model.factory import check_model
 from mnft.results import FitResult
 from mnft.runs.folder import (
     RunFolder,
     RunKeeper,
-    check_name_is_free,
     create_run,
     has_progress,
     log_event,
     open_run,
     reconcile_log,
 )
-from mnft.runs.tensorboard import open_writer, wants_writer
+from mnft.runs.tensorboard import open_writer
 
 # A resumed run may differ from the one that was interrupted in these keys only.
 RESUMABLE = {
@@ -109,10 +101,7 @@ def _run(
             _check_resumable(config, run_folder)
             config = _without_recipe(config)
         device = check_early(config, ranks, resumed=run_folder is not None)
-        manifest = broadcast(ranks, lambda: bring_manifest(config, run_folder))
-        training = build_training(
-            config, manifest, device=device, ranks=ranks, progress=console.progress
-        )
+        manifest, training = prepare(config, run_folder, device, ranks)
         if run_folder and has_progress(run_folder):
             load_state(training.state, run_folder.resume)
         config = training.config
@@ -120,23 +109,6 @@ def _run(
         result = _fit(config, folder, training, manifest, ranks, resumed=run_folder is not None)
     if ranks.is_main:
         _show_result(folder, training, result, time.monotonic() - started, as_json=as_json)
-
-
-def check_early(config: Config, ranks: Ranks, *, resumed: bool) -> torch.device:
-    """Find what can be found wrong before the images are looked at; gives the device."""
-    check_model(config.model)
-    check_optimizer_name(config.optim.name)
-    device = resolve_device(config.train.device, local_rank=ranks.local_rank)
-    resolve_precision(config.train.precision, device, key="train.precision")
-    resolve_precision(config.eval.precision, device, key="eval.precision")
-    wants_writer(config.run)
-    if config.distill.teacher:
-        check_teacher(config.distill)
-    if config.data.fetch:
-        catalog.describe(config.data.fetch)
-    if not resumed:
-        check_name_is_free(Path(config.run.dir).expanduser(), config.run.name)
-    return device
 
 
 def _check_resumable(config: Config, run_folder: RunFolder) -> None:
@@ -166,27 +138,6 @@ def _without_recipe(config: Config) -> Config:
     """A run of a version that knew no stages goes on as it began."""
     old = config.train.stages is None
     return config.model_copy(update={"recipe": "plain"}) if old else config
-
-
-def bring_manifest(config: Config, run_folder: RunFolder | None) -> Manifest:
-    """The run's own manifest when it is resumed, or a new one from the folder."""
-    if run_folder:
-        manifest = load_manifest(run_folder.split)
-        if changes := find_changes(manifest, manifest.split("train") + manifest.split("val")):
-            raise DataError(
-                f"{manifest.root}: {len(changes)} images changed since the run began:\n  "
-                + "\n  ".join(changes[:10]),
-                hint="restore them, or start a new run",
-            )
-        return manifest
-    root = Path(config.data.root).expanduser()
-    if not root.exists() and config.data.fetch:
-        fetch.bring(config.data.fetch, root)
-    with console.progress("checking images") as on_progress:
-        manifest = prepare_manifest(config.data, on_progress)
-    counts = ", ".join(f"{len(manifest.split(s)):,} {s}" for s in manifest.splits)
-    console.note(f"data     {root}: {len(manifest.class_names)} classes, {counts}")
-    return manifest
 
 
 def _start(config: Config, path: Path, manifest: Manifest) -> RunFolder:

@@ -124,6 +124,9 @@ class ModelConfig(Section):
     """What stays as it is: `none`, `backbone` (all but the classifier), or the number of leading
     groups (1 is the stem, 2 the stem and the first stage, and so on). Frozen BatchNorm keeps its
     statistics."""
+    freeze_batchnorm: bool = False
+    """BatchNorm layers keep the statistics that they were loaded with, and use them in training
+    too; their scales and shifts still learn."""
     in_chans: Literal[1, 3] = 3
     """Channels of the input: 3 is RGB, 1 turns the images grey."""
     drop_rate: Fraction | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 
 from mnft.config.schema import DataConfig
@@ -20,30 +20,73 @@ _LISTED_BAD = 100
 _log = logging.getLogger(__name__)
 
 
-def prepare_manifest(config: DataConfig, on_progress: Callable[[int, int], None]) -> Manifest:
+class _Everything:
+    """Contains whatever is asked for."""
+
+    def __contains__(self, _item: object) -> bool:
+        return True
+
+
+def prepare_manifest(
+    config: DataConfig, on_progress: Callable[[int, int], None], *, check_later: bool = False
+) -> Manifest:
     """Find the images of `data.root`, make sure that they decode, and split them.
 
     Every file is read and hashed; contents that the store has decoded before are not decoded again.
+
+    Args:
+        config: the `data` section.
+        on_progress: called with the files done and all files.
+        check_later: decode the images of the test split alone; whoever decodes the others for the
+            store finds out which do not, and must then prepare again without this.
 
     Raises:
         DataError: the folder cannot be used, or holds files that do not decode and
             `data.on_bad_image` is "fail".
     """
     try:
-        return _prepare(config, on_progress)
+        scan = scan_folder(Path(config.root).expanduser())
+        known = frozenset[str]()
+        if config.store != "off":
+            known = find_known_contents(find_cache_folder(config.store), scan.root)
+        manifest = _prepare_unchecked(config, scan, known, on_progress) if check_later else None
+        manifest = manifest or _prepare(config, scan, known, on_progress)
     except DataError as error:
         error.key = error.key or "data.root"
         raise
+    for entry in manifest.left_out[:_SHOWN]:
+        _log.warning("left out: %s: %s", entry.path, entry.reason)
+    if len(manifest.left_out) > _SHOWN:
+        _log.warning("left out: %d more, see split.json", len(manifest.left_out) - _SHOWN)
+    return manifest
 
 
-def _prepare(config: DataConfig, on_progress: Callable[[int, int], None]) -> Manifest:
-    scan = scan_folder(Path(config.root).expanduser())
-    known = frozenset[str]()
-    if config.store != "off":
-        known = find_known_contents(find_cache_folder(config.store), scan.root)
+def _prepare_unchecked(
+    config: DataConfig,
+    scan: FolderScan,
+    known: Container[str],
+    on_progress: Callable[[int, int], None],
+) -> Manifest | None:
+    """The manifest if all images decode; None where it is known already that some do not."""
+    paths = [image.path for image in scan.images]
+    inspections = inspect_files(scan.root, paths, on_progress, _Everything())
+    if _problems(inspections):
+        return None
+    manifest = _split(config, scan, inspections)
+    tested = [sample.path for sample in manifest.split("test")]
+    checked = inspect_files(scan.root, tested, lambda _done, _total: None, known)
+    return None if _problems(checked) else manifest
+
+
+def _prepare(
+    config: DataConfig,
+    scan: FolderScan,
+    known: Container[str],
+    on_progress: Callable[[int, int], None],
+) -> Manifest:
     paths = [image.path for image in scan.images]
     inspections = inspect_files(scan.root, paths, on_progress, known)
-    bad = {p: i.problem for p, i in inspections.items() if i.problem is not None}
+    bad = _problems(inspections)
     if bad and config.on_bad_image == "fail":
         raise DataError(
             f"{scan.root}: {len(bad)} of {len(scan.images)} files cannot be decoded:\n"
@@ -52,18 +95,17 @@ def _prepare(config: DataConfig, on_progress: Callable[[int, int], None]) -> Man
             hint="mend or remove them (`mnft data check --json` lists them all), or leave them out "
             "with data.on_bad_image: skip",
         )
-    manifest = build_manifest(
+    return _split(config, scan, inspections)
+
+
+def _split(config: DataConfig, scan: FolderScan, inspections: Mapping[str, Inspection]) -> Manifest:
+    return build_manifest(
         scan,
         inspections,
         val_fraction=config.val_fraction,
         test_fraction=config.test_fraction,
         seed=config.split_seed,
     )
-    for entry in manifest.left_out[:_SHOWN]:
-        _log.warning("left out: %s: %s", entry.path, entry.reason)
-    if len(manifest.left_out) > _SHOWN:
-        _log.warning("left out: %d more, see split.json", len(manifest.left_out) - _SHOWN)
-    return manifest
 
 
 def select_images(

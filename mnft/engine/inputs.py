@@ -24,8 +24,9 @@ from mnft.data.samplers import EpochSampler, EvalSampler
 from mnft.data.store import Store, StoredImages, StoreUnavailable
 from mnft.data.stored_batches import StoredBatches, fits_on_device
 from mnft.data.transforms import build_eval_transform, build_mix, build_train_transform
-from mnft.engine.distributed import Ranks, broadcast
+from mnft.engine.distributed import Ranks, broadcast, gather
 from mnft.engine.optim import compute_balanced_weights
+from mnft.errors import DataError, MnftError
 from mnft.preprocessing import Preprocessing
 
 _LOGGER = logging.getLogger(__name__)
@@ -37,6 +38,10 @@ Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 def no_progress(_description: str) -> Iterator[Callable[[int, int], None]]:
     """Shows nothing."""
     yield lambda _done, _total: None
+
+
+class UncheckedImages(MnftError):
+    """Some images do not decode, or no store has tried: they must be checked one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,7 @@ def open_inputs(
     device: torch.device,
     ranks: Ranks,
     progress: Progress = no_progress,
+    checked: bool = True,
 ) -> Inputs:
     """Bring the images of the train and val splits into the store; the main process decodes.
 
@@ -72,6 +78,8 @@ def open_inputs(
 
     Raises:
         DataError: an image has changed since the manifest was made.
+        UncheckedImages: the images were not `checked` to decode, and some do not, or there is no
+            store.
     """
     if config.data.store == "off":
         return Inputs(None, None, "off: every epoch decodes all images")
@@ -87,11 +95,17 @@ def open_inputs(
     ]
     limit = int(config.data.store_limit_gb * 1e9)
     try:
-        note = broadcast(ranks, lambda: _build(stores, manifest.root, limit, progress))
-        if note is None:
-            raise StoreUnavailable("the main process could not build it")
-        train, val = (store.open(samples) for store, samples in stores)
+        built, note = broadcast(ranks, lambda: _build(stores, manifest.root, limit, progress))
+        if not built:
+            raise StoreUnavailable(note)
+        train, val = _open(stores, ranks)
+    except DataError as error:
+        if checked:
+            raise
+        raise UncheckedImages(error.message) from error
     except StoreUnavailable as error:
+        if not checked:
+            raise UncheckedImages(str(error)) from error
         if ranks.is_main:
             _LOGGER.warning("no store, every epoch decodes all images: %s", error)
         return Inputs(None, None, f"none: {error}")
@@ -102,9 +116,25 @@ def open_inputs(
     return Inputs(train, val, note)
 
 
+def _open(
+    stores: list[tuple[Store, list[Sample]]], ranks: Ranks
+) -> tuple[StoredImages, StoredImages]:
+    """All processes open the stores, or none; one on another machine may not see them."""
+    try:
+        opened = [store.open(samples) for store, samples in stores]
+        problem = None
+    except StoreUnavailable as error:
+        problem = str(error)
+    for found in gather(ranks, problem):
+        if found is not None:
+            raise StoreUnavailable(found)
+    return opened[0], opened[1]
+
+
 def _build(
     stores: list[tuple[Store, list[Sample]]], root: Path, limit: int, progress: Progress
-) -> str | None:
+) -> tuple[bool, str]:
+    """Whether the stores hold all images, and what was done, or why not."""
     started = time.perf_counter()
     added = size = 0
     try:
@@ -114,13 +144,12 @@ def _build(
             added += built.added
             size += built.size_bytes
     except StoreUnavailable as error:
-        _LOGGER.warning("%s", error)
-        return None
+        return False, str(error)
     where = f"{size / 1e6:,.0f} MB in {stores[0][0].folder.parent}"
     if not added:
-        return f"all images decoded before, {where}"
+        return True, f"all images decoded before, {where}"
     seconds = time.perf_counter() - started
-    return f"{added:,} images decoded in {seconds:.1f} s ({added / seconds:,.0f}/s), {where}"
+    return True, f"{added:,} images decoded in {seconds:.1f} s ({added / seconds:,.0f}/s), {where}"
 
 
 def build_train_batches(

@@ -39,6 +39,7 @@ class LoopOptions:
         accumulation_steps: parts that each batch is cut into.
         clip_grad: largest norm of the gradient, or None.
         ranks: the processes that share each batch.
+        freeze_batchnorm: BatchNorm layers keep their statistics.
     """
 
     device: torch.device
@@ -46,6 +47,7 @@ class LoopOptions:
     accumulation_steps: int
     clip_grad: float | None
     ranks: Ranks
+    freeze_batchnorm: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,7 @@ def train_one_epoch(
     """
     sampler = batches.sampler
     assert isinstance(sampler, EpochSampler)
-    set_training_mode(state.model)
+    set_training_mode(state.model, freeze_batchnorm=options.freeze_batchnorm)
     gradients = _Gradients(state, forward, criterion, options, sampler)
     # Loss, correct answers, images; on the device: reading them waits for it. MPS has no float64.
     exact = torch.float32 if options.device.type == "mps" else torch.float64

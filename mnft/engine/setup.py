@@ -46,7 +46,6 @@ from mnft.errors import ConfigError, DataError, ModelError
 from mnft.model.bundle import ModelCard
 from mnft.model.factory import BuiltModel, build_model
 from mnft.model.freeze import freeze
-from mnft.model.sources import has_fixed_input
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +93,20 @@ def build_training(
     device: torch.device,
     ranks: Ranks,
     progress: Progress = no_progress,
+    checked: bool = True,
 ) -> Training:
     """Build the parts of a training; the recipe fills in what the config leaves open.
 
+    Args:
+        config: of the run.
+        manifest: the images.
+        device: where to train.
+        ranks: the processes that train together.
+        progress: shows how far long work is.
+        checked: whether the images are known to decode.
+
     Raises:
+        UncheckedImages: they are not, and some do not.
         MnftError: no val images, fewer than two images of a batch for each process, or a part that
             the config asks for cannot be built.
     """
@@ -120,7 +129,13 @@ def build_training(
     frozen = freeze(built.model, config.model.freeze)
     model = _to_device(built.model, device, dtype, config.train.channels_last, ranks)
     inputs = open_inputs(
-        config, manifest, built.preprocessing, device=device, ranks=ranks, progress=progress
+        config,
+        manifest,
+        built.preprocessing,
+        device=device,
+        ranks=ranks,
+        progress=progress,
+        checked=checked,
     )
     parts = (config, manifest, built.preprocessing, inputs)
     train = build_train_batches(*parts, device=device, ranks=ranks)
@@ -180,7 +195,6 @@ def _resolve(
     config, choices = apply_recipe(
         config,
         num_images=len(manifest.split("train")),
-        fixed_input=has_fixed_input(built.architecture),
         linear_head=linear_head,
     )
     assert config.train.stages
@@ -303,6 +317,7 @@ def _fit_options(
             accumulation_steps=config.train.accumulation_steps,
             clip_grad=config.train.clip_grad,
             ranks=ranks,
+            freeze_batchnorm=config.model.freeze_batchnorm,
         ),
     )
 

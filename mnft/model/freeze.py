@@ -6,6 +6,7 @@ from typing import Any
 
 from timm.models import group_parameters
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mnft.errors import ModelError
 
@@ -32,13 +33,21 @@ def freeze(model: nn.Module, what: str | int) -> list[str]:
     return sorted(frozen)
 
 
-def set_training_mode(model: nn.Module) -> None:
+def set_training_mode(model: nn.Module, *, freeze_batchnorm: bool = False) -> None:
     """Put a model in training mode, but for the modules whose parameters are all frozen.
 
     Those stay in evaluation mode: BatchNorm keeps its statistics, dropout inside does nothing.
+
+    Args:
+        model: changed in place.
+        freeze_batchnorm: let all BatchNorm layers keep their statistics; their scales and shifts
+            learn where they are not frozen.
     """
     model.train()
     for module in model.modules():
+        if freeze_batchnorm and isinstance(module, _BatchNorm):
+            module.eval()
+            continue
         parameters = list(module.parameters())
         if parameters and not any(parameter.requires_grad for parameter in parameters):
             module.eval()
