@@ -63,7 +63,7 @@ def measure(root: str, cache: str) -> dict[str, float]:
     cpu = torch.device("cpu")
     config = Config.model_validate({"data": {"root": root, "store": cache}})
     started = time.perf_counter()
-    manifest = prepare_manifest(config.data, lambda _done, _total: None)
+    manifest = prepare_manifest(config.data, lambda _done, _total: None, check_later=True)
     spec = Preprocessing((3, 224, 224), (0.5,) * 3, (0.5,) * 3, "bilinear", 0.875)
     inputs = open_inputs(config, manifest, spec, device=cpu, ranks=Ranks())
     first = time.perf_counter() - started

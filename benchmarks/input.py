@@ -11,12 +11,15 @@ and write the store. Its later epochs come from the store. The others decode in 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import statistics
 import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
+
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the command line of mnft does
 
 import torch
 from timm.data import ImageDataset, create_loader
@@ -79,7 +82,7 @@ def mnft_parts(root: str, cache: str):
     config = Config.model_validate(
         {"data": {"root": root, "store": cache}, "augment": {"scale": [0.35, 1.0]}}
     )
-    manifest = prepare_manifest(config.data, lambda _done, _total: None)
+    manifest = prepare_manifest(config.data, lambda _done, _total: None, check_later=True)
     preprocessing = Preprocessing((3, 224, 224), MEAN, STD, "bilinear", 0.875)
     inputs = open_inputs(config, manifest, preprocessing, device=CPU, ranks=Ranks())
     return config, manifest, preprocessing, inputs

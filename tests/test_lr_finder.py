@@ -27,8 +27,8 @@ from mnft.engine.distributed import Ranks
 from mnft.engine.loop import LoopOptions
 from mnft.engine.lr_finder import LrCurve, build_curve, find_lr
 from mnft.engine.optim import Criterion, Loss, Schedule, build_optimizer
-from mnft.engine.setup import Training
 from mnft.engine.state import TrainState
+from mnft.engine.training import Training
 from mnft.errors import ConfigError, MnftError, TrainError
 from mnft.model.lenet import lenet5
 from mnft.runs.plots import plot_lr_curve

@@ -17,7 +17,7 @@ from mnft.engine import stages
 from mnft.engine.device import keep_freed_memory
 from mnft.engine.distributed import Ranks, one_voice, process_group
 from mnft.engine.lr_finder import LrCurve, find_lr
-from mnft.engine.setup import Training
+from mnft.engine.training import Training
 from mnft.errors import ConfigError
 from mnft.runs.plots import plot_lr_curve
 

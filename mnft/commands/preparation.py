@@ -17,7 +17,8 @@ from mnft.engine.distill import check_teacher
 from mnft.engine.distributed import Ranks, broadcast
 from mnft.engine.inputs import UncheckedImages
 from mnft.engine.optim import check_optimizer_name
-from mnft.engine.setup import Training, build_training
+from mnft.engine.setup import build_training
+from mnft.engine.training import Training
 from mnft.errors import DataError
 from mnft.model.factory import check_model
 from mnft.runs.folder import RunFolder, check_name_is_free

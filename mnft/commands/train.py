@@ -17,8 +17,8 @@ from mnft.engine import stages
 from mnft.engine.device import keep_freed_memory
 from mnft.engine.distributed import Ranks, broadcast, one_voice, process_group
 from mnft.engine.fit import out_of_patience
-from mnft.engine.setup import Training
 from mnft.engine.state import count_saved_epochs, load_state
+from mnft.engine.training import Training
 from mnft.errors import CheckpointError, ConfigError, DataError, Interrupted, MnftError
 from mnft.results import FitResult
 from mnft.runs.folder import (

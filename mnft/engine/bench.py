@@ -14,7 +14,7 @@ from mnft.data.batches import Batch, Batches
 from mnft.data.samplers import EpochSampler, EvalSampler
 from mnft.engine.evaluate import compute_outputs
 from mnft.engine.loop import train_one_epoch
-from mnft.engine.setup import Training
+from mnft.engine.training import Training
 
 _WARMUP = 3
 

@@ -20,7 +20,7 @@ from mnft.metrics import EpochMetrics, compute_epoch_metrics
 
 # Weight decays that are tried, all at once, on features of unit variance: from nearly none to
 # where the classifier underfits. Few images want more of it.
-WEIGHT_DECAYS = (1e-3, 1e-2, 1e-1, 1.0)
+WEIGHT_DECAYS = (1e-3, 1e-2, 1e-1, 0.3, 1.0, 3.0)
 _EPOCHS = 30
 _BATCH_SIZE = 256
 _LR = 1e-2
@@ -46,7 +46,7 @@ class HeadFit:
     Attributes:
         weight: (K, D).
         bias: (K,).
-        weight_decay: the one of WEIGHT_DECAYS with the smallest loss on the val split.
+        weight_decay: the one of WEIGHT_DECAYS that was chosen on the val split.
         train: loss and accuracy on the training features.
         val: on the validation features.
         seconds: that fitting took, without computing the features.
@@ -126,7 +126,9 @@ def fit_head(
 ) -> HeadFit:
     """Multinomial logistic regression by Adam, for several weight decays side by side.
 
-    The weight decay with the smallest loss on the val split is taken. There is no label
+    The largest weight decay is taken whose loss on the val split is within one standard error of
+    the smallest (the one-standard-error rule of Breiman et al., 1984, section 3.4.3): a classifier
+    with small weights that is as good is the better start for fine-tuning. There is no label
     smoothing: it makes a linear classifier worse (benchmarks/LOG.md).
 
     Args:
@@ -152,19 +154,14 @@ def fit_head(
     # The standardisation of the features goes into the weights.
     weights = weights / std[:, None]
     biases = biases - torch.einsum("d,mdk->mk", mean, weights)
-    results = [
-        _judge(val, weight.cpu(), bias.cpu()) for weight, bias in zip(weights, biases, strict=True)
-    ]
-    # Not by accuracy, which is too coarse: a classifier that fits every image with large weights
-    # may be as accurate by chance, and is a bad start for fine-tuning.
-    best = min(range(len(results)), key=lambda i: results[i].loss)
+    best = _choose(val, weights, biases)
     weight, bias = weights[best].cpu(), biases[best].cpu()
     return HeadFit(
         weight=weight.T.contiguous(),
         bias=bias,
         weight_decay=WEIGHT_DECAYS[best],
         train=_judge(train, weight, bias),
-        val=results[best],
+        val=_judge(val, weight, bias),
         seconds=time.perf_counter() - started,
     )
 
@@ -229,6 +226,16 @@ def _optimize(
             optimizer.zero_grad()
             schedule.step()
     return weights.detach(), biases.detach()[:, 0]
+
+
+def _choose(val: Features, weights: Tensor, biases: Tensor) -> int:
+    """The place of the weight decay to take; WEIGHT_DECAYS ascends."""
+    logits = torch.matmul(val.values, weights.cpu()) + biases.cpu()[:, None]
+    losses = torch.stack([F.cross_entropy(z, val.targets, reduction="none") for z in logits])
+    means = losses.mean(1)
+    best = int(means.argmin())
+    error = losses[best].std(correction=0) / math.sqrt(len(val.targets))
+    return int(torch.nonzero(means <= means[best] + error).max())
 
 
 def _judge(features: Features, weight: Tensor, bias: Tensor) -> EpochMetrics:

@@ -53,11 +53,13 @@ class Inputs:
             decoded in every epoch.
         val: stored validation images, likewise.
         note: how, in words.
+        folder: of the stored training images, where features can be kept too.
     """
 
     train: StoredImages | DeviceImages | None
     val: StoredImages | DeviceImages | None
     note: str
+    folder: Path | None = None
 
 
 def open_inputs(
@@ -112,8 +114,9 @@ def open_inputs(
     if fits_on_device([train, val], device):
         whole_batches = config.augment.policy == "none"
         placed = DeviceImages(train, device) if whole_batches else train
-        return Inputs(placed, DeviceImages(val, device), f"{note}, in the memory of {device}")
-    return Inputs(train, val, note)
+        note = f"{note}, in the memory of {device}"
+        return Inputs(placed, DeviceImages(val, device), note, train.path.parent)
+    return Inputs(train, val, note, train.path.parent)
 
 
 def _open(

@@ -23,7 +23,7 @@ from mnft.engine.device import seed_everything
 from mnft.engine.loop import train_one_epoch
 from mnft.engine.memory import is_out_of_memory
 from mnft.engine.optim import Loss, Schedule
-from mnft.engine.setup import Training
+from mnft.engine.training import Training
 from mnft.errors import ConfigError, TrainError
 from mnft.seeding import derive_seed
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from timm.utils import ModelEmaV3
@@ -14,7 +13,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mnft.config.recipe import Choice, apply_recipe
 from mnft.config.schema import Config
-from mnft.data.batches import Batches
 from mnft.data.manifest import Manifest
 from mnft.engine.depthwise import speed_up_depthwise
 from mnft.engine.device import (
@@ -39,51 +37,14 @@ from mnft.engine.inputs import (
 )
 from mnft.engine.loop import LoopOptions
 from mnft.engine.memory import find_batch_size
-from mnft.engine.optim import Criterion, Loss, Schedule, build_optimizer, compute_balanced_weights
+from mnft.engine.optim import Criterion, Schedule, build_optimizer, compute_balanced_weights
 from mnft.engine.state import TrainState
 from mnft.engine.teaching import build_teaching_loss
+from mnft.engine.training import Training
 from mnft.errors import ConfigError, DataError, ModelError
 from mnft.model.bundle import ModelCard
 from mnft.model.factory import BuiltModel, build_model
 from mnft.model.freeze import freeze
-
-
-@dataclass(frozen=True, slots=True)
-class Training:
-    """All that the stages of a training take, and what the run folder records.
-
-    Attributes:
-        config: every key resolved; trains the same run again.
-        choices: what the recipe set in it.
-        state: what changes.
-        forward: the model, its compiled form or its distributed wrapper.
-        train: training batches.
-        train_view: every training image once, as evaluation sees it.
-        val: batches of the val split.
-        criterion: the loss.
-        class_weights: (K,) of the loss, or None.
-        options: what stays the same.
-        card: for the saved model folders.
-        facts: what was decided, in words, for people and the log.
-    """
-
-    config: Config
-    choices: Sequence[Choice]
-    state: TrainState
-    forward: nn.Module
-    train: Batches
-    train_view: Batches
-    val: Batches
-    criterion: Loss
-    class_weights: Tensor | None
-    options: FitOptions
-    card: ModelCard
-    facts: Mapping[str, Any]
-
-    @property
-    def stages(self) -> list[str]:
-        """What is trained one after the other."""
-        return list(self.config.train.stages or ["finetune"])
 
 
 def build_training(
@@ -182,6 +143,11 @@ def build_training(
         class_weights=class_weights,
         options=_fit_options(config, num_classes, device, dtype, eval_dtype, ranks),
         card=_card(built, manifest),
+        feature_folder=inputs.folder,
+        contents={
+            split: [f"{sample.sha256} {sample.class_name}" for sample in manifest.split(split)]
+            for split in ("train", "val")
+        },
         facts=facts,
     )
 

@@ -7,11 +7,12 @@ import time
 import torch
 
 from mnft.data.batches import Batches
+from mnft.engine.feature_cache import cached, compute_key
 from mnft.engine.fit import Keeper, fit, is_better
 from mnft.engine.head import Features, HeadFit, compute_features, fit_head, set_head
 from mnft.engine.inputs import Progress, no_progress
 from mnft.engine.memory import peak_memory_mb, reset_peak_memory
-from mnft.engine.setup import Training
+from mnft.engine.training import Training
 from mnft.results import EpochResult, FitResult, Observer
 from mnft.seeding import derive_seed
 
@@ -106,19 +107,32 @@ def _fit_head(training: Training, progress: Progress) -> tuple[HeadFit, int, flo
 def _compute(
     training: Training, batches: Batches, dtype: torch.dtype, split: str, progress: Progress
 ) -> Features:
+    """The features of a split, from the cache where an earlier run has left them."""
+    model, loop = training.state.model, training.options.loop
     done = 0
-    with progress(f"features of {split}") as on_progress:
 
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            on_progress(done, len(batches) * count)
+    def compute() -> Features:
+        with progress(f"features of {split}") as on_progress:
 
-        return compute_features(
-            training.state.model,
-            batches,
-            device=training.options.loop.device,
-            dtype=dtype,
-            ranks=training.options.loop.ranks,
-            on_images=advance,
-        )
+            def advance(count: int) -> None:
+                nonlocal done
+                done += count
+                on_progress(done, len(training.contents[split]))
+
+            return compute_features(
+                model,
+                batches,
+                device=loop.device,
+                dtype=dtype,
+                ranks=loop.ranks,
+                on_images=advance,
+            )
+
+    return cached(
+        training.feature_folder,
+        lambda: compute_key(
+            model, training.card.preprocessing, dtype, [loop.device.type, *training.contents[split]]
+        ),
+        compute,
+        loop.ranks,
+    )
