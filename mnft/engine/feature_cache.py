@@ -71,7 +71,7 @@ def cached(
 
 def _load(path: Path) -> Features | None:
     try:
-        with np.load(path, allow_pickle=False) as content:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
             values = torch.from_numpy(content["values"])
             return Features(values, torch.from_numpy(content["targets"]))
     except FileNotFoundError:
