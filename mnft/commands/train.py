@@ -201,7 +201,8 @@ def _announce(config: Config, folder: RunFolder, training: Training, *, resumed:
     if facts["teacher"]:
         console.note(f"teacher  {facts['teacher']}")
     for choice in training.choices:
-        console.note(f"recipe   {choice.key}: {choice.value}  ({choice.reason})")
+        value = str(choice.value).lower() if isinstance(choice.value, bool) else choice.value
+        console.note(f"recipe   {choice.key}: {value}  ({choice.reason})")
     console.note(f"run      {folder.path}")
     if not resumed:
         recipe = {choice.key: choice.value for choice in training.choices}
