@@ -80,14 +80,23 @@ def test_the_limit_is_the_model_where_loading_is_much_faster():
     assert BenchResult(*speeds, wait=0.1, rounds=1, batches=1).limit == "computing"
 
 
-def test_find_lr_suggests_one_number(config, run_cli):
-    result = run_cli("train", str(config), "--find-lr")
-    if result.exit_code:  # three batches an epoch of plain colours: some curves tell nothing
-        assert "learning rate" in result.stderr
-        return
-    assert 0 < float(result.stdout) < 1
-    assert (config.parent / "runs" / "small-lr.png").stat().st_size > 1000
-    assert not (config.parent / "runs" / "small").exists()
+def test_find_lr_is_the_command_that_train_hands_over_to(config, run_cli, monkeypatch):
+    from mnft.commands import find_lr
+
+    calls = []
+    monkeypatch.setattr(find_lr, "run", lambda *words, **options: calls.append((words, options)))
+    result = run_cli("train", str(config), "--find-lr", "--set", "optim.lr=1", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert calls == [((config, ["optim.lr=1"]), {"as_json": True})]
+    assert not (config.parent / "runs").exists()
+
+
+def test_progressive_resizing_of_a_model_of_one_size_is_refused(config, run_cli):
+    words = ["--set", "model.name=test_vit", "--set", "train.start_size=0.5"]
+    result = run_cli("train", str(config), *words)
+    assert result.exit_code == 2
+    assert "train.start_size" in result.stderr
+    assert "takes images of one size" in result.stderr
 
 
 @pytest.mark.parametrize("words", [["--find-lr"], ["x.yaml", "--find-lr", "--resume", "runs/x"]])

@@ -8,8 +8,8 @@ from typing import Any
 
 from mnft.config.schema import Config
 
-# Below, BatchNorm keeps its statistics. Measured with 1,600 images and with 100; that more change
-# it is an assumption.
+# Below, BatchNorm keeps its statistics. Compared with 1,600 and 1,200 images only; that it holds
+# for fewer, and no longer for many more, is an assumption.
 _FEW_IMAGES = 20_000
 
 

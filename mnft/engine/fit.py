@@ -121,7 +121,7 @@ def fit(
             lr=lr,
             images_per_s=trained.num_images / max(trained.seconds, 1e-9),
             seconds=time.perf_counter() - started,
-            is_best=is_better(metrics, state.best, options.monitor),
+            is_best=_is_better(metrics, state.best, options.monitor),
             stage=options.stage,
             data_wait=min(1.0, trained.waited / max(trained.seconds, 1e-9)),
             peak_memory_mb=peak_memory_mb(loop.device),
@@ -169,7 +169,7 @@ def _evaluate(state: TrainState, val: Batches, options: FitOptions) -> EpochMetr
     return compute_epoch_metrics(outputs.logits, outputs.targets)
 
 
-def is_better(metrics: EpochMetrics, best: EpochResult | None, monitor: str) -> bool:
+def _is_better(metrics: EpochMetrics, best: EpochResult | None, monitor: str) -> bool:
     """Strictly better than the best so far; of equal epochs the first stays."""
     if best is None:
         return True

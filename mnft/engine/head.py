@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,7 +48,6 @@ class HeadFit:
         weight_decay: the one of WEIGHT_DECAYS that was chosen on the val split.
         train: loss and accuracy on the training features.
         val: on the validation features.
-        seconds: that fitting took, without computing the features.
     """
 
     weight: Tensor
@@ -57,7 +55,6 @@ class HeadFit:
     weight_decay: float
     train: EpochMetrics
     val: EpochMetrics
-    seconds: float
 
 
 def find_linear_head(model: nn.Module) -> nn.Linear | None:
@@ -139,7 +136,6 @@ def fit_head(
         seed: of the order.
         device: where to compute.
     """
-    started = time.perf_counter()
     values, targets = train.values.to(device), train.targets.to(device)
     # Constant features, as of dead channels, stay as they are.
     mean, std = values.mean(0), values.std(0, correction=0)
@@ -162,7 +158,6 @@ def fit_head(
         weight_decay=WEIGHT_DECAYS[best],
         train=_judge(train, weight, bias),
         val=_judge(val, weight, bias),
-        seconds=time.perf_counter() - started,
     )
 
 

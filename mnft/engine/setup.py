@@ -45,6 +45,7 @@ from mnft.errors import ConfigError, DataError, ModelError
 from mnft.model.bundle import ModelCard
 from mnft.model.factory import BuiltModel, build_model
 from mnft.model.freeze import freeze
+from mnft.model.sources import has_fixed_input
 
 
 def build_training(
@@ -169,6 +170,12 @@ def _resolve(
             f"found head, but the outputs of {built.architecture} are not one linear layer on "
             "its features",
             key="train.stages",
+        )
+    if config.train.start_size < 1 and has_fixed_input(built.architecture):
+        raise ConfigError(
+            f"found {config.train.start_size:g}, but {built.architecture} takes images of one size "
+            "only, expected 1.0",
+            key="train.start_size",
         )
     if wanted == "auto":
         size = broadcast(ranks, lambda: _find_batch_size(config, built, device, ranks))

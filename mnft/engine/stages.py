@@ -8,7 +8,7 @@ import torch
 
 from mnft.data.batches import Batches
 from mnft.engine.feature_cache import cached, compute_key
-from mnft.engine.fit import Keeper, fit, is_better
+from mnft.engine.fit import Keeper, fit
 from mnft.engine.head import Features, HeadFit, compute_features, fit_head, set_head
 from mnft.engine.inputs import Progress, no_progress
 from mnft.engine.memory import peak_memory_mb, reset_peak_memory
@@ -79,7 +79,7 @@ def train_head(training: Training, progress: Progress = no_progress) -> EpochRes
         lr=0.0,
         images_per_s=num_images / max(seconds, 1e-9),
         seconds=time.perf_counter() - started,
-        is_best=is_better(metrics, None, options.monitor),
+        is_best=True,
         stage="head",
         peak_memory_mb=peak_memory_mb(options.loop.device),
     )
