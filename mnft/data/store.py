@@ -92,10 +92,9 @@ class StoredImages:
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """What building brought: images decoded now, images kept in all, bytes on the disk."""
+    """What building brought: images decoded now, and bytes on the disk in all."""
 
     added: int
-    images: int
     size_bytes: int
 
 
@@ -182,7 +181,7 @@ class Store:
             self._append(root, list(missing.values()), index, limit_bytes, on_progress)
         os.utime(self._index)  # the time of the last use, which `make_room` goes by
         size = self._pixels.stat().st_size
-        return Built(len(missing), len(samples), size)
+        return Built(len(missing), size)
 
     def _append(
         self,
@@ -245,8 +244,7 @@ class Store:
             size = self._pixels.stat().st_size
         except FileNotFoundError:
             return np.zeros(0, dtype=_ENTRY)
-        whole = len(content) // _ENTRY.itemsize * _ENTRY.itemsize
-        index = np.frombuffer(content[:whole], dtype=_ENTRY)
+        index = _parse(content)
         nbytes = index["height"].astype(np.int64) * index["width"] * self._channels
         good = (index["check"] == _checks(index)) & (index["start"] + nbytes <= size)
         return index if good.all() else index[: int(np.argmin(good))]
@@ -260,10 +258,14 @@ def find_known_contents(cache: Path, root: Path) -> frozenset[str]:
             content = path.read_bytes()
         except OSError:
             continue
-        whole = len(content) // _ENTRY.itemsize * _ENTRY.itemsize
-        index = np.frombuffer(content[:whole], dtype=_ENTRY)
+        index = _parse(content)
         known |= {bytes(s).hex() for s in index["sha256"][index["check"] == _checks(index)]}
     return frozenset(known)
+
+
+def _parse(content: bytes) -> np.ndarray[Any, Any]:
+    """The entries of an index, without one that is torn at the end."""
+    return np.frombuffer(content[: len(content) // _ENTRY.itemsize * _ENTRY.itemsize], dtype=_ENTRY)
 
 
 def _data_set_folder(cache: Path, root: Path) -> Path:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,31 +59,25 @@ def compute_outputs(
         flip: average the logits of each image and of its mirror image (test-time augmentation).
         on_images: called with the number of images of each batch done.
     """
-    mode = {module: module.training for module in model.modules()}
-    model.eval()
     parts: list[tuple[Array, Array, Array]] = []
     bad: dict[int, BadImage] = {}
-    try:
-        with torch.inference_mode():
-            for batch in batches:
-                bad |= dict(batch.bad)
-                if len(batch.images):
-                    with autocast(device, dtype):
-                        logits = model(batch.images)
-                        if flip:
-                            logits = (logits + model(batch.images.flip(-1))) / 2
-                    parts.append(
-                        (
-                            np.asarray(batch.positions, dtype=np.int64),
-                            logits.float().cpu().numpy(),
-                            batch.targets.cpu().numpy(),
-                        )
+    with torch.inference_mode(), evaluating(model):
+        for batch in batches:
+            bad |= dict(batch.bad)
+            if len(batch.images):
+                with autocast(device, dtype):
+                    logits = model(batch.images)
+                    if flip:
+                        logits = (logits + model(batch.images.flip(-1))) / 2
+                parts.append(
+                    (
+                        np.asarray(batch.positions, dtype=np.int64),
+                        logits.float().cpu().numpy(),
+                        batch.targets.cpu().numpy(),
                     )
-                if on_images:
-                    on_images(len(batch.positions) + len(batch.bad))
-    finally:
-        for module, training in mode.items():
-            module.training = training
+                )
+            if on_images:
+                on_images(len(batch.positions) + len(batch.bad))
     parts = [part for own in gather(ranks or Ranks(), parts) for part in own]
     for theirs in gather(ranks or Ranks(), bad):
         bad |= theirs
@@ -94,3 +89,15 @@ def compute_outputs(
     )
     order = np.argsort(positions)
     return Outputs(positions[order], logits_of_all[order], targets[order], bad)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; each module gets back the mode that it had."""
+    mode = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in mode.items():
+            module.training = training

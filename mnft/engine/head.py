@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from mnft.data.batches import Batch
 from mnft.engine.device import autocast
 from mnft.engine.distributed import Ranks, gather
+from mnft.engine.evaluate import evaluating
 from mnft.metrics import EpochMetrics, compute_epoch_metrics
 
 # Weight decays that are tried, all at once, on features of unit variance: from nearly none to
@@ -71,7 +71,7 @@ def has_linear_head(model: nn.Module, input_size: tuple[int, int, int]) -> bool:
         return False
     parameter = next(model.parameters())
     images = torch.linspace(-1, 1, math.prod(input_size), device=parameter.device)
-    with torch.inference_mode(), _evaluating(model):
+    with torch.inference_mode(), evaluating(model):
         features = _forward_features(model, images.view(1, *input_size))
         if features.ndim != 2 or features.shape[1] != head.in_features:
             return False
@@ -100,7 +100,7 @@ def compute_features(
 
     """
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    with torch.inference_mode(), autocast(device, dtype), _evaluating(model):
+    with torch.inference_mode(), autocast(device, dtype), evaluating(model):
         for batch in batches:
             values = _forward_features(model, batch.images)
             parts.append((torch.tensor(batch.positions), values.float().cpu(), batch.targets.cpu()))
@@ -175,17 +175,6 @@ def _forward_features(model: nn.Module, images: Tensor) -> Tensor:
     timm_model: Any = model
     features: Tensor = timm_model.forward_head(timm_model.forward_features(images), pre_logits=True)
     return features
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    mode = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in mode.items():
-            module.training = training
 
 
 def _optimize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from timm.utils import ModelEmaV3
@@ -88,7 +88,7 @@ def build_training(
     if not manifest.split("val"):
         raise DataError(f"{manifest.root}: no images in the val split")
     dtype, eval_dtype = _resolve_precisions(config, built, device)
-    frozen = freeze(built.model, config.model.freeze)
+    freeze(built.model, config.model.freeze)
     model = _to_device(built.model, device, dtype, config.train.channels_last, ranks)
     inputs = open_inputs(
         config,
@@ -123,11 +123,7 @@ def build_training(
         "processes": ranks.world_size,
         "precision": str(dtype).removeprefix("torch."),
         "compile": f"{'yes' if compiled else 'no'}: {why}",
-        "weights": built.weights,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "learning": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "frozen_tensors": len(frozen),
-        "input_size": list(built.preprocessing.input_size),
+        **_describe_model(built, model),
         "updates_per_epoch": len(train),
         "store": inputs.note,
         "teacher": teacher,
@@ -145,12 +141,24 @@ def build_training(
         options=_fit_options(config, num_classes, device, dtype, eval_dtype, ranks),
         card=_card(built, manifest),
         feature_folder=inputs.folder,
-        contents={
-            split: [f"{sample.sha256} {sample.class_name}" for sample in manifest.split(split)]
-            for split in ("train", "val")
-        },
+        contents={split: _contents(manifest, split) for split in ("train", "val")},
         facts=facts,
     )
+
+
+def _describe_model(built: BuiltModel, model: nn.Module) -> dict[str, Any]:
+    parameters = list(model.parameters())
+    return {
+        "weights": built.weights,
+        "parameters": sum(p.numel() for p in parameters),
+        "learning": sum(p.numel() for p in parameters if p.requires_grad),
+        "frozen_tensors": sum(not p.requires_grad for p in parameters),
+        "input_size": list(built.preprocessing.input_size),
+    }
+
+
+def _contents(manifest: Manifest, split: str) -> list[str]:
+    return [f"{sample.sha256} {sample.class_name}" for sample in manifest.split(split)]
 
 
 def _resolve(
