@@ -11,6 +11,7 @@ import typer
 
 from mnft import __version__
 from mnft.cli_data import Json, Overrides, data_app, flag_of
+from mnft.cli_edge import edge_app
 from mnft.errors import ConfigError
 from mnft.guard import guarded
 
@@ -27,6 +28,7 @@ app = typer.Typer(
     "`mnft eval --ckpt runs/digits`; for your own images with `mnft init IMAGES`.",
 )
 app.add_typer(data_app, name="data")
+app.add_typer(edge_app)
 
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Checkpoint = Annotated[

@@ -6,6 +6,7 @@ MnftError                 exit code 1: the work failed
   ModelError              model names, weights, heads
   CheckpointError         run folders, model folders, resume states
   TrainError              training went wrong (a loss that is not finite)
+  ExportError             export, quantization, pruning and their tool-chains
   GateError               exit code 3: a gate was not met
 Interrupted               exit code 130 (Ctrl-C) or 143 (SIGTERM); not an MnftError
 """
@@ -52,6 +53,10 @@ class CheckpointError(MnftError):
 
 class TrainError(MnftError):
     """Training that cannot go on."""
+
+
+class ExportError(MnftError):
+    """A model that cannot be exported, quantized or pruned, or a tool-chain that is not there."""
 
 
 class GateError(MnftError):

@@ -16,6 +16,7 @@ from typing import Any, TextIO
 import torch
 
 from mnft import console, files
+from mnft.commands.opening import open_checkpoint
 from mnft.data.batches import LoaderOptions
 from mnft.data.folder import list_images
 from mnft.data.loaders import LoadedBatches, choose_workers
@@ -25,8 +26,7 @@ from mnft.engine.device import resolve_device
 from mnft.engine.evaluate import Outputs, compute_outputs
 from mnft.errors import DataError
 from mnft.metrics import softmax
-from mnft.model.bundle import Bundle, load_bundle
-from mnft.runs.folder import find_bundle
+from mnft.model.bundle import Bundle
 
 _CHUNK = 4096
 
@@ -47,7 +47,7 @@ def run(
     Raises:
         MnftError: no model, no images, or not one image that could be read.
     """
-    bundle = load_bundle(find_bundle(checkpoint))
+    bundle = open_checkpoint(checkpoint).bundle
     paths = list(_expand(inputs))  # repetitions too: rows follow the list that was given
     if not paths:
         raise DataError("found no images", hint="name files, folders, globs, or - for a list")

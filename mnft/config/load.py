@@ -39,11 +39,11 @@ _OTHER_NAMES = {
 }
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> tuple[Config, Source]:
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> tuple[Config, Source]:
     """Read a config file, apply `section.key=value` overrides and validate the result.
 
     Args:
-        path: the YAML file.
+        path: the YAML file; None begins with nothing.
         overrides: values of `--set`, in order; a later one wins.
 
     Returns:
@@ -53,7 +53,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> tuple[Config, Sour
         ConfigError: with every problem found, each with its line, what was found and what is
             allowed.
     """
-    source = parse_yaml(_read_text(path), path)
+    source = Source() if path is None else parse_yaml(_read_text(path), path)
     for override in overrides:
         _apply_override(source, override)
     return validate(source), source

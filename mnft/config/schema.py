@@ -4,29 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-NotNegative = Annotated[float, Field(ge=0.0)]
+from mnft.config.edge import ExportConfig, QuantizeConfig
+from mnft.config.section import Fraction, NotNegative, Positive, Section, Share
 
 
 def _off_is_a_word(value: Any) -> Any:
     """YAML 1.1 reads a plain `off` as false."""
     return "off" if value is False else value
-
-
-class Section(BaseModel):
-    """What all sections share: unknown keys are refused and values cannot change afterwards."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        use_attribute_docstrings=True,
-        allow_inf_nan=False,
-    )
 
 
 class DataConfig(Section):
@@ -295,6 +281,8 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     distill: DistillConfig = DistillConfig()
     eval: EvalConfig = EvalConfig()
+    export: ExportConfig = ExportConfig()
+    quantize: QuantizeConfig = QuantizeConfig()
     run: RunConfig = RunConfig()
 
     # The message of a rule over several keys opens with the key that is to blame: `load` takes

@@ -1,0 +1,77 @@
+"""The outputs of a model on selected images, with progress: what eval, export and compare share."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from mnft import console
+from mnft.commands.selection import Selection
+from mnft.config.schema import EvalConfig
+from mnft.data.batches import LoaderOptions
+from mnft.data.loaders import choose_workers
+from mnft.engine.device import keep_freed_memory, resolve_device, resolve_precision
+from mnft.engine.distributed import Ranks
+from mnft.engine.evaluate import Outputs, compute_outputs
+from mnft.engine.inputs import build_eval_batches
+from mnft.model.bundle import Bundle
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What to compute with; None takes the run's batch size, and as many workers as suit."""
+
+    device_name: str = "auto"
+    batch_size: int | None = None
+    workers: int | None = None
+
+
+def compute_selected(
+    bundle: Bundle,
+    images: Selection,
+    settings: EvalConfig,
+    means: Means,
+    *,
+    flip: bool = False,
+    what: str = "evaluating",
+) -> Outputs:
+    """The outputs of a model on selected images, in the precision of `eval.precision`.
+
+    Raises:
+        MnftError: a device that is not there, an image that does not decode.
+    """
+    keep_freed_memory()
+    device = resolve_device(means.device_name)
+    batch_size = means.batch_size or settings.batch_size
+    batch_bytes = batch_size * math.prod(bundle.preprocessing.input_size)
+    chosen = choose_workers(
+        "auto" if means.workers is None else means.workers, device=device, batch_bytes=batch_bytes
+    )
+    batches = build_eval_batches(
+        images.root,
+        images.samples,
+        bundle.class_names,
+        bundle.preprocessing,
+        batch_size=batch_size,
+        options=LoaderOptions(device, chosen, channels_last=True),
+        ranks=Ranks(),
+    )
+    done = 0
+    with console.progress(what) as on_progress:
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            on_progress(done, len(images.samples))
+
+        return compute_outputs(
+            bundle.model.to(device).to(memory_format=torch.channels_last),
+            batches,
+            num_classes=len(bundle.class_names),
+            device=device,
+            dtype=resolve_precision(settings.precision, device, key="eval.precision"),
+            flip=flip,
+            on_images=advance,
+        )

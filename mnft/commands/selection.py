@@ -1,0 +1,100 @@
+"""Which images a command judges a model on: a split of its run, or a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mnft import console
+from mnft.commands.opening import Opened
+from mnft.data.manifest import Manifest, Sample, find_changes
+from mnft.data.prepare import select_images
+from mnft.errors import CheckpointError, DataError
+from mnft.runs.folder import RunFolder
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Images with their classes.
+
+    Attributes:
+        root: their folder.
+        split: its name, or "all".
+        samples: the images.
+        problems: files that cannot be decoded, with the reason.
+        recorded: the manifest of the model's training, where there is one.
+    """
+
+    root: Path
+    split: str
+    samples: list[Sample]
+    problems: dict[str, str]
+    recorded: Manifest | None
+
+    def take(self, positions: Sequence[int]) -> Selection:
+        """Some of the images."""
+        return replace(self, samples=[self.samples[i] for i in positions])
+
+
+def choose_split(recorded: Manifest) -> str:
+    """The split that a model is judged on where the user names none."""
+    return "test" if "test" in recorded.splits else "val"
+
+
+def find_images(opened: Opened, data: Path | None, split: str | None) -> Selection:
+    """The images to judge a model on.
+
+    Args:
+        opened: the model.
+        data: a folder; None takes the run's.
+        split: None takes test, or else val.
+
+    Raises:
+        MnftError: no images, classes that the model does not know, images that have changed since
+            the training, or a model that lies in no run while no folder is named.
+    """
+    bundle, recorded = opened.bundle, opened.manifest
+    if data is not None:
+        with console.progress("checking images") as on_progress:
+            samples, problems = select_images(
+                data, split, bundle.class_names, recorded, on_progress
+            )
+        found = Selection(data, samples[0].split, samples, problems, recorded)
+        _warn_of_training_images(found, asked=split)
+        return found
+    if recorded is None:
+        raise CheckpointError(
+            f"{bundle.folder} does not lie in a run, so its images are not known",
+            hint="name a folder of images: --data DIR",
+        )
+    return _find_recorded(opened.run, recorded, split or choose_split(recorded))
+
+
+def _find_recorded(run: RunFolder, recorded: Manifest, split: str) -> Selection:
+    samples = recorded.split(split)
+    if not samples:
+        raise DataError(
+            f"{run.split}: no {split} split, it has {', '.join(recorded.splits)}",
+            hint="choose one with --split, or other images with --data DIR",
+        )
+    if changes := find_changes(recorded, samples):
+        raise DataError(
+            f"{recorded.root}: {len(changes)} of the {len(samples)} {split} images are not what "
+            "they were when the run began:\n  " + "\n  ".join(changes[:10]),
+            hint="if the folder moved, name it: --data DIR --split " + split,
+        )
+    return Selection(recorded.root, split, samples, {}, recorded)
+
+
+def _warn_of_training_images(images: Selection, *, asked: str | None) -> None:
+    for path, problem in images.problems.items():
+        console.warn(f"left out: {path}: {problem}")
+    if images.recorded is None or asked == "train":
+        return
+    trained = {sample.sha256 for sample in images.recorded.split("train")}
+    if seen := sum(sample.sha256 in trained for sample in images.samples):
+        console.warn(
+            f"{seen} of these {len(images.samples)} images are in the model's training split, "
+            "so the figures are too good"
+        )

@@ -1,0 +1,183 @@
+"""The folder of an exported model: model file, labels.txt, model.json, parity.json."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import mnft
+from mnft import files
+from mnft.errors import CheckpointError
+from mnft.preprocessing import Preprocessing
+
+RECORD = "model.json"
+LABELS = "labels.txt"
+PARITY = "parity.json"
+INPUT_NAME = "image"
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """What an exported file takes and gives; all that an app must know.
+
+    Attributes:
+        format: a name of `formats.FORMATS`.
+        file: name of the model file in its folder.
+        architecture: timm's name.
+        class_names: in the order of the outputs.
+        preprocessing: of images; with `embedded`, its normalisation is in the file.
+        embedded: the file takes uint8 pixels (B, H, W, C) and gives probabilities; otherwise
+            normalised float32 pixels in `layout`, and logits.
+        layout: of the input, "NCHW" or "NHWC".
+        dynamic_batch: any number of images at once; otherwise one.
+        precision: "fp32", "fp16" or "int8".
+        source: the model that it was made from: folder, SHA-256 of the weights.
+        facts: how it was made: packages with versions, calibration and the like.
+    """
+
+    format: str
+    file: str
+    architecture: str
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+    embedded: bool = False
+    layout: str = "NCHW"
+    dynamic_batch: bool = True
+    precision: str = "fp32"
+    source: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def output_name(self) -> str:
+        """`logits`, or `probabilities` after a softmax in the file."""
+        return "probabilities" if self.embedded else "logits"
+
+    @property
+    def input_shape(self) -> tuple[int | str, ...]:
+        """With "batch" where any number of images goes."""
+        channels, height, width = self.preprocessing.input_size
+        batch: int | str = "batch" if self.dynamic_batch else 1
+        if self.layout == "NHWC":
+            return (batch, height, width, channels)
+        return (batch, channels, height, width)
+
+
+def write_record(folder: Path, artifact: Artifact) -> None:
+    """Write labels.txt and model.json beside a model file that is there already."""
+    # One name a line: a line break within a name would shift all that follow.
+    names = [" ".join(name.splitlines()) for name in artifact.class_names]
+    files.write_text(folder / LABELS, "".join(f"{name}\n" for name in names))
+    files.write_json(folder / RECORD, _as_json(folder, artifact))
+
+
+def read_artifact(folder: Path) -> Artifact:
+    """Read model.json.
+
+    Raises:
+        CheckpointError: it is missing or damaged, the model file is missing, or is not the one
+            that model.json was written for.
+    """
+    path = folder / RECORD
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        preprocessing = dict(values["preprocessing"])
+        artifact = Artifact(
+            format=str(values["format"]),
+            file=str(values["file"]),
+            architecture=str(values["architecture"]),
+            class_names=tuple(map(str, values["class_names"])),
+            preprocessing=Preprocessing.from_timm(preprocessing),
+            embedded=bool(values["embedded_preprocessing"]),
+            layout=str(values["input"]["layout"]),
+            dynamic_batch=values["input"]["shape"][0] == "batch",
+            precision=str(values["precision"]),
+            source=dict(values["source"]),
+            facts=dict(values["facts"]),
+        )
+        expected = str(values["sha256"])
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder}: {RECORD} is missing, so it is no export") from error
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: damaged: {error or type(error).__name__}") from error
+    if Path(artifact.file).name != artifact.file or not (folder / artifact.file).exists():
+        raise CheckpointError(f"{folder}: {artifact.file!r}, which {RECORD} names, is missing")
+    if compute_sha256(folder / artifact.file) != expected:
+        raise CheckpointError(
+            f"{folder / artifact.file}: not the file that {RECORD} was written for "
+            "(its SHA-256 differs)",
+            hint="export the model again",
+        )
+    return artifact
+
+
+def find_artifact(path: Path) -> Path | None:
+    """The export folder that `--ckpt` means: itself, or that of the model file; None for others."""
+    if (path / RECORD).is_file():
+        return path
+    if path.is_file() and (path.parent / RECORD).is_file():
+        return path.parent
+    files.recover_folder(path)
+    return path if (path / RECORD).is_file() else None
+
+
+def compute_sha256(path: Path) -> str:
+    """Of a model file; of a model that is a folder or has a file of weights, over all of it."""
+    digest = hashlib.sha256()
+    for part in _parts(path):
+        digest.update(part.relative_to(path.parent).as_posix().encode() + b"\0")
+        digest.update(part.read_bytes())
+    return digest.hexdigest()
+
+
+def compute_size(path: Path) -> int:
+    """Bytes of a model file, with its file of weights or all that its folder holds."""
+    return sum(part.stat().st_size for part in _parts(path))
+
+
+def set_facts(artifact: Artifact, **facts: Any) -> Artifact:
+    """The same with further facts."""
+    return replace(artifact, facts={**artifact.facts, **facts})
+
+
+def _parts(path: Path) -> list[Path]:
+    if path.is_dir():
+        return sorted(part for part in path.rglob("*") if part.is_file())
+    weights = path.with_suffix(".bin")  # OpenVINO's
+    return [path, weights] if path.suffix == ".xml" and weights.is_file() else [path]
+
+
+def _as_json(folder: Path, artifact: Artifact) -> dict[str, Any]:
+    model = folder / artifact.file
+    batch = "batch" if artifact.dynamic_batch else 1
+    return {
+        "format": artifact.format,
+        "file": artifact.file,
+        "mnft_version": mnft.__version__,
+        "architecture": artifact.architecture,
+        "precision": artifact.precision,
+        "class_names": list(artifact.class_names),
+        "preprocessing": asdict(artifact.preprocessing),
+        "embedded_preprocessing": artifact.embedded,
+        "input": {
+            "name": INPUT_NAME,
+            "dtype": "uint8" if artifact.embedded else "float32",
+            "layout": artifact.layout,
+            "shape": list(artifact.input_shape),
+            "values": "RGB pixels, 0 to 255"
+            if artifact.embedded
+            else "RGB pixels divided by 255, less mean, divided by std",
+        },
+        "output": {
+            "name": artifact.output_name,
+            "dtype": "float32",
+            "shape": [batch, len(artifact.class_names)],
+        },
+        "size_bytes": compute_size(model),
+        "sha256": compute_sha256(model),
+        "source": dict(artifact.source),
+        "facts": dict(artifact.facts),
+    }

@@ -1,0 +1,75 @@
+"""The torch module that is exported: the model alone, or with normalisation and softmax."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from mnft.preprocessing import Preprocessing
+
+
+class EmbeddedModel(nn.Module):
+    """Pixels to probabilities.
+
+    Args:
+        model: normalised images (B, C, H, W) to logits (B, K).
+        preprocessing: its normalisation.
+        layout: of the pixels.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, model: nn.Module, preprocessing: Preprocessing, layout: str) -> None:
+        super().__init__()
+        self.model = model
+        self.layout = layout
+        # In one multiplication and one addition, as (x / 255 - mean) / std.
+        std = torch.tensor(preprocessing.std)
+        mean = torch.tensor(preprocessing.mean)
+        self.register_buffer("scale", (1 / (255 * std)).view(-1, 1, 1))
+        self.register_buffer("shift", (-mean / std).view(-1, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """From pixels in 0..255, of any type, to (B, K) probabilities."""
+        if self.layout == "NHWC":
+            pixels = pixels.permute(0, 3, 1, 2)
+        return torch.softmax(self.model(pixels.float() * self.scale + self.shift), dim=1)
+
+
+class ChannelsLastModel(nn.Module):
+    """The model on images (B, H, W, C) instead of (B, C, H, W)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """From (B, H, W, C) normalised images to (B, K) logits."""
+        logits: Tensor = self.model(images.permute(0, 3, 1, 2))
+        return logits
+
+
+def build_graph(
+    model: nn.Module, preprocessing: Preprocessing, *, embed: bool, layout: str = "NCHW"
+) -> tuple[nn.Module, Tensor]:
+    """A copy of the model to export, in evaluation mode on the CPU, and two images for tracing.
+
+    Args:
+        model: stays as it is.
+        preprocessing: of its input.
+        embed: pixels in 0..255 in (uint8 for tracing), probabilities out.
+        layout: of the input, "NCHW" or "NHWC".
+    """
+    # Contiguous: some exporters write the memory format of the weights into the graph.
+    plain = copy.deepcopy(model).cpu().eval().to(memory_format=torch.contiguous_format)
+    channels, height, width = preprocessing.input_size
+    generator = torch.Generator().manual_seed(0)
+    shape = (2, height, width, channels) if layout == "NHWC" else (2, channels, height, width)
+    if embed:
+        pixels = torch.randint(0, 256, shape, generator=generator).to(torch.uint8)
+        return EmbeddedModel(plain, preprocessing, layout).eval(), pixels
+    graph = ChannelsLastModel(plain).eval() if layout == "NHWC" else plain
+    return graph, torch.randn(shape, generator=generator)

@@ -1,0 +1,76 @@
+"""An exported file as a model like any other: normalised batches in, logits out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mnft.edge.artifact import Artifact, read_artifact
+from mnft.edge.sessions import Session, open_session
+from mnft.model.bundle import Bundle
+from mnft.preprocessing import Preprocessing
+
+
+class RuntimeModel(nn.Module):
+    """A session that takes the batches that evaluation makes.
+
+    Args:
+        session: the file in its runtime.
+        artifact: what the file takes and gives.
+    """
+
+    def __init__(self, session: Session, artifact: Artifact) -> None:
+        super().__init__()
+        self._session = session
+        self._artifact = artifact
+
+    def forward(self, images: Tensor) -> Tensor:
+        """From (B, C, H, W) images to (B, K) logits; log-probabilities where the file has softmax.
+
+        Images are normalised, or in 0..255 where the file does that (`get_preprocessing`).
+        """
+        if self._artifact.layout == "NHWC":
+            images = images.permute(0, 2, 3, 1)
+        if self._artifact.embedded:
+            images = images.round().clamp(0, 255).to(torch.uint8)
+        array = np.ascontiguousarray(images.cpu().numpy())
+        if self._artifact.dynamic_batch:
+            outputs = self._session.run(array)
+        else:
+            rows = [self._session.run(array[i : i + 1]).copy() for i in range(len(array))]
+            outputs = np.concatenate(rows)
+        logits = torch.from_numpy(outputs.astype(np.float32)).to(images.device)
+        # A probability that was rounded to 0 has a finite logarithm too.
+        return logits.clamp_min(torch.finfo().tiny).log() if self._artifact.embedded else logits
+
+
+def load_exported(folder: Path, *, threads: int | None = None) -> Bundle:
+    """Open an export as `load_bundle` opens a model folder.
+
+    Raises:
+        CheckpointError: not an export, or a damaged one.
+        ExportError: its runtime is not installed or does not exist here.
+    """
+    artifact = read_artifact(folder)
+    session = open_session(folder, artifact, threads=threads)
+    return Bundle(
+        folder=folder,
+        model=RuntimeModel(session, artifact).eval(),
+        architecture=f"{artifact.architecture}, {artifact.format} {artifact.precision}",
+        class_names=artifact.class_names,
+        preprocessing=get_preprocessing(artifact),
+        record={"source": dict(artifact.source)},
+    )
+
+
+def get_preprocessing(artifact: Artifact) -> Preprocessing:
+    """What is left to do outside the file: with normalisation in it, values stay 0..255."""
+    own = artifact.preprocessing
+    if not artifact.embedded:
+        return own
+    channels = len(own.mean)
+    return replace(own, mean=(0.0,) * channels, std=(1 / 255,) * channels)
