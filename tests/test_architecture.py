@@ -34,6 +34,7 @@ LAYERS = {
     "mnft.engine.optim": 3,
     "mnft.engine.evaluate": 3,
     "mnft.engine.distill": 3,
+    "mnft.engine.teacher": 3,
     "mnft.engine.state": 3,
     "mnft.runs.*": 3,
     "mnft.engine.fit": 4,

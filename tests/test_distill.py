@@ -16,14 +16,9 @@ from torch import nn
 
 from mnft.config.schema import DistillConfig, ModelConfig
 from mnft.data.transforms import normalize
-from mnft.engine.distill import (
-    DistillationLoss,
-    InputAdapter,
-    Teacher,
-    check_teacher,
-    load_teacher,
-)
+from mnft.engine.distill import DistillationLoss, InputAdapter
 from mnft.engine.optim import Criterion
+from mnft.engine.teacher import Teacher, check_teacher, load_teacher
 from mnft.errors import ModelError
 from mnft.model.bundle import ModelCard, load_bundle, save_bundle
 from mnft.model.factory import build_model

@@ -13,11 +13,11 @@ from mnft.data import catalog
 from mnft.data.manifest import Manifest, find_changes, load_manifest
 from mnft.data.prepare import prepare_manifest
 from mnft.engine.device import resolve_device, resolve_precision
-from mnft.engine.distill import check_teacher
 from mnft.engine.distributed import Ranks, broadcast
 from mnft.engine.inputs import UncheckedImages
 from mnft.engine.optim import check_optimizer_name
 from mnft.engine.setup import build_training
+from mnft.engine.teacher import check_teacher
 from mnft.engine.training import Training
 from mnft.errors import DataError
 from mnft.model.factory import check_model

@@ -101,14 +101,14 @@ def _optimization(config: Config) -> list[Choice]:
         return []  # the rates below are Adam's
     return [
         Choice("optim.name", "adamw", "Adam with weight decay that is not scaled by its rates"),
-        Choice("optim.lr", 2e-3, "of the top layer; MobileNets of all sizes took it well"),
+        Choice("optim.lr", 1e-3, "of the top layer; twice that was seen to undo the fitted head"),
         Choice("optim.weight_decay", 0.01, "AdamW's usual value"),
         Choice("optim.layer_decay", 0.75, "lower layers are general already: they learn slower"),
     ]
 
 
 def _schedule(config: Config, num_images: int) -> list[Choice]:
-    epochs = min(30, max(5, round(200 / math.sqrt(num_images))))
+    epochs = min(30, max(5, round(400 / math.sqrt(num_images))))
     chosen = config.train.epochs if _is_written(config, "train.epochs") else epochs
     return [
         Choice("train.epochs", epochs, f"{num_images:,} images: fewer images, more passes"),

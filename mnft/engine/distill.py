@@ -1,68 +1,22 @@
-"""Distillation: a frozen teacher, and the loss that compares a student with it."""
+"""Distillation: the loss that compares a student with a frozen teacher."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 
-import timm
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from mnft import files
-from mnft.config.schema import DistillConfig, ModelConfig
+from mnft.config.schema import DistillConfig
 from mnft.engine.device import autocast
 from mnft.engine.optim import Loss
-from mnft.errors import MnftError, ModelError
-from mnft.model.bundle import CONFIG, load_bundle
-from mnft.model.factory import build_model
-from mnft.model.freeze import freeze
-from mnft.model.sources import (
-    check_name,
-    has_fixed_input,
-    has_pretrained_weights,
-    load_source,
-    normalise,
-    read_label_names,
-)
+from mnft.engine.teacher import Teacher
+from mnft.errors import ModelError
 from mnft.preprocessing import Preprocessing
 
-_HINT = (
-    "a teacher is a run (runs/NAME), a folder with config.json and model.safetensors, or a name "
-    "of `mnft models` (or hf-hub:ORG/NAME) whose weights are in the cache or can be downloaded"
-)
 # Of red, green and blue in grey (ITU-R BT.601), as Pillow turns images grey.
 _LUMA = (0.299, 0.587, 0.114)
-
-
-@dataclass(frozen=True, slots=True)
-class Teacher:
-    """A model to learn from.
-
-    Attributes:
-        model: in evaluation mode, on the device; nothing in it learns but a new head.
-        preprocessing: what it expects of its input.
-        fixed_input: whether it takes images of one size only.
-        class_names: of its outputs; None where they are not known. After a head is fitted, those
-            of the student.
-        order: the output of each of the student's classes, in their order; None where outputs
-            and classes are in the same order.
-        needs_head: its head is new, and must be fitted before it can teach; afterwards
-            `dataclasses.replace(teacher, needs_head=False)` says so.
-        description: what it is, in words.
-    """
-
-    model: nn.Module
-    preprocessing: Preprocessing
-    fixed_input: bool
-    class_names: tuple[str, ...] | None
-    order: tuple[int, ...] | None
-    needs_head: bool
-    description: str
 
 
 class DistillationLoss:
@@ -177,151 +131,6 @@ class InputAdapter:
         if self._size is not None and tuple(images.shape[2:]) != self._size:
             images = F.interpolate(images, self._size, mode="bilinear", antialias=True)
         return images
-
-
-def check_teacher(config: DistillConfig) -> None:
-    """Refuse an unknown teacher, or one without weights, before any work is done.
-
-    Raises:
-        ModelError: with a suggestion; blames `distill.teacher`.
-    """
-    assert config.teacher is not None
-    if _find_folder(config.teacher) is not None:
-        return
-    with _blaming(keep_hint=True):
-        check_name(_normal_name(config.teacher))
-    if not has_pretrained_weights(config.teacher):
-        raise ModelError(
-            f"found {config.teacher!r}, which has no pretrained weights, so it knows nothing",
-            hint=_HINT,
-            key="distill.teacher",
-        )
-
-
-def load_teacher(
-    config: DistillConfig,
-    *,
-    class_names: tuple[str, ...],
-    device: torch.device,
-    channels_last: bool,
-) -> Teacher:
-    """Load a run's best model, a model folder or a pretrained model, to learn from it.
-
-    A folder that knows exactly the classes `class_names`, in whatever order, teaches as it is.
-    Any other model gets a new head (`Teacher.needs_head`). The random state is left as it was.
-
-    Args:
-        config: the `distill` section, with a teacher.
-        class_names: of the student, in the order of its outputs.
-        device: where the teacher goes.
-        channels_last: memory format of its weights.
-
-    Raises:
-        ModelError: no such teacher, or one that cannot be loaded; blames `distill.teacher`.
-    """
-    check_teacher(config)
-    assert config.teacher is not None
-    folder = _find_folder(config.teacher)
-    known = read_label_names(folder) if folder else None
-    names = tuple(known) if isinstance(known, list) else None
-    with _blaming(), torch.random.fork_rng(devices=[]):
-        if folder and names and sorted(map(str, names)) == sorted(class_names):
-            teacher = _open_folder(folder, class_names)
-        else:
-            name = f"local-dir:{folder}" if folder else config.teacher
-            teacher = _build_with_new_head(name, names, class_names)
-    teacher.model.to(device)
-    if channels_last:
-        teacher.model.to(memory_format=torch.channels_last)
-    return teacher
-
-
-def _open_folder(folder: Path, class_names: tuple[str, ...]) -> Teacher:
-    bundle = load_bundle(folder)
-    same = bundle.class_names == class_names
-    return Teacher(
-        model=bundle.model.requires_grad_(False),
-        preprocessing=bundle.preprocessing,
-        fixed_input=has_fixed_input(bundle.architecture),
-        class_names=bundle.class_names,
-        order=None if same else tuple(bundle.class_names.index(name) for name in class_names),
-        needs_head=False,
-        description=f"{bundle.architecture} of {folder}"
-        + ("" if same else ", its classes in another order"),
-    )
-
-
-def _build_with_new_head(
-    name: str, own_names: tuple[str, ...] | None, class_names: tuple[str, ...]
-) -> Teacher:
-    _, source_args = load_source(_normal_name(name))
-    in_chans = source_args.get("in_chans", 3)
-    if in_chans not in {1, 3}:
-        raise ModelError(f"{name} takes images of {in_chans} channels, expected 1 or 3")
-    config = ModelConfig(name=name, pretrained=True, in_chans=in_chans)
-    # Without class names: a head whose classes are not known to be the same is not kept.
-    built = build_model(config, num_classes=len(class_names))
-    freeze(built.model, "backbone")
-    return Teacher(
-        model=built.model.eval(),
-        preprocessing=built.preprocessing,
-        fixed_input=has_fixed_input(built.architecture),
-        class_names=own_names,
-        order=None,
-        needs_head=True,
-        description=f"{built.architecture}, {built.weights}",
-    )
-
-
-def _find_folder(teacher: str) -> Path | None:
-    """The model folder that is meant; None where it is the name of a model.
-
-    A plain word is a name where timm knows it, as in model.name; `./WORD` is the folder.
-
-    Raises:
-        ModelError: it is a path, but no model folder is there.
-    """
-    named = teacher.startswith("local-dir:")
-    if not named:
-        known = timm.is_model(_normal_name(teacher).partition(".")[0])
-        looks_like_path = "/" in teacher or teacher.startswith((".", "~")) or Path(teacher).is_dir()
-        if known or ":" in teacher.partition("/")[0] or not looks_like_path:
-            return None
-    folder = Path(_normal_name(teacher if named else f"local-dir:{teacher}")[len("local-dir:") :])
-    for place in (folder, folder / "best"):
-        files.recover_folder(place)
-        if (place / CONFIG).is_file():
-            return place
-    raise _no_folder(folder)
-
-
-def _no_folder(folder: Path) -> ModelError:
-    if folder.is_dir():
-        run = (folder / "config.yaml").is_file()
-        why = f"{folder} is a run that has no best model yet" if run else f"{folder} holds no model"
-        return ModelError(why, hint=_HINT, key="distill.teacher")
-    if folder.exists():
-        return ModelError(f"{folder} is a file", hint=_HINT, key="distill.teacher")
-    hint = _HINT
-    if folder.parent.is_dir():
-        beside = [path.name for path in folder.parent.iterdir() if path.is_dir()]
-        if close := difflib.get_close_matches(folder.name, beside, 1):
-            hint = f"did you mean {folder.parent / close[0]}?"
-    return ModelError(f"no such folder: {folder}", hint=hint, key="distill.teacher")
-
-
-def _normal_name(name: str) -> str:
-    return normalise(ModelConfig(name=name)).name
-
-
-@contextmanager
-def _blaming(*, keep_hint: bool = False) -> Iterator[None]:
-    """Let errors blame `distill.teacher`; most hints are about model.name and its neighbours."""
-    try:
-        yield
-    except MnftError as error:
-        hint = error.hint if keep_hint else _HINT
-        raise ModelError(error.message, hint=hint, key="distill.teacher") from error
 
 
 def _column(values: Sequence[float]) -> Tensor:

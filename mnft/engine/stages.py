@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 import torch
@@ -15,6 +16,8 @@ from mnft.engine.memory import peak_memory_mb, reset_peak_memory
 from mnft.engine.training import Training
 from mnft.results import EpochResult, FitResult, Observer
 from mnft.seeding import derive_seed
+
+_LOGGER = logging.getLogger(__name__)
 
 
 def train(
@@ -101,6 +104,7 @@ def _fit_head(training: Training, progress: Progress) -> tuple[HeadFit, int, flo
         seed=derive_seed(options.seed, 0),
         device=options.loop.device,
     )
+    _LOGGER.info("head: weight decay %g, chosen on the val split", fitted.weight_decay)
     return fitted, len(train.targets) + len(val.targets), seconds
 
 

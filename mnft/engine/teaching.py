@@ -9,11 +9,12 @@ import torch
 
 from mnft.config.schema import Config
 from mnft.data.batches import Batch, Batches
-from mnft.engine.distill import DistillationLoss, InputAdapter, Teacher, load_teacher
+from mnft.engine.distill import DistillationLoss, InputAdapter
 from mnft.engine.distributed import Ranks
 from mnft.engine.head import Features, compute_features, fit_head, has_linear_head, set_head
 from mnft.engine.inputs import Progress
 from mnft.engine.optim import Loss
+from mnft.engine.teacher import Teacher, load_teacher
 from mnft.errors import ModelError
 from mnft.preprocessing import Preprocessing
 
