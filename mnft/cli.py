@@ -265,6 +265,29 @@ def predict(
 
 @app.command()
 @guarded
+def prune(
+    checkpoint: Checkpoint,
+    overrides: Overrides = [],  # noqa: B006 - Typer copies it
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="New run folder; default RUN/pruned-70.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Take channels out of a trained model until a share of its MACs is left, and fine-tune it.
+
+    The result is a run of its own, with the same split: evaluate, export, quantize, train or
+    prune it again. pruning.csv has accuracy against MACs. Prints the folder of the best model.
+
+    Examples: `mnft prune --ckpt runs/flowers`, `mnft prune --ckpt runs/flowers --set
+    prune.macs=0.5 --set prune.epochs=20`
+    """
+    from mnft.commands import prune as command
+
+    command.run(checkpoint, overrides, output, as_json=as_json)
+
+
+@app.command()
+@guarded
 def models(
     pattern: Annotated[
         str | None, typer.Argument(help="Names with * and ?; default: MobileNets and LeNet-5.")
@@ -288,13 +311,22 @@ def models(
 
 @app.command()
 @guarded
-def doctor(as_json: Json = False) -> None:
-    """Show what this machine can do, and what to mend.
+def doctor(
+    install: Annotated[
+        str | None,
+        typer.Option("--install", help="Set up the environment of a tool-chain: tflite."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what this machine can do, which export formats work, and what to mend.
 
-    Example: `mnft doctor`
+    Examples: `mnft doctor`, `mnft doctor --install tflite`
     """
     from mnft.commands import doctor as command
 
+    if install is not None:
+        command.install(install)
+        return
     command.run(as_json=as_json)
 
 

@@ -58,3 +58,77 @@ def export(
 
     request = command.Request(checkpoint, form, data, split, output, embed)
     command.run(request, overrides, as_json=as_json)
+
+
+@edge_app.command()
+@guarded
+def quantize(
+    checkpoint: Trained,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="Folder with train and val images, instead of the run's."),
+    ] = None,
+    output: Output = None,
+    overrides: Overrides = [],  # noqa: B006 - Typer copies it
+    as_json: Json = False,
+) -> None:
+    """Bring a model to int8, a quarter of its size, and prove that it is as accurate as before.
+
+    Ranges of activations come from training images. Where the file loses more than
+    quantize.max_accuracy_drop on val, the layers that lose most stay in float; if that is not
+    enough, the model is fine-tuned with rounding. A file that still loses more is not kept, and
+    the exit code is 3. quantization.json has the figures. Prints the path of the file.
+
+    Examples: `mnft quantize --ckpt runs/flowers`, `mnft quantize --ckpt runs/flowers --set
+    quantize.method=nncf`
+    """
+    from mnft.commands import quantize as command
+
+    command.run(command.Request(checkpoint, data, output), overrides, as_json=as_json)
+
+
+@edge_app.command()
+@guarded
+def compare(
+    models: Annotated[
+        list[Path],
+        typer.Argument(help="Runs (the best model of each), model folders, exports, model files."),
+    ],
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Images to judge on, instead of the first run's.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", help="train, val or test; default test, else val.")
+    ] = None,
+    exports: Annotated[
+        bool, typer.Option("--exports", help="Take all exports of each run as well.")
+    ] = False,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Add each torch model compiled by torch.compile.")
+    ] = False,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Of every model; default all cores.")
+    ] = None,
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=1, help="Turns of each model, ten calls each.")
+    ] = 10,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder to write; default comparison/.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Put models side by side: accuracy, size, memory, latency and throughput, on the same images.
+
+    All are measured in one run, in turns, so that the ratios hold on a busy machine too. The
+    Pareto front is marked: models that no other beats in accuracy and latency, or accuracy and
+    size. Prints a table and writes comparison.csv, .json, .md and .png.
+
+    Examples: `mnft compare runs/v2 --exports`, `mnft compare runs/lenet runs/v2 runs/v3 --compile
+    -o docs/comparison`
+    """
+    from mnft.commands import compare as command
+    from mnft.edge.latency import Plan
+
+    plan = Plan(threads=threads, rounds=rounds)
+    request = command.Request(models, data, split, output, exports, compiled, plan)
+    command.run(request, as_json=as_json)

@@ -200,7 +200,7 @@ def fail(*args, **kwargs):
     raise OSError("disk full")
 
 
-@pytest.mark.parametrize("step", ["_write_csv", "_confusion_rows", "plot_confusion"])
+@pytest.mark.parametrize("step", ["write_csv", "_confusion_rows", "plot_confusion"])
 def test_a_failure_in_the_middle_leaves_the_old_folder_whole(tmp_path, monkeypatch, step):
     folder = tmp_path / "eval"
     write_evaluation(folder, *build_case(0), NAMES, header=HEADER)

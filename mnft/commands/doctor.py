@@ -14,10 +14,15 @@ import torch
 import mnft
 from mnft import console
 from mnft.data.inspection import count_cores
+from mnft.edge import litert_environment
+from mnft.edge.formats import FORMATS, Format, find_missing
 from mnft.engine.device import cpu_has_bf16, resolve_device, resolve_precision
+from mnft.errors import ConfigError
 
 _PACKAGES = ("torch", "torchvision", "timm", "safetensors", "pillow", "scikit-learn")
-_EXTRAS = {"log": ("tensorboard",)}
+_EXTRAS = {"log": ("tensorboard",), "prune": ("torch-pruning",), "qat": ("torchao",)}
+# Tool-chains that cannot live beside mnft's torch, and what sets up an environment for them.
+_INSTALLERS = {"tflite": litert_environment.install}
 _SMALL_SHM_MB = 512
 
 
@@ -39,15 +44,48 @@ def run(*, as_json: bool) -> None:
         "disk_free_gb": round(shutil.disk_usage(".").free / 1e9, 1),
         "shared_memory_mb": _shared_memory_mb(),
         "extras": {n: all(_version(p) for p in ps) for n, ps in _EXTRAS.items()},
+        "export": {form.name: _describe_export(form) for form in FORMATS.values()},
     }
     problems = _problems(facts)
     if as_json:
         console.show_json({**facts, "problems": problems})
         return
+    exports = facts.pop("export")
     shown = {name.replace("_", " "): _in_words(value) for name, value in facts.items()}
+    shown |= {f"export {name}": words for name, words in exports.items()}
     console.show_facts(shown)
     for problem in problems:
         console.warn(problem)
+
+
+def install(name: str) -> None:
+    """Set up the environment of a tool-chain that needs one of its own.
+
+    Raises:
+        ConfigError: no such tool-chain.
+        ExportError: it cannot be set up.
+    """
+    if name not in _INSTALLERS:
+        raise ConfigError(f"--install: found {name!r}, expected {', '.join(_INSTALLERS)}")
+    folder = _INSTALLERS[name](on_progress=console.note)
+    console.done(f"{name} export works")
+    console.show_data(str(folder))
+
+
+def _describe_export(form: Format) -> str:
+    """Whether `mnft export` can write a format here and prove it, or what is missing."""
+    hint = f"pip install 'mnft[{form.extra}]'"
+    if form.name == "tflite":
+        works, words = litert_environment.describe()
+        if not works:
+            return f"no: {words}"
+    elif missing := find_missing(form.converter):
+        return f"no: {', '.join(missing)} is not installed: {hint}"
+    if form.runtime is None:
+        return "yes, but its files cannot be run here, so parity is not checked"
+    if missing := find_missing(form.runtime):
+        return f"no: {', '.join(missing)}, which runs its files, is not installed: {hint}"
+    return "yes"
 
 
 def _version(name: str) -> str | None:

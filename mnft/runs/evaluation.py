@@ -72,12 +72,12 @@ def write_evaluation(
             predictions.csv, with the reason as `error` and no prediction.
     """
     _check(evaluation, predictions, class_names)
-    names = [_guard(name) for name in class_names]
+    names = [guard_cell(name) for name in class_names]
     with atomic_folder(folder) as new:
         _write_metrics(new / METRICS, evaluation, header)
-        _write_csv(new / PREDICTIONS, _prediction_rows(predictions, names, unreadable or {}))
-        _write_csv(new / PER_CLASS, _class_rows(evaluation))
-        _write_csv(new / CONFUSION, _confusion_rows(evaluation, names))
+        write_csv(new / PREDICTIONS, _prediction_rows(predictions, names, unreadable or {}))
+        write_csv(new / PER_CLASS, _class_rows(evaluation))
+        write_csv(new / CONFUSION, _confusion_rows(evaluation, names))
         plot_confusion(evaluation.confusion, class_names, new / PICTURE, title=_title(evaluation))
 
 
@@ -118,7 +118,8 @@ def _write_metrics(path: Path, evaluation: Evaluation, header: dict[str, Any]) -
     path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
-def _write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
+def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
+    """Write rows as UTF-8 CSV; text that others chose goes through `guard_cell` first."""
     with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
 
@@ -140,16 +141,16 @@ def _prediction_rows(
         shown = [f"{probability:.6g}" for probability in probabilities.tolist()]
         correct = str(int(prediction == target))
         said = [names[prediction], shown[prediction], correct]
-        yield [_guard(path), names[target], *said, "", *shown]
+        yield [guard_cell(path), names[target], *said, "", *shown]
     for path, reason in unreadable.items():
-        yield [_guard(path), "", "", "", "", _guard(reason), *[""] * len(names)]
+        yield [guard_cell(path), "", "", "", "", guard_cell(reason), *[""] * len(names)]
 
 
 def _class_rows(evaluation: Evaluation) -> Iterable[list[object]]:
     yield ["class", "precision", "recall", "f1", "support", "predicted"]
     for row in evaluation.per_class:
         shares = [f"{share:.6g}" for share in (row.precision, row.recall, row.f1)]
-        yield [_guard(row.name), *shares, row.support, row.predicted]
+        yield [guard_cell(row.name), *shares, row.support, row.predicted]
 
 
 def _confusion_rows(evaluation: Evaluation, names: list[str]) -> Iterable[list[object]]:
@@ -158,7 +159,8 @@ def _confusion_rows(evaluation: Evaluation, names: list[str]) -> Iterable[list[o
         yield [name, *counts]
 
 
-def _guard(text: str) -> str:
+def guard_cell(text: str) -> str:
+    """The text as a spreadsheet takes it for text, not for a formula."""
     # The csv module leaves a bare carriage return unquoted, and readers end the row there.
     shown = text.replace("\r", "\\r")
     return "'" + shown if text.startswith(_FORMULA_STARTS) else shown

@@ -90,7 +90,7 @@ def plot_confusion(
         _draw_counts(axes, matrix, np.argwhere(matrix.counts).tolist())
     if len(matrix.labels) > 10 and confusions:
         _list_confusions(axes, matrix, confusions)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_lr_curve(
@@ -133,8 +133,8 @@ def plot_lr_curve(
     axes.grid(True, color="#dddddd", linewidth=0.4)
     axes.tick_params(labelsize=9, length=2, width=0.5)
     axes.legend(fontsize=9, loc="best", framealpha=0.9)
-    _draw_title(axes, title, width=_CURVE_SIZE[0], size=11)
-    _save(figure, path)
+    draw_title(axes, title, width=_CURVE_SIZE[0], size=11)
+    save_figure(figure, path)
 
 
 def _build_matrix(confusion: Sequence[Sequence[int]], class_names: Sequence[str]) -> _Matrix:
@@ -178,22 +178,24 @@ def _draw_labels(axes: Axes, matrix: _Matrix, title: str) -> None:
     step = math.ceil(1.15 * size / matrix.cell_points)
     ticks = range(0, len(matrix.labels), step)
     labels = [matrix.labels[tick] for tick in ticks]
-    text: dict[str, Any] = {"fontsize": size, "parse_math": False, "fontfamily": _fonts()}
+    text: dict[str, Any] = {"fontsize": size, "parse_math": False, "fontfamily": find_fonts()}
     slant: dict[str, Any] = {"rotation": 90, "va": "center"} if matrix.many else {"rotation": 45}
     axes.set_xticks(ticks, labels, **text, **slant, ha="right", rotation_mode="anchor")
     axes.set_yticks(ticks, labels, **text)
     axes.tick_params(length=2, width=0.5)
     axes.set_xlabel("predicted", fontsize=matrix.heading_size)
     axes.set_ylabel("true", fontsize=matrix.heading_size)
-    _draw_title(axes, title, width=matrix.side, size=matrix.heading_size)
+    draw_title(axes, title, width=matrix.side, size=matrix.heading_size)
 
 
-def _draw_title(axes: Axes, title: str, *, width: float, size: float) -> None:
+def draw_title(axes: Axes, title: str, *, width: float, size: float) -> None:
+    """Put a title above the axes, broken into lines that fit `width` inches at `size` points."""
     text = textwrap.fill(title, max(_MIN_TITLE_CHARS, int(72 * width / (0.6 * size))))
-    axes.set_title(text, loc="left", fontsize=size, fontfamily=_fonts(), parse_math=False)
+    axes.set_title(text, loc="left", fontsize=size, fontfamily=find_fonts(), parse_math=False)
 
 
-def _fonts() -> list[str]:
+def find_fonts() -> list[str]:
+    """Fonts for text that users chose: matplotlib's own, then those that have what it lacks."""
     installed = set(get_font_names())
     return ["DejaVu Sans", *(name for name in _FALLBACK_FONTS if name in installed)]
 
@@ -245,11 +247,12 @@ def _list_confusions(axes: Axes, matrix: _Matrix, confusions: list[tuple[int, in
         fontsize=size,
         linespacing=linespacing,
         parse_math=False,
-        fontfamily=_fonts(),
+        fontfamily=find_fonts(),
     )
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG, atomically."""
     with atomic_path(path) as temporary, warnings.catch_warnings():
         # A script that no installed font has is drawn as boxes: no reason to lose the picture.
         warnings.filterwarnings("ignore", message=r"(?s).*[Gg]lyph.*missing")
