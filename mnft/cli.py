@@ -265,29 +265,6 @@ def predict(
 
 @app.command()
 @guarded
-def prune(
-    checkpoint: Checkpoint,
-    overrides: Overrides = [],  # noqa: B006 - Typer copies it
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="New run folder; default RUN/pruned-70.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Take channels out of a trained model until a share of its MACs is left, and fine-tune it.
-
-    The result is a run of its own, with the same split: evaluate, export, quantize, train or
-    prune it again. pruning.csv has accuracy against MACs. Prints the folder of the best model.
-
-    Examples: `mnft prune --ckpt runs/flowers`, `mnft prune --ckpt runs/flowers --set
-    prune.macs=0.5 --set prune.epochs=20`
-    """
-    from mnft.commands import prune as command
-
-    command.run(checkpoint, overrides, output, as_json=as_json)
-
-
-@app.command()
-@guarded
 def models(
     pattern: Annotated[
         str | None, typer.Argument(help="Names with * and ?; default: MobileNets and LeNet-5.")

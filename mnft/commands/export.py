@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,17 +10,28 @@ from typing import Any
 
 from mnft import console, files
 from mnft.commands.judging import Means, compute_selected
-from mnft.commands.opening import Opened, load_settings, open_trained
+from mnft.commands.opening import Opened, load_settings, open_trained, spell
 from mnft.commands.selection import Selection, find_images
+from mnft.config.edge import ExportConfig
 from mnft.config.schema import Config
-from mnft.edge.artifact import PARITY, Artifact, compute_size, write_record
-from mnft.edge.convert import convert
+from mnft.data.folder import scan_folder
+from mnft.edge.artifact import (
+    PARITY,
+    Artifact,
+    compute_size,
+    is_export,
+    read_artifact,
+    write_record,
+)
+from mnft.edge.convert import check_toolchain, convert
 from mnft.edge.formats import Format, find_format
-from mnft.edge.parity import Parity, check_gates, compute_parity, spread_evenly
+from mnft.edge.parity import Parity, check_gates, compute_parity
 from mnft.edge.runtimes import load_exported
 from mnft.errors import ConfigError
 
 _FEW_IMAGES = 256
+# Rounding alone was seen to move a logit by 1e-5 in fp32.
+_LARGE_DIFFERENCE = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,32 +54,35 @@ def run(request: Request, overrides: Sequence[str], *, as_json: bool) -> None:
         GateError: the file does not answer as the model does; nothing is written.
     """
     form = find_format(request.format)
+    check_toolchain(form)
     opened = open_trained(request.checkpoint)
     config, source = load_settings(opened, overrides)
-    with source.locating():
-        images = find_comparison_images(opened, request.data, request.split, config)
     target = request.output or default_target(opened, form.name + "-embedded" * request.embed)
     check_target(target)
+    images = None
+    if form.runtime is not None:
+        with source.locating():
+            images = find_comparison_images(opened, request.data, request.split, config)
     with files.atomic_folder(target) as folder:
         console.note(f"writing  {form.title}")
         artifact = convert(opened.bundle, form, folder, embed=request.embed)
         write_record(folder, artifact)
         parity = None
-        if form.runtime is not None:
-            parity = _compare(opened, folder, artifact, images, config)
+        if images is not None:
+            parity = compare(opened, folder, images, config)
             check_gates(parity, config.export, f"the {form.title} file")
-        files.write_json(folder / PARITY, describe_parity(parity, images, form))
-    _show(target, artifact, parity, form, as_json=as_json)
+        record = describe_parity(parity, images, form, config.export)
+        files.write_json(folder / PARITY, record)
+    _show(target, artifact, parity, record, as_json=as_json)
 
 
 def find_comparison_images(
     opened: Opened, data: Path | None, split: str | None, config: Config
 ) -> Selection:
     """At most `export.images` images of the val split (or of a folder), evenly over the classes."""
-    if data is None and split is None:
+    if split is None and (data is None or "val" in scan_folder(data).splits):
         split = "val"
-    images = find_images(opened, data, split)
-    chosen = images.take(spread_evenly(len(images.samples), config.export.images))
+    chosen = find_images(opened, data, split, limit=config.export.images)
     if len(chosen.samples) < _FEW_IMAGES:
         console.warn(
             f"only {len(chosen.samples)} images to compare on; at least {_FEW_IMAGES} say more"
@@ -80,7 +95,7 @@ def default_target(opened: Opened, name: str) -> Path:
     folder = opened.bundle.folder
     if opened.manifest is not None and folder.resolve() != opened.run.best.resolve():
         name = f"{folder.resolve().name}-{name}"
-    parent = opened.run.path if opened.manifest is not None else folder.resolve()
+    parent = opened.run.path if opened.manifest is not None else Path(spell(folder))
     return parent / "exports" / name
 
 
@@ -90,9 +105,17 @@ def check_target(target: Path) -> None:
     Raises:
         ConfigError: something else is there.
     """
+    if target.resolve() == Path.cwd():
+        raise ConfigError(
+            f"--output: {target} is the current folder, and an export is a folder of its own",
+            hint="name a new folder: --output DIR",
+        )
     if not (target.exists() or target.is_symlink()):
+        parent = next(folder for folder in target.absolute().parents if folder.exists())
+        if not parent.is_dir():
+            raise ConfigError(f"--output: {parent} is a file, expected a folder")
         return
-    if target.is_dir() and (not any(target.iterdir()) or (target / "model.json").is_file()):
+    if target.is_dir() and (not any(target.iterdir()) or is_export(target)):
         return
     raise ConfigError(
         f"{target} exists and is not an earlier export, which alone may be replaced",
@@ -100,44 +123,49 @@ def check_target(target: Path) -> None:
     )
 
 
-def _compare(
-    opened: Opened, folder: Path, artifact: Artifact, images: Selection, config: Config
-) -> Parity:
+def compare(opened: Opened, folder: Path, images: Selection, config: Config) -> Parity:
+    """Run an exported file as its folder describes it, and the model that it was made from."""
     exported = load_exported(folder)
     settings = config.eval.model_copy(update={"precision": "fp32"})
-    means = Means("cpu")
+    means = Means("cpu", store=config.data.store)
     reference = compute_selected(opened.bundle, images, settings, means, what="trained model")
     outputs = compute_selected(exported, images, settings, means, what="exported file")
-    return compute_parity(reference, outputs, probabilities=artifact.embedded)
+    return compute_parity(reference, outputs, probabilities=read_artifact(folder).embedded)
 
 
-def describe_parity(parity: Parity | None, images: Selection, form: Format) -> dict[str, Any]:
-    """What parity.json says."""
-    if parity is None:
+def describe_parity(
+    parity: Parity | None, images: Selection | None, form: Format, gates: ExportConfig
+) -> dict[str, Any]:
+    """What parity.json says of a file that is kept."""
+    if parity is None or images is None:
         reason = f"{form.title} files cannot be run on this system"
         return {"checked": False, "passed": None, "reason": reason}
     names = [images.samples[position].path for position in parity.disagreements]
     where = {"data": str(images.root), "split": images.split}
     values = parity.as_json() | {"disagreements": names}
-    return {"checked": True, "passed": True, **where, **values}
+    limits = gates.model_dump(include={"min_agreement", "max_accuracy_drop"})
+    return {"checked": True, "passed": True, **where, **values, "gates": limits}
 
 
 def _show(
-    target: Path, artifact: Artifact, parity: Parity | None, form: Format, *, as_json: bool
+    target: Path,
+    artifact: Artifact,
+    parity: Parity | None,
+    record: dict[str, Any],
+    *,
+    as_json: bool,
 ) -> None:
     file = target / artifact.file
     size = compute_size(file)
     if as_json:
-        record = {"checked": False} if parity is None else {"checked": True, **parity.as_json()}
-        console.show_json(
-            {"folder": str(target), "file": str(file), "bytes": size, "parity": record}
-        )
+        where = {"folder": str(target), "file": str(file), "bytes": size}
+        console.show_json({**where, "parity": record})
         return
     console.note(f"file     {file}, {size / 1e6:.2f} MB")
     if parity is None:
         console.warn(
-            f"parity not checked: {form.title} files cannot be run on this system; compare a few "
-            "images on the device before you trust it"
+            f"parity not checked: {record['reason']}; compare a few images on the device before "
+            "you trust it"
         )
     else:
         console.note(
@@ -145,7 +173,11 @@ def _show(
             f"{parity.accuracy_before:.2%} -> {parity.accuracy_after:.2%}, {parity.of} differ by "
             f"at most {parity.largest_difference:.2g} (mean {parity.mean_difference:.2g})"
         )
+        if parity.largest_difference > _LARGE_DIFFERENCE:
+            console.warn(
+                f"{parity.of} that differ by {parity.largest_difference:.2g} are more than rounding"
+            )
     console.done(f"exported to {target}")
-    if form.runtime is not None:
-        console.note(f"next: mnft eval --ckpt {target}")
+    if parity is not None:
+        console.note(f"next: mnft eval --ckpt {shlex.quote(str(target))}")
     console.show_data(str(file))

@@ -10,22 +10,35 @@ import torch
 from mnft import console
 from mnft.commands.selection import Selection
 from mnft.config.schema import EvalConfig
-from mnft.data.batches import LoaderOptions
+from mnft.data.batches import Batches, LoaderOptions
+from mnft.data.cache import find_cache_folder
+from mnft.data.geometry import EvalGeometry
 from mnft.data.loaders import choose_workers
+from mnft.data.samplers import EvalSampler
+from mnft.data.store import Store, StoredImages, StoreUnavailable
+from mnft.data.stored_batches import StoredBatches
 from mnft.engine.device import keep_freed_memory, resolve_device, resolve_precision
 from mnft.engine.distributed import Ranks
 from mnft.engine.evaluate import Outputs, compute_outputs
-from mnft.engine.inputs import build_eval_batches
+from mnft.engine.inputs import build_eval_batches, label
 from mnft.model.bundle import Bundle
 
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """What to compute with; None takes the run's batch size, and as many workers as suit."""
+    """What to compute with; None takes the run's batch size, and as many workers as suit.
+
+    Attributes:
+        device_name: auto, cpu, cuda, cuda:N or mps.
+        batch_size: images at once.
+        workers: processes that decode.
+        store: `data.store` of the config; images that are stored already are not decoded again.
+    """
 
     device_name: str = "auto"
     batch_size: int | None = None
     workers: int | None = None
+    store: str = "off"
 
 
 def compute_selected(
@@ -44,20 +57,7 @@ def compute_selected(
     """
     keep_freed_memory()
     device = resolve_device(means.device_name)
-    batch_size = means.batch_size or settings.batch_size
-    batch_bytes = batch_size * math.prod(bundle.preprocessing.input_size)
-    chosen = choose_workers(
-        "auto" if means.workers is None else means.workers, device=device, batch_bytes=batch_bytes
-    )
-    batches = build_eval_batches(
-        images.root,
-        images.samples,
-        bundle.class_names,
-        bundle.preprocessing,
-        batch_size=batch_size,
-        options=LoaderOptions(device, chosen, channels_last=True),
-        ranks=Ranks(),
-    )
+    batches = _build_batches(bundle, images, means, settings, device)
     done = 0
     with console.progress(what) as on_progress:
 
@@ -75,3 +75,44 @@ def compute_selected(
             flip=flip,
             on_images=advance,
         )
+
+
+def _build_batches(
+    bundle: Bundle, images: Selection, means: Means, settings: EvalConfig, device: torch.device
+) -> Batches:
+    batch_size = means.batch_size or settings.batch_size
+    if (stored := _find_stored(bundle, images, means.store)) is not None:
+        return StoredBatches(
+            stored,
+            label(images.samples, bundle.class_names),
+            preprocessing=bundle.preprocessing,
+            sampler=EvalSampler(len(images.samples), batch_size),
+            device=device,
+            channels_last=True,
+        )
+    batch_bytes = batch_size * math.prod(bundle.preprocessing.input_size)
+    chosen = choose_workers(
+        "auto" if means.workers is None else means.workers, device=device, batch_bytes=batch_bytes
+    )
+    return build_eval_batches(
+        images.root,
+        images.samples,
+        bundle.class_names,
+        bundle.preprocessing,
+        batch_size=batch_size,
+        options=LoaderOptions(device, chosen, channels_last=True),
+        ranks=Ranks(),
+    )
+
+
+def _find_stored(bundle: Bundle, images: Selection, where: str) -> StoredImages | None:
+    """The images in the store, where training has put them all."""
+    if where == "off":
+        return None
+    geometry = EvalGeometry(bundle.preprocessing)
+    channels = bundle.preprocessing.input_size[0]
+    try:
+        store = Store(find_cache_folder(where), images.root, geometry, channels)
+        return store.open(images.samples)
+    except StoreUnavailable:
+        return None

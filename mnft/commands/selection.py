@@ -10,6 +10,7 @@ from mnft import console
 from mnft.commands.opening import Opened
 from mnft.data.manifest import Manifest, Sample, find_changes
 from mnft.data.prepare import select_images
+from mnft.edge.parity import spread_evenly
 from mnft.errors import CheckpointError, DataError
 from mnft.runs.folder import RunFolder
 
@@ -36,19 +37,28 @@ class Selection:
         """Some of the images."""
         return replace(self, samples=[self.samples[i] for i in positions])
 
+    def take_evenly(self, limit: int | None) -> Selection:
+        """At most `limit` of the images, evenly over their order, which is that of the classes."""
+        if limit is None:
+            return self
+        return self.take(spread_evenly(len(self.samples), limit))
+
 
 def choose_split(recorded: Manifest) -> str:
     """The split that a model is judged on where the user names none."""
     return "test" if "test" in recorded.splits else "val"
 
 
-def find_images(opened: Opened, data: Path | None, split: str | None) -> Selection:
+def find_images(
+    opened: Opened, data: Path | None, split: str | None, *, limit: int | None = None
+) -> Selection:
     """The images to judge a model on.
 
     Args:
         opened: the model.
         data: a folder; None takes the run's.
         split: None takes test, or else val.
+        limit: where given, at most so many, evenly over the classes.
 
     Raises:
         MnftError: no images, classes that the model does not know, images that have changed since
@@ -60,7 +70,7 @@ def find_images(opened: Opened, data: Path | None, split: str | None) -> Selecti
             samples, problems = select_images(
                 data, split, bundle.class_names, recorded, on_progress
             )
-        found = Selection(data, samples[0].split, samples, problems, recorded)
+        found = Selection(data, samples[0].split, samples, problems, recorded).take_evenly(limit)
         _warn_of_training_images(found, asked=split)
         return found
     if recorded is None:
@@ -68,12 +78,12 @@ def find_images(opened: Opened, data: Path | None, split: str | None) -> Selecti
             f"{bundle.folder} does not lie in a run, so its images are not known",
             hint="name a folder of images: --data DIR",
         )
-    return _find_recorded(opened.run, recorded, split or choose_split(recorded))
+    return _find_recorded(opened.run, recorded, split or choose_split(recorded), limit)
 
 
-def _find_recorded(run: RunFolder, recorded: Manifest, split: str) -> Selection:
-    samples = recorded.split(split)
-    if not samples:
+def _find_recorded(run: RunFolder, recorded: Manifest, split: str, limit: int | None) -> Selection:
+    found = Selection(recorded.root, split, recorded.split(split), {}, recorded).take_evenly(limit)
+    if not (samples := found.samples):
         raise DataError(
             f"{run.split}: no {split} split, it has {', '.join(recorded.splits)}",
             hint="choose one with --split, or other images with --data DIR",
@@ -84,7 +94,7 @@ def _find_recorded(run: RunFolder, recorded: Manifest, split: str) -> Selection:
             "they were when the run began:\n  " + "\n  ".join(changes[:10]),
             hint="if the folder moved, name it: --data DIR --split " + split,
         )
-    return Selection(recorded.root, split, samples, {}, recorded)
+    return found
 
 
 def _warn_of_training_images(images: Selection, *, asked: str | None) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from mnft import console
 from mnft.commands.preparation import check_early, prepare
 from mnft.config import describe
+from mnft.config.edge import AFTER_TRAINING
 from mnft.config.load import load_config, save_config
 from mnft.config.schema import Config
 from mnft.data.manifest import Manifest, save_manifest
@@ -117,6 +118,7 @@ def _check_resumable(config: Config, run_folder: RunFolder) -> None:
     changed = {
         f"{section}.{key}"
         for section in describe.sections()
+        if section not in AFTER_TRAINING
         for key in new[section]
         if new[section][key] != old[section][key]
     }

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from mnft import files
 from mnft.config import describe
+from mnft.config.edge import AFTER_TRAINING
 from mnft.config.schema import Config
 from mnft.config.source import MAX_BYTES, Source, dump_yaml, parse_value, parse_yaml
 from mnft.errors import ConfigError
@@ -60,8 +61,15 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> tuple[Confi
 
 
 def save_config(config: Config, path: Path) -> None:
-    """Write the resolved config; `load_config` reads it back to an equal config."""
-    files.write_text(path, dump_yaml(config.model_dump()))
+    """Write the resolved config; `load_config` reads it back to an equal config.
+
+    Of the sections that speak of the trained model only what differs from the defaults is kept: a later version
+    may have better defaults, and they change nothing in the training.
+    """
+    values = config.model_dump()
+    for name in AFTER_TRAINING:
+        values[name] = getattr(config, name).model_dump(exclude_defaults=True)
+    files.write_text(path, dump_yaml({key: value for key, value in values.items() if value != {}}))
 
 
 def validate(source: Source) -> Config:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from mnft.config.edge import ExportConfig, QuantizeConfig
+from mnft.config.edge import ExportConfig, PruneConfig, QuantizeConfig
 from mnft.config.section import Fraction, NotNegative, Positive, Section, Share
 
 
@@ -283,6 +283,7 @@ class Config(Section):
     eval: EvalConfig = EvalConfig()
     export: ExportConfig = ExportConfig()
     quantize: QuantizeConfig = QuantizeConfig()
+    prune: PruneConfig = PruneConfig()
     run: RunConfig = RunConfig()
 
     # The message of a rule over several keys opens with the key that is to blame: `load` takes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from mnft.preprocessing import Preprocessing
 RECORD = "model.json"
 LABELS = "labels.txt"
 PARITY = "parity.json"
+QUANTIZATION = "quantization.json"  # of `mnft quantize` alone
 INPUT_NAME = "image"
 
 
@@ -103,6 +105,7 @@ def read_artifact(folder: Path) -> Artifact:
         raise CheckpointError(f"{folder}: {RECORD} is missing, so it is no export") from error
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: damaged: {error or type(error).__name__}") from error
+    # A damaged record must not lead out of the folder.
     if Path(artifact.file).name != artifact.file or not (folder / artifact.file).exists():
         raise CheckpointError(f"{folder}: {artifact.file!r}, which {RECORD} names, is missing")
     if compute_sha256(folder / artifact.file) != expected:
@@ -116,12 +119,23 @@ def read_artifact(folder: Path) -> Artifact:
 
 def find_artifact(path: Path) -> Path | None:
     """The export folder that `--ckpt` means: itself, or that of the model file; None for others."""
+    files.recover_folder(path)
     if (path / RECORD).is_file():
         return path
-    if path.is_file() and (path.parent / RECORD).is_file():
-        return path.parent
-    files.recover_folder(path)
-    return path if (path / RECORD).is_file() else None
+    # A Core ML file is a folder.
+    return path.parent if path.exists() and _names_file(path.parent / RECORD, path.name) else None
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder holds an export and nothing else, so that it may be replaced."""
+    try:
+        model = json.loads((folder / RECORD).read_text(encoding="utf-8"))["file"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+    weights = Path(str(model)).with_suffix(".bin").name
+    own = {RECORD, LABELS, PARITY, QUANTIZATION, str(model), weights}
+    # What a file manager leaves (.DS_Store) goes with it.
+    return {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")} <= own
 
 
 def compute_sha256(path: Path) -> str:
@@ -143,6 +157,14 @@ def set_facts(artifact: Artifact, **facts: Any) -> Artifact:
     return replace(artifact, facts={**artifact.facts, **facts})
 
 
+def _names_file(record: Path, name: str) -> bool:
+    try:
+        values = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(values, dict) and values.get("file") == name
+
+
 def _parts(path: Path) -> list[Path]:
     if path.is_dir():
         return sorted(part for part in path.rglob("*") if part.is_file())
@@ -152,7 +174,6 @@ def _parts(path: Path) -> list[Path]:
 
 def _as_json(folder: Path, artifact: Artifact) -> dict[str, Any]:
     model = folder / artifact.file
-    batch = "batch" if artifact.dynamic_batch else 1
     return {
         "format": artifact.format,
         "file": artifact.file,
@@ -160,24 +181,45 @@ def _as_json(folder: Path, artifact: Artifact) -> dict[str, Any]:
         "architecture": artifact.architecture,
         "precision": artifact.precision,
         "class_names": list(artifact.class_names),
-        "preprocessing": asdict(artifact.preprocessing),
-        "embedded_preprocessing": artifact.embedded,
-        "input": {
-            "name": INPUT_NAME,
-            "dtype": "uint8" if artifact.embedded else "float32",
-            "layout": artifact.layout,
-            "shape": list(artifact.input_shape),
-            "values": "RGB pixels, 0 to 255"
-            if artifact.embedded
-            else "RGB pixels divided by 255, less mean, divided by std",
+        "preprocessing": {
+            **asdict(artifact.preprocessing),
+            "resize": _describe_resize(artifact.preprocessing),
         },
+        "embedded_preprocessing": artifact.embedded,
+        "input": _describe_input(artifact),
         "output": {
             "name": artifact.output_name,
             "dtype": "float32",
-            "shape": [batch, len(artifact.class_names)],
+            "shape": [artifact.input_shape[0], len(artifact.class_names)],
         },
         "size_bytes": compute_size(model),
         "sha256": compute_sha256(model),
         "source": dict(artifact.source),
         "facts": dict(artifact.facts),
     }
+
+
+def _describe_input(artifact: Artifact) -> dict[str, Any]:
+    colours = "grey" if artifact.preprocessing.input_size[0] == 1 else "RGB"
+    values = f"{colours} pixels, 0 to 255"
+    if not artifact.embedded:
+        values = f"{colours} pixels divided by 255, less mean, divided by std"
+    return {
+        "name": INPUT_NAME,
+        "dtype": "uint8" if artifact.embedded else "float32",
+        "layout": artifact.layout,
+        "shape": list(artifact.input_shape),
+        "values": values,
+    }
+
+
+def _describe_resize(preprocessing: Preprocessing) -> dict[str, Any]:
+    """The size that an image is brought to before its centre is cut, and what is done to it."""
+    _, *sides = preprocessing.input_size
+    height, width = (math.floor(side / preprocessing.crop_pct) for side in sides)
+    how = {
+        "center": "until it covers this size, keeping its aspect",
+        "squash": "to this size",
+        "border": "until it fits in this size, keeping its aspect; then bordered with the mean",
+    }[preprocessing.crop_mode]
+    return {"width": width, "height": height, "how": how, "antialias": True}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,16 +11,38 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mnft.edge.artifact import INPUT_NAME, Artifact
+from mnft.edge import convert_litert, litert_environment
+from mnft.edge.artifact import INPUT_NAME, Artifact, set_facts
 from mnft.edge.formats import FORMATS, Format, check_installed, read_versions
 from mnft.edge.graph import build_graph
+from mnft.edge.quiet import forbid_telemetry, silent
 from mnft.errors import ExportError
 from mnft.model.bundle import Bundle
 
 _OPSET = 18
-_LARGEST_BATCH = 4096
-# What the tool-chains were seen to raise on models that they cannot take.
-_REFUSED = (RuntimeError, ValueError, TypeError, NotImplementedError, LookupError, AttributeError)
+LARGEST_BATCH = 4096
+# What tracers and tool-chains raise on models that they cannot take.
+REFUSED = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    NotImplementedError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+)
+
+
+def check_toolchain(form: Format) -> None:
+    """Refuse a format whose files cannot be written here, or not be compared with the model.
+
+    Raises:
+        ExportError: with the command that installs what is missing.
+    """
+    packages = dict.fromkeys((*form.converter, *(form.runtime or ())))
+    check_installed(tuple(packages), form.extra, f"{form.title} export")
+    if form.name == "tflite":
+        litert_environment.find_python()
 
 
 def convert(bundle: Bundle, form: Format, folder: Path, *, embed: bool) -> Artifact:
@@ -40,7 +60,7 @@ def convert(bundle: Bundle, form: Format, folder: Path, *, embed: bool) -> Artif
     Raises:
         ExportError: the tool-chain is not installed, or cannot take this model.
     """
-    check_installed(form.converter, form.extra, f"{form.title} export")
+    check_toolchain(form)
     # Images come as (H, W, C) bytes from cameras and decoders; Core ML has a type for images.
     layout = "NHWC" if embed and form.name != "coreml" else form.layout
     artifact = Artifact(
@@ -57,15 +77,16 @@ def convert(bundle: Bundle, form: Format, folder: Path, *, embed: bool) -> Artif
         facts={"packages": read_versions(("torch", *form.converter))},
     )
     if form.name == "tflite":
-        from mnft.edge import convert_litert
-
-        convert_litert.convert(bundle.folder, folder / form.file, embed_preprocessing=embed)
-        return artifact
+        target = folder / form.file
+        facts = convert_litert.convert_to_litert(bundle.folder, target, embed_preprocessing=embed)
+        return set_facts(artifact, litert=facts)
     graph, example = build_graph(bundle.model, bundle.preprocessing, embed=embed, layout=layout)
     try:
-        with _quiet():
+        with silent():
             _WRITERS[form.name](graph, example, artifact, folder / form.file)
-    except _REFUSED as error:
+    except ImportError as error:
+        raise ExportError(f"the packages for {form.title} do not work here: {error}") from error
+    except REFUSED as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ExportError(
             f"{bundle.architecture} cannot be exported to {form.title}: {lines[0][:300]}",
@@ -88,7 +109,7 @@ def describe_metadata(artifact: Artifact) -> dict[str, str]:
 def _to_onnx(graph: nn.Module, example: Tensor, artifact: Artifact, path: Path) -> None:
     import onnx
 
-    batch = torch.export.Dim("batch", min=1, max=_LARGEST_BATCH)
+    batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
     program = torch.onnx.export(
         graph,
         (example,),
@@ -102,15 +123,26 @@ def _to_onnx(graph: nn.Module, example: Tensor, artifact: Artifact, path: Path) 
     assert program is not None
     program.save(str(path), external_data=False)
     model = onnx.load(str(path))
+    _strip(model)
     onnx.helper.set_model_props(model, describe_metadata(artifact))
-    onnx.checker.check_model(model)
     onnx.save(model, str(path))
 
 
+def _strip(model: Any) -> None:
+    """Take away what torch notes of each operator: paths on this machine, and 2% of the size."""
+    del model.graph.metadata_props[:]
+    del model.graph.value_info[:]
+    for part in (*model.graph.node, *model.graph.input, *model.graph.output):
+        del part.metadata_props[:]
+
+
 def _to_openvino(graph: nn.Module, example: Tensor, artifact: Artifact, path: Path) -> None:
+    forbid_telemetry()
     import openvino
 
-    model = openvino.convert_model(graph, example_input=example, input=[-1, *example.shape[1:]])
+    failures = openvino.frontend
+    with _refusing(failures.OpConversionFailure, failures.GeneralFailure):
+        model = openvino.convert_model(graph, example_input=example, input=[-1, *example.shape[1:]])
     model.inputs[0].get_tensor().set_names({INPUT_NAME})
     model.outputs[0].get_tensor().set_names({artifact.output_name})
     for name, value in describe_metadata(artifact).items():
@@ -120,27 +152,30 @@ def _to_openvino(graph: nn.Module, example: Tensor, artifact: Artifact, path: Pa
 
 def _to_torchscript(graph: nn.Module, example: Tensor, _artifact: Artifact, path: Path) -> None:
     with torch.inference_mode(False), torch.no_grad():
-        traced = torch.jit.freeze(torch.jit.trace(graph, example))  # type: ignore[no-untyped-call]
-    traced.save(str(path))
+        # Unchecked: a second and third run would say less than the comparison on real images.
+        traced = torch.jit.trace(graph, example, check_trace=False)  # type: ignore[no-untyped-call]
+        torch.jit.freeze(traced).save(str(path))
 
 
 def _to_executorch(graph: nn.Module, example: Tensor, _artifact: Artifact, path: Path) -> None:
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
+    from executorch.exir.error import ExportError as Refused
 
-    exported = torch.export.export(graph, (example[:1].clone(),))
-    lowered = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
-    path.write_bytes(lowered.to_executorch().buffer)
+    with _refusing(Refused):
+        exported = torch.export.export(graph, (example[:1].clone(),))
+        lowered = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
+        path.write_bytes(lowered.to_executorch().buffer)
 
 
 def _to_coreml(graph: nn.Module, example: Tensor, artifact: Artifact, path: Path) -> None:
     import coremltools
 
     image = example[:1].float() if artifact.embedded else example[:1]
-    traced = torch.jit.trace(graph, image)  # type: ignore[no-untyped-call]
+    traced = torch.jit.trace(graph, image, check_trace=False)  # type: ignore[no-untyped-call]
     if artifact.embedded:
-        layout = coremltools.colorlayout.RGB if image.shape[1] == 3 else None
-        layout = layout or coremltools.colorlayout.GRAYSCALE
+        colours = coremltools.colorlayout
+        layout = colours.RGB if image.shape[1] == 3 else colours.GRAYSCALE
         given: Any = coremltools.ImageType(name=INPUT_NAME, shape=image.shape, color_layout=layout)
     else:
         given = coremltools.TensorType(name=INPUT_NAME, shape=image.shape)
@@ -156,6 +191,15 @@ def _to_coreml(graph: nn.Module, example: Tensor, artifact: Artifact, path: Path
     model.save(str(path))
 
 
+@contextmanager
+def _refusing(*errors: type[Exception]) -> Iterator[None]:
+    """The errors of a tool-chain that have no base but Exception."""
+    try:
+        yield
+    except errors as error:
+        raise RuntimeError(str(error)) from error
+
+
 _WRITERS: dict[str, Callable[[nn.Module, Tensor, Artifact, Path], None]] = {
     "onnx": _to_onnx,
     "openvino": _to_openvino,
@@ -164,19 +208,3 @@ _WRITERS: dict[str, Callable[[nn.Module, Tensor, Artifact, Path], None]] = {
     "coreml": _to_coreml,
 }
 assert {*_WRITERS, "tflite"} == FORMATS.keys()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The tool-chains warn of what does not concern the user, and log at length."""
-    if logging.getLogger().isEnabledFor(logging.INFO):
-        yield
-        return
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

@@ -65,6 +65,10 @@ def build_graph(
     """
     # Contiguous: some exporters write the memory format of the weights into the graph.
     plain = copy.deepcopy(model).cpu().eval().to(memory_format=torch.contiguous_format)
+    for module in plain.modules():
+        if getattr(module, "inplace", False):
+            # The same graph, but torch.export takes twice as long for operators in place.
+            setattr(module, "inplace", False)  # noqa: B010 - to mypy an attribute is a module
     channels, height, width = preprocessing.input_size
     generator = torch.Generator().manual_seed(0)
     shape = (2, height, width, channels) if layout == "NHWC" else (2, channels, height, width)

@@ -58,7 +58,7 @@ def compute_parity(reference: Outputs, exported: Outputs, *, probabilities: bool
     Args:
         reference: of the trained model.
         exported: of the file.
-        probabilities: compare those instead of logits, for files that have a softmax.
+        probabilities: the file gives those, and its `logits` are their logarithms.
 
     Raises:
         ValueError: other images, or none.
@@ -68,7 +68,8 @@ def compute_parity(reference: Outputs, exported: Outputs, *, probabilities: bool
     before, after = reference.logits.argmax(1), exported.logits.argmax(1)
     ours, theirs = reference.logits, exported.logits
     if probabilities:
-        ours, theirs = softmax(ours), softmax(theirs)
+        # Not softmax of theirs, which would hide that they do not add up to 1.
+        ours, theirs = softmax(ours), np.exp(theirs)
     difference = np.abs(ours.astype(np.float64) - theirs)
     differing = np.flatnonzero(before != after)
     return Parity(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 from mnft.edge.artifact import Artifact, read_artifact
 from mnft.edge.sessions import Session, open_session
 from mnft.model.bundle import Bundle
-from mnft.preprocessing import Preprocessing
 
 
 class RuntimeModel(nn.Module):
@@ -23,20 +21,27 @@ class RuntimeModel(nn.Module):
         artifact: what the file takes and gives.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, session: Session, artifact: Artifact) -> None:
         super().__init__()
         self._session = session
         self._artifact = artifact
+        own = artifact.preprocessing
+        self.register_buffer("mean", torch.tensor(own.mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(own.std).view(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """From (B, C, H, W) images to (B, K) logits; log-probabilities where the file has softmax.
+        """From normalised images (B, C, H, W) to (B, K) logits.
 
-        Images are normalised, or in 0..255 where the file does that (`get_preprocessing`).
+        Of a file that normalises itself and ends in a softmax the normalisation is undone, which
+        gives the very pixels back, and the logarithms of the probabilities stand for the logits.
         """
+        if self._artifact.embedded:
+            images = ((images * self.std + self.mean) * 255).round().clamp(0, 255).to(torch.uint8)
         if self._artifact.layout == "NHWC":
             images = images.permute(0, 2, 3, 1)
-        if self._artifact.embedded:
-            images = images.round().clamp(0, 255).to(torch.uint8)
         array = np.ascontiguousarray(images.cpu().numpy())
         if self._artifact.dynamic_batch:
             outputs = self._session.run(array)
@@ -62,15 +67,6 @@ def load_exported(folder: Path, *, threads: int | None = None) -> Bundle:
         model=RuntimeModel(session, artifact).eval(),
         architecture=f"{artifact.architecture}, {artifact.format} {artifact.precision}",
         class_names=artifact.class_names,
-        preprocessing=get_preprocessing(artifact),
+        preprocessing=artifact.preprocessing,
         record={"source": dict(artifact.source)},
     )
-
-
-def get_preprocessing(artifact: Artifact) -> Preprocessing:
-    """What is left to do outside the file: with normalisation in it, values stay 0..255."""
-    own = artifact.preprocessing
-    if not artifact.embedded:
-        return own
-    channels = len(own.mean)
-    return replace(own, mean=(0.0,) * channels, std=(1 / 255,) * channels)

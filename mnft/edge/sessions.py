@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +11,7 @@ import numpy as np
 
 from mnft.edge.artifact import INPUT_NAME, Artifact
 from mnft.edge.formats import FORMATS, check_installed
+from mnft.edge.quiet import forbid_telemetry, silent
 from mnft.errors import ExportError
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -51,7 +53,10 @@ def open_session(folder: Path, artifact: Artifact, *, threads: int | None = None
         )
     check_installed(form.runtime, form.extra, f"running {form.title} files")
     try:
-        session: Session = _SESSIONS[form.name](folder / artifact.file, threads)
+        with silent():
+            session: Session = _SESSIONS[form.name](folder / artifact.file, threads)
+    except ImportError as error:
+        raise ExportError(f"the packages that run {form.title} do not work: {error}") from error
     except (RuntimeError, ValueError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ExportError(
@@ -68,23 +73,46 @@ class _Onnx:
         options.log_severity_level = 3  # errors
         if threads:
             options.intra_op_num_threads = threads
-        self._session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except _find_onnx_errors() as error:
+            raise RuntimeError(str(error)) from error
 
     def run(self, images: Array) -> Array:
         return np.asarray(self._session.run(None, {INPUT_NAME: images})[0])
 
 
+def _find_onnx_errors() -> tuple[type[Exception], ...]:
+    """ONNX Runtime's own, which have no base but Exception."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented")
+    return tuple(getattr(state, name) for name in (*names, "NoSuchFile", "RuntimeException"))
+
+
+@functools.cache
+def get_openvino_core() -> Any:
+    """The one `openvino.Core` of this process.
+
+    Each core's CPU plugin sets a stack for signals, and at its end puts back the one before, which
+    may be that of a plugin that is gone: the next signal, such as the end of a child process, then
+    kills the process (seen with OpenVINO 2026.4).
+    """
+    forbid_telemetry()
+    import openvino
+
+    return openvino.Core()
+
+
 class _OpenVino:
     def __init__(self, path: Path, threads: int | None) -> None:
-        import openvino
-
         # Its default is bf16 on processors that have it, whose answers differ from the file's.
         config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
         if threads:
             config["INFERENCE_NUM_THREADS"] = threads
-        self._model = openvino.Core().compile_model(path, "CPU", config)
+        self._model = get_openvino_core().compile_model(path, "CPU", config)
 
     def run(self, images: Array) -> Array:
         return np.array(self._model(images)[0])

@@ -310,4 +310,5 @@ def _card(built: BuiltModel, manifest: Manifest) -> ModelCard:
         preprocessing=built.preprocessing,
         class_names=manifest.class_names,
         pretrained_cfg=built.pretrained_cfg,
+        pruned=built.pruned,
     )

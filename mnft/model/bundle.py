@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 import mnft
 from mnft import files
-from mnft.errors import CheckpointError
+from mnft.errors import CheckpointError, ModelError
+from mnft.model.pruned import MARK, is_pruned, load_pruned
 from mnft.preprocessing import Preprocessing
 
 WEIGHTS = "model.safetensors"
@@ -46,6 +47,7 @@ class ModelCard:
         preprocessing: of the input.
         class_names: in the order of the outputs.
         pretrained_cfg: timm's description of the model that it was made from.
+        pruned: it has fewer channels than the architecture.
     """
 
     architecture: str
@@ -53,6 +55,7 @@ class ModelCard:
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
     pretrained_cfg: Mapping[str, Any]
+    pruned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +92,7 @@ def save_bundle(
 
 
 def load_bundle(folder: Path) -> Bundle:
-    """Open a model folder, through timm.
+    """Open a model folder, pruned or not.
 
     Raises:
         CheckpointError: not a model folder, or a damaged one.
@@ -106,9 +109,9 @@ def load_bundle(folder: Path) -> Bundle:
             "folder to `mnft train` as model.name: local-dir:FOLDER",
         )
     try:
-        model: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        model = _create(folder, pruned=is_pruned(config))
         preprocessing = Preprocessing.from_timm(timm.data.resolve_model_data_config(model))
-    except _DAMAGED as error:
+    except (*_DAMAGED, ModelError) as error:
         reason = str(error) or type(error).__name__
         raise CheckpointError(f"{folder}: cannot be loaded: {reason}") from error
     record = _read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
@@ -120,6 +123,14 @@ def load_bundle(folder: Path) -> Bundle:
         preprocessing=preprocessing,
         record=record,
     )
+
+
+def _create(folder: Path, *, pruned: bool) -> nn.Module:
+    model: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=not pruned)
+    if pruned:
+        input_size = timm.data.resolve_model_data_config(model)["input_size"]
+        load_pruned(model, folder / WEIGHTS, input_size)
+    return model
 
 
 def _are_names(value: Any) -> TypeGuard[list[str]]:
@@ -138,6 +149,7 @@ def _timm_config(card: ModelCard) -> dict[str, Any]:
         "pretrained_cfg": inherited
         | {"num_classes": num_classes}
         | card.preprocessing.as_pretrained_cfg(),
+        **({"mnft": MARK} if card.pruned else {}),
     }
 
 

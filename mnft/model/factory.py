@@ -15,6 +15,7 @@ from torch import nn
 
 from mnft.config.schema import ModelConfig
 from mnft.errors import ModelError
+from mnft.model.pruned import find_pruned, read_shapes, shrink
 from mnft.model.sources import (
     check_name,
     find_weights_file,
@@ -53,6 +54,7 @@ class BuiltModel:
         model_args: keyword arguments of timm.create_model beside the number of classes.
         weights: where the weights came from, in words.
         pretrained_cfg: timm's description of the model.
+        pruned: it has fewer channels than the architecture.
     """
 
     model: nn.Module
@@ -61,6 +63,7 @@ class BuiltModel:
     model_args: dict[str, Any]
     weights: str
     pretrained_cfg: Mapping[str, Any]
+    pruned: bool = False
 
 
 def build_model(
@@ -94,6 +97,8 @@ def build_model(
     # Weights of a folder or file are loaded by mnft, which refuses to load half of them.
     weights_file = find_weights_file(config)
     model = _create(config, num_classes, model_args, pretrained=weights_file is None)
+    preprocessing = _resolve_preprocessing(model, config.in_chans, img_size, overrides or {})
+    pruned = _shrink(model, config, weights_file, preprocessing)
     model_args = source_args | model_args
     weights = "random weights"
     if weights_file is not None:
@@ -106,8 +111,8 @@ def build_model(
         _quieten_head(model)
         weights = f"pretrained weights of {_tagged_name(model)}, new head"
     cfg = model.pretrained_cfg
-    preprocessing = _resolve_preprocessing(model, config.in_chans, img_size, overrides or {})
-    return BuiltModel(model, preprocessing, cfg["architecture"], model_args, weights, cfg)
+    architecture = cfg["architecture"]
+    return BuiltModel(model, preprocessing, architecture, model_args, weights, cfg, pruned)
 
 
 def check_model(config: ModelConfig) -> None:
@@ -144,6 +149,24 @@ def _model_args(config: ModelConfig, architecture: str, img_size: int | None) ->
     if img_size is not None and has_fixed_input(architecture):
         args["img_size"] = img_size  # position embeddings and the like depend on it
     return args
+
+
+def _shrink(
+    model: nn.Module, config: ModelConfig, weights_file: Path | None, preprocessing: Preprocessing
+) -> bool:
+    """Cut the model to the widths of a pruned one, where the config names one."""
+    shapes_file = find_pruned(weights_file.parent) if weights_file else None
+    if config.name.startswith("local-dir:"):
+        # The folder decides on the widths, also where other weights or random ones go into them.
+        shapes_file = find_pruned(Path(config.name.removeprefix("local-dir:"))) or shapes_file
+    if shapes_file is None:
+        return False
+    try:
+        shrink(model, read_shapes(shapes_file), preprocessing.input_size)
+    except ModelError as error:
+        error.key = "model.name"
+        raise
+    return True
 
 
 def _load_file(model: Any, path: Path, class_names: tuple[str, ...] | None) -> WeightsReport:
