@@ -63,8 +63,8 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> tuple[Confi
 def save_config(config: Config, path: Path) -> None:
     """Write the resolved config; `load_config` reads it back to an equal config.
 
-    Of the sections that speak of the trained model only what differs from the defaults is kept: a later version
-    may have better defaults, and they change nothing in the training.
+    Of the sections that speak of the trained model only what differs from the defaults is kept: a
+    later version may have better defaults, and they change nothing in the training.
     """
     values = config.model_dump()
     for name in AFTER_TRAINING:
