@@ -8,7 +8,7 @@ MnftError                 exit code 1: the work failed
   TrainError              training went wrong (a loss that is not finite)
   ExportError             export, quantization, pruning and their tool-chains
   GateError               exit code 3: a gate was not met
-Interrupted               exit code 130 (Ctrl-C) or 143 (SIGTERM); not an MnftError
+Interrupted               exit code 130 (Ctrl-C) or 143 (SIGTERM, SIGUSR1); not an MnftError
 """
 
 from __future__ import annotations
@@ -69,11 +69,13 @@ class Interrupted(BaseException):
     """The process was asked to stop; what was saved can be resumed.
 
     Args:
-        exit_code: 130 for Ctrl-C, 143 for SIGTERM.
+        exit_code: 130 for Ctrl-C, 143 for SIGTERM and SIGUSR1.
         message: what was kept and how to go on.
+        by: what asked for it, in words.
     """
 
-    def __init__(self, exit_code: int, message: str) -> None:
+    def __init__(self, exit_code: int, message: str, *, by: str = "Ctrl-C") -> None:
         super().__init__(message)
         self.exit_code = exit_code
         self.message = message
+        self.by = by

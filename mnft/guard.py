@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import functools
 import os
-import signal
 import sys
 from collections.abc import Callable
 from typing import ParamSpec
@@ -13,6 +12,7 @@ from typing import ParamSpec
 import typer
 
 from mnft.errors import Interrupted, MnftError
+from mnft.stopping import handling_signals
 
 P = ParamSpec("P")
 
@@ -38,9 +38,9 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         from mnft import console
 
-        signal.signal(signal.SIGTERM, _on_sigterm)
         try:
-            command(*args, **kwargs)
+            with handling_signals():
+                command(*args, **kwargs)
         except (MnftError, Interrupted) as error:
             console.show_error(error)
             raise typer.Exit(error.exit_code) from None
@@ -60,7 +60,3 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             raise typer.Exit(MnftError.exit_code) from None
 
     return run
-
-
-def _on_sigterm(_signal: int, _frame: object) -> None:
-    raise Interrupted(143, "by SIGTERM")

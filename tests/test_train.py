@@ -370,7 +370,7 @@ def test_an_interrupt_before_the_first_epoch_is_done(
         interrupt_in_epoch(patch, 1)
         stopped = train(name="cut")
     assert stopped.exit_code == 130
-    assert "after 0 epochs; go on with" in stopped.stderr
+    assert "after 0 epochs and 3 updates of the next; go on with" in stopped.stderr
     assert train.resume("cut").exit_code == 0
     assert train(name="whole").exit_code == 0
     assert_same_run(train.run("whole"), train.run("cut"))
@@ -470,11 +470,30 @@ def test_resume_refuses_other_images(train: Trainer) -> None:
 
 def test_resume_refuses_a_damaged_state(train: Trainer) -> None:
     assert train(name="run").exit_code == 0
-    state = train.run("run") / "resume.pt"
-    state.write_bytes(state.read_bytes()[:1000])
+    for state in train.run("run").glob("resume*.pt"):
+        state.unlink() if state.name == "resume-1.pt" else state.write_bytes(b"PK" + bytes(999))
     result = train.resume("run", "train.epochs=3")
     assert result.exit_code == 1
     assert "damaged resume state" in result.stderr
+
+
+@pytest.mark.parametrize("how", ["cut", "one bit", "gone"])
+def test_a_damaged_state_gives_way_to_the_one_before(train: Trainer, how: str) -> None:
+    assert train("train.epochs=3", name="whole").exit_code == 0
+    assert train("train.epochs=2", name="cut").exit_code == 0
+    state = train.run("cut") / "resume.pt"
+    content = bytearray(state.read_bytes())
+    state.unlink()  # the state before it has a name of its own, and may share the file
+    if how == "cut":
+        state.write_bytes(content[:-1000])
+    elif how == "one bit":
+        content[len(content) // 2] ^= 1
+        state.write_bytes(content)
+    result = train.resume("cut", "train.epochs=3")
+    assert result.exit_code == 0, result.stderr
+    assert "going on from resume-1.pt, the state before it" in result.stderr
+    assert "resumed  after epoch 1," in result.stderr
+    assert_same_run(train.run("whole"), train.run("cut"))
 
 
 def test_resume_from_within_the_run(

@@ -18,7 +18,7 @@ from mnft.engine import stages
 from mnft.engine.device import keep_freed_memory
 from mnft.engine.distributed import Ranks, broadcast, one_voice, process_group
 from mnft.engine.fit import out_of_patience
-from mnft.engine.state import count_saved_epochs, load_state
+from mnft.engine.state import load_state, read_saved_progress
 from mnft.engine.training import Training
 from mnft.errors import CheckpointError, ConfigError, DataError, Interrupted, MnftError
 from mnft.results import FitResult
@@ -40,6 +40,7 @@ RESUMABLE = {
     "train.device",
     "data.workers",
     "eval.batch_size",
+    "run.snapshot_minutes",
     "run.tensorboard",
 }
 
@@ -123,7 +124,7 @@ def _check_resumable(config: Config, run_folder: RunFolder) -> None:
         if new[section][key] != old[section][key]
     }
     changed |= {key for key in describe.top_keys() if new[key] != old[key]}
-    done = count_saved_epochs(run_folder.resume)
+    done, _ = read_saved_progress(run_folder.resume)
     if config.train.epochs < done:
         raise ConfigError(
             f"found {config.train.epochs}, expected at least the {done} epochs that are done",
@@ -215,7 +216,9 @@ def _announce(config: Config, folder: RunFolder, training: Training, *, resumed:
     reconcile_log(folder, training.state.results)
     rate = training.state.schedule.lr
     log_event(folder, "resume", {**facts, "epochs_done": len(history), "lr": rate})
-    console.note(f"resumed  after epoch {len(history)}, learning rate {rate:.2e}")
+    partial = training.state.partial
+    within = f" and {partial.updates} updates" if partial else ""
+    console.note(f"resumed  after epoch {len(history)}{within}, learning rate {rate:.2e}")
     if "finetune" not in training.stages:
         return
     if len(history) >= config.train.epochs:
@@ -228,13 +231,12 @@ def _announce(config: Config, folder: RunFolder, training: Training, *, resumed:
 
 
 def _interrupted(error: BaseException, folder: RunFolder) -> Interrupted:
-    signal, code = (
-        ("SIGTERM", error.exit_code) if isinstance(error, Interrupted) else ("Ctrl-C", 130)
-    )
+    by, code = (error.by, error.exit_code) if isinstance(error, Interrupted) else ("Ctrl-C", 130)
     # What counts is the state on the disk: the signal may have come while an epoch was saved.
-    done = count_saved_epochs(folder.resume)
+    done, partial = read_saved_progress(folder.resume)
+    within = f" and {partial} updates of the next" if partial else ""
     go_on = f"go on with: mnft train --resume {folder.path}"
-    return Interrupted(code, f"by {signal} after {done} epochs; {go_on}")
+    return Interrupted(code, f"by {by} after {done} epochs{within}; {go_on}")
 
 
 def _show_result(

@@ -52,6 +52,7 @@ class EpochSampler(Sampler[list[Key]]):
         self._world_size = world_size
         self._weights = weights
         self._epoch = 0
+        self._done = 0
         last = num_samples % batch_size
         self._num_batches = num_samples // batch_size + (last >= 2 * world_size)
         if not self._num_batches:
@@ -62,9 +63,10 @@ class EpochSampler(Sampler[list[Key]]):
         """The epoch whose order the next iteration gives."""
         return self._epoch
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose that epoch."""
+    def set_epoch(self, epoch: int, *, done: int = 0) -> None:
+        """Choose that epoch, without its first `done` batches."""
         self._epoch = epoch
+        self._done = done
 
     def batch_size_of(self, step: int) -> int:
         """Images in a batch over all processes; `step` counts from 0."""
@@ -82,7 +84,7 @@ class EpochSampler(Sampler[list[Key]]):
             order = torch.multinomial(weights, self._num_samples, True, generator=generator)
         seeds = torch.randint(2**62, (self._num_samples,), generator=generator)
         keys = [Key(*pair) for pair in zip(order.tolist(), seeds.tolist(), strict=True)]
-        for step in range(self._num_batches):
+        for step in range(self._done, self._num_batches):
             batch = keys[step * self._batch_size :][: self.batch_size_of(step)]
             share = len(batch) / self._world_size
             yield batch[round(share * self._rank) : round(share * (self._rank + 1))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -18,11 +19,13 @@ from mnft.engine.evaluate import compute_outputs
 from mnft.engine.loop import DIVERGED_HINT, LoopOptions, LoopResult, train_one_epoch
 from mnft.engine.memory import is_out_of_memory, peak_memory_mb, reset_peak_memory
 from mnft.engine.optim import Loss
+from mnft.engine.pauses import Pauses
 from mnft.engine.state import TrainState
-from mnft.errors import TrainError
+from mnft.errors import Interrupted, TrainError
 from mnft.metrics import EpochMetrics, compute_epoch_metrics
 from mnft.results import EpochResult, FitResult, Observer, StepProgress
 from mnft.seeding import derive_seed
+from mnft.stopping import patiently
 
 
 class Keeper(Protocol):
@@ -30,6 +33,9 @@ class Keeper(Protocol):
 
     def keep(self, state: TrainState, result: EpochResult) -> None:
         """Save the models, the resume state and the log of a finished epoch."""
+
+    def snapshot(self, state: TrainState) -> None:
+        """Save the resume state alone, within an epoch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,7 @@ class FitOptions:
         eval_dtype: arithmetic of evaluation.
         loop: how updates are computed.
         stage: of the training, for the records.
+        snapshot_minutes: between two snapshots within an epoch, or None; with one process only.
     """
 
     epochs: int
@@ -55,6 +62,7 @@ class FitOptions:
     eval_dtype: torch.dtype
     loop: LoopOptions
     stage: str = "finetune"
+    snapshot_minutes: float | None = None
 
 
 def fit(
@@ -90,24 +98,36 @@ def fit(
             break
         started = time.perf_counter()
         reset_peak_memory(loop.device)
-        train.sampler.set_epoch(epoch)
-        # Dropout, mixup and the like: each epoch, and each process, its own stream.
-        seed_everything(derive_seed(options.seed, epoch, options.loop.ranks.rank))
-        lr = state.schedule.lr
+        begun = state.partial
+        lr = begun.lr if begun else state.schedule.lr
+        train.sampler.set_epoch(epoch, done=begun.updates if begun else 0)
+        # Dropout and the like: each epoch, and each process, its own stream.
+        seed = derive_seed(options.seed, epoch, loop.ranks.rank)
+        seed_everything(seed)
+        pauses = _build_pauses(state, options, keeper)
         try:
-            trained = train_one_epoch(
-                state,
-                forward,
-                train,
-                criterion,
-                loop,
-                on_step=_reporter(epoch, options, observer),
-            )
+            with patiently() if pauses else nullcontext():
+                trained = train_one_epoch(
+                    state,
+                    forward,
+                    train,
+                    criterion,
+                    loop,
+                    on_step=_reporter(epoch, options, observer),
+                    seed=seed,
+                    pauses=pauses,
+                )
             metrics = _evaluate(state, val, options)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             raise _out_of_memory(error, loop) from error
+        except (Interrupted, KeyboardInterrupt):
+            # All updates are done: only the evaluation is left.
+            if keeper and state.partial is not None:
+                keeper.snapshot(state)
+            raise
+        state.partial = None
         # Where memory ran out, the next epoch need not find that out again.
         loop = replace(loop, accumulation_steps=trained.accumulation_steps)
         result = EpochResult(
@@ -130,10 +150,18 @@ def fit(
         state.best = result if result.is_best else state.best
         state.schedule.after_epoch(epoch, _monitored(metrics, options.monitor))
         if keeper:
-            keeper.keep(state, result)
+            with patiently():
+                keeper.keep(state, result)
         if observer:
             observer.on_epoch(result)
     return FitResult(list(state.history), state.best, out_of_patience(state, options))
+
+
+def _build_pauses(state: TrainState, options: FitOptions, keeper: Keeper | None) -> Pauses | None:
+    """Several processes would have to pause at the same update: they save whole epochs alone."""
+    if keeper is None or options.loop.ranks.world_size > 1:
+        return None
+    return Pauses(state, keeper.snapshot, options.snapshot_minutes)
 
 
 def out_of_patience(state: TrainState, options: FitOptions) -> bool:

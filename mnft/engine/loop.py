@@ -20,9 +20,12 @@ from mnft.engine.device import autocast
 from mnft.engine.distributed import Ranks, sum_over_ranks
 from mnft.engine.memory import free_memory, is_out_of_memory
 from mnft.engine.optim import Loss
+from mnft.engine.pauses import Pauses
 from mnft.engine.state import TrainState
+from mnft.engine.tally import Tally
 from mnft.errors import TrainError
 from mnft.model.freeze import set_training_mode
+from mnft.seeding import derive_seed
 
 DIVERGED_HINT = "try a lower optim.lr, warmup, train.clip_grad: 1.0 or train.precision: fp32"
 _REPORT_INTERVAL_S = 0.25
@@ -74,8 +77,10 @@ def train_one_epoch(
     options: LoopOptions,
     *,
     on_step: Callable[[int, int, LoopResult], None],
+    seed: int | None = None,
+    pauses: Pauses | None = None,
 ) -> LoopResult:
-    """Train one epoch.
+    """Train one epoch, or the rest of the one that `state.partial` has begun.
 
     Where memory runs out, the batch is computed again in twice as many parts, and so are all that
     follow; several processes, which would have to agree on it, fail.
@@ -87,40 +92,63 @@ def train_one_epoch(
         criterion: summed loss.
         options: how updates are computed.
         on_step: called a few times a second with the steps done, all steps and the result so far.
+        seed: of dropout and the like, in this process; each update has its own stream. None goes
+            on with torch's.
+        pauses: says between two updates whether to save what is done, and whether to stop.
 
     Raises:
         TrainError: the loss is not finite.
+        Interrupted: a pause was the end.
         RuntimeError: parts cannot be small enough for the memory.
     """
     sampler = batches.sampler
     assert isinstance(sampler, EpochSampler)
     set_training_mode(state.model, freeze_batchnorm=options.freeze_batchnorm)
     gradients = _Gradients(state, forward, criterion, options, sampler)
-    # Loss, correct answers, images; on the device: reading them waits for it. MPS has no float64.
-    exact = torch.float32 if options.device.type == "mps" else torch.float64
-    totals = torch.zeros(3, device=options.device, dtype=exact)
-    waited = 0.0
-    started = reported = asked = time.perf_counter()
-    for step, batch in enumerate(batches):
-        waited += time.perf_counter() - asked
-        totals += gradients.compute(step, batch).to(exact)
+    tally = Tally(state.partial, options.device, state.schedule.lr)
+    if state.partial is not None:
+        parts = max(state.partial.accumulation_steps, options.accumulation_steps)
+        gradients.accumulation_steps = parts
+        state.partial = None
+    reported = asked = time.perf_counter()
+    for batch in _until_stopped(batches, pauses):
+        tally.waited += time.perf_counter() - asked
+        if seed is not None:
+            torch.manual_seed(derive_seed(seed, tally.updates))
+        tally.add(gradients.compute(tally.updates, batch))
         _update(state, options)
         now = asked = time.perf_counter()
+        if pauses is not None and pauses.is_due():
+            pauses.take(tally.describe(sampler.epoch, gradients.accumulation_steps))
+            asked = time.perf_counter()
         if now - reported > _REPORT_INTERVAL_S:
             reported = now
-            so_far = _result(totals, now - started)
+            so_far = _result(tally.totals, tally.seconds)
             if options.ranks.world_size == 1:  # several stop together, at the epoch's end
                 _check_finite(so_far)
-            on_step(step + 1, len(batches), so_far)
+            on_step(tally.updates, len(batches), so_far)
             asked = time.perf_counter()
-    result = _result(sum_over_ranks(options.ranks, totals), 0.0)
+    result = _result(sum_over_ranks(options.ranks, tally.totals), 0.0)
     _check_finite(result)
+    if pauses is not None:
+        state.partial = tally.describe(sampler.epoch, gradients.accumulation_steps)
+        if tally.updates < len(batches):
+            pauses.take(state.partial)
     return replace(
         result,
-        seconds=time.perf_counter() - started,  # `_result` has waited for the device
-        waited=waited,
+        seconds=tally.seconds,  # `_result` has waited for the device
+        waited=tally.waited,
         accumulation_steps=gradients.accumulation_steps,
     )
+
+
+def _until_stopped(batches: Batches, pauses: Pauses | None) -> Iterator[Batch]:
+    """The batches; where a signal has ended the processes that load them, those until then."""
+    try:
+        yield from batches
+    except RuntimeError:
+        if pauses is None or not pauses.is_stopping:
+            raise
 
 
 class _Gradients:

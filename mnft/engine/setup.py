@@ -292,6 +292,7 @@ def _fit_options(
         seed=config.train.seed,
         num_classes=num_classes,
         eval_dtype=eval_dtype,
+        snapshot_minutes=config.run.snapshot_minutes,
         loop=LoopOptions(
             device=device,
             dtype=dtype,

@@ -1,8 +1,11 @@
-"""What a training needs to go on exactly where it stopped, saved after each epoch."""
+"""What a training needs to go on exactly where it stopped, saved after each epoch and within."""
 
 from __future__ import annotations
 
+import logging
 import pickle
+import shutil
+import zipfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,14 +20,40 @@ from mnft.errors import CheckpointError
 from mnft.results import EpochResult
 
 FORMAT = 1
+# States of before, newest first, for the case that the newest is damaged.
+_EARLIER = ("resume-1.pt", "resume-2.pt")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PartialEpoch:
+    """An epoch that is under way.
+
+    Attributes:
+        epoch: its number.
+        updates: done in it.
+        lr: the learning rate that it began with.
+        totals: summed loss, correct answers and images so far.
+        seconds: that they took.
+        waited: of these, for data.
+        accumulation_steps: parts that batches are cut into by now.
+    """
+
+    epoch: int
+    updates: int
+    lr: float
+    totals: tuple[float, float, float]
+    seconds: float
+    waited: float
+    accumulation_steps: int
 
 
 @dataclass
 class TrainState:
     """The parts of a training that change, and how far it is.
 
-    Random states are not among them: order, augmentation and dropout of an epoch follow from the
-    seed and the epoch's number.
+    Random states are not among them: order, augmentation and dropout follow from the seed and
+    the numbers of epoch and update.
 
     Attributes:
         model: the model itself, not its distributed wrapper.
@@ -36,6 +65,7 @@ class TrainState:
         best: the result that the best model was saved with.
         num_updates: optimizer updates so far.
         head: the result of the head stage, once it is over.
+        partial: the epoch that is under way; None between epochs.
     """
 
     model: nn.Module
@@ -47,6 +77,7 @@ class TrainState:
     best: EpochResult | None = None
     num_updates: int = 0
     head: EpochResult | None = None
+    partial: PartialEpoch | None = None
 
     @property
     def results(self) -> list[EpochResult]:
@@ -63,7 +94,7 @@ class TrainState:
 
 
 def save_state(state: TrainState, path: Path) -> None:
-    """Write resume.pt atomically."""
+    """Write resume.pt atomically; the two states before it stay, as resume-1.pt and resume-2.pt."""
     content = {
         "format": FORMAT,
         "model": state.model.state_dict(),
@@ -75,18 +106,32 @@ def save_state(state: TrainState, path: Path) -> None:
         "best": None if state.best is None else asdict(state.best),
         "num_updates": state.num_updates,
         "head": None if state.head is None else asdict(state.head),
+        "partial": None if state.partial is None else asdict(state.partial),
     }
     with files.atomic_path(path) as temporary:
         torch.save(content, temporary)
+        _keep_earlier(path)
+
+
+def _keep_earlier(path: Path) -> None:
+    """Give resume.pt a second name, so that replacing it does not remove it."""
+    newer, older = (path.with_name(name) for name in _EARLIER)
+    if newer.is_file():
+        newer.replace(older)
+    if path.is_file():
+        try:
+            newer.hardlink_to(path)
+        except OSError:  # file systems without hard links
+            shutil.copyfile(path, newer)
 
 
 def load_state(state: TrainState, path: Path) -> None:
-    """Read resume.pt into the parts of `state`.
+    """Read resume.pt, or where it is damaged the state before it, into the parts of `state`.
 
     Raises:
-        CheckpointError: missing, damaged, or of another model.
+        CheckpointError: missing, damaged with all before it, or of another model.
     """
-    content = _read(path)
+    content = _read_newest(path)
     try:
         if content["format"] != FORMAT:
             raise CheckpointError(f"{path}: format {content['format']}, expected {FORMAT}")
@@ -102,24 +147,54 @@ def load_state(state: TrainState, path: Path) -> None:
         state.num_updates = content["num_updates"]
         head = content.get("head")  # older runs had no such stage
         state.head = None if head is None else EpochResult(**head)
+        partial = content.get("partial")
+        state.partial = None if partial is None else PartialEpoch(**partial)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: does not fit this run: {error}") from error
 
 
-def count_saved_epochs(path: Path) -> int:
-    """The epochs that resume.pt holds; 0 where there is none."""
-    return len(_read(path).get("history", [])) if path.is_file() else 0
+def read_saved_progress(path: Path) -> tuple[int, int]:
+    """The finished epochs that resume.pt holds, and the updates of the next; 0 without one."""
+    if not path.is_file():
+        return 0, 0
+    content = _read_newest(path)
+    partial = content.get("partial") or {}
+    return len(content.get("history", [])), int(partial.get("updates", 0))
+
+
+def _read_newest(path: Path) -> dict[str, Any]:
+    """The newest state that is whole."""
+    try:
+        return _read(path)
+    except CheckpointError as error:
+        for earlier in (path.with_name(name) for name in _EARLIER):
+            try:
+                content = _read(earlier)
+            except CheckpointError:
+                continue
+            _log.warning("%s; going on from %s, the state before it", error.message, earlier.name)
+            return content
+        raise
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
+        _check_sums(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{path}: no such file: the run has not finished an epoch",
             hint="start it again with `mnft train CONFIG`",
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+    ) as error:
         # torch's own text goes on for lines about loading it unsafely.
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise CheckpointError(
@@ -129,3 +204,14 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: damaged resume state")
     return content
+
+
+def _check_sums(path: Path) -> None:
+    """Compare each part of the file with its CRC-32, which torch writes and does not read.
+
+    Raises:
+        zipfile.BadZipFile: one differs.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if (damaged := archive.testzip()) is not None:
+            raise zipfile.BadZipFile(f"{damaged} does not match its checksum")

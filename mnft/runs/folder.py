@@ -220,6 +220,10 @@ class RunKeeper:
                     self.tensorboard.add_scalar(name.replace("_", "/", 1), value, result.epoch)
             self.tensorboard.flush()
 
+    def snapshot(self, state: TrainState) -> None:
+        """Save the resume state within an epoch."""
+        save_state(state, self.run.resume)
+
 
 def _epoch_line(result: EpochResult) -> dict[str, Any]:
     return {"event": "epoch", **asdict(result)}

@@ -1,0 +1,78 @@
+"""Signals that ask the process to stop: at once, or at the next moment that loses nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from mnft.errors import Interrupted
+
+_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
+_process = 0
+_patient = 0
+_asked: Interrupted | None = None
+
+
+@contextmanager
+def handling_signals() -> Iterator[None]:
+    """Let Ctrl-C, SIGTERM and SIGUSR1 raise `Interrupted`; for the main thread."""
+    global _asked, _process
+    _asked, _process = None, os.getpid()
+    before = {number: signal.signal(number, _on_signal) for number in _CODES}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def is_asked() -> bool:
+    """Whether a signal has come that has not been raised."""
+    return _asked is not None
+
+
+def raise_if_asked() -> None:
+    """Raise what a signal asked for.
+
+    Raises:
+        Interrupted: a signal has come.
+    """
+    global _asked
+    if _asked is not None:
+        asked, _asked = _asked, None
+        raise asked
+
+
+@contextmanager
+def patiently() -> Iterator[None]:
+    """Put off the first signal: whoever works inside asks for it, or it is raised at the end.
+
+    A second signal is raised at once.
+
+    Raises:
+        Interrupted: a signal has come.
+    """
+    global _patient
+    _patient += 1
+    try:
+        yield
+    finally:
+        _patient -= 1
+    if not _patient:
+        raise_if_asked()
+
+
+def _on_signal(number: int, _frame: object) -> None:
+    global _asked
+    if os.getpid() != _process:  # a loading process, which ends in silence
+        raise KeyboardInterrupt
+    which = signal.Signals(number)
+    name = "Ctrl-C" if which is signal.SIGINT else which.name
+    asked = Interrupted(_CODES[which], f"by {name}", by=name)
+    if _patient and _asked is None:
+        _asked = asked
+        return
+    _asked = None
+    raise asked
