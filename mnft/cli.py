@@ -33,7 +33,9 @@ app.add_typer(edge_app)
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Checkpoint = Annotated[
     Path,
-    typer.Option("--ckpt", help="A run (its best model is taken) or a model folder."),
+    typer.Option(
+        "--ckpt", help="A run (its best model is taken), a model folder or an exported file."
+    ),
 ]
 Workers = Annotated[
     int | None, typer.Option("--workers", min=0, help="Loading processes; 0 is none.")

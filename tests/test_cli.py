@@ -30,7 +30,11 @@ def commands() -> list[str]:
     """All verbs, as Typer knows them."""
     groups = [
         ("", app),
-        *((f"{group.name} ", group.typer_instance) for group in app.registered_groups),
+        # A group without a name adds its verbs to the others.
+        *(
+            (f"{group.name} " if isinstance(group.name, str) else "", group.typer_instance)
+            for group in app.registered_groups
+        ),
     ]
     return [
         prefix + (command.name or command.callback.__name__.replace("_", "-"))

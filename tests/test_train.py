@@ -379,7 +379,8 @@ def test_an_interrupt_before_the_first_epoch_is_done(
 def test_a_run_whose_state_is_gone_does_not_begin_again(train: Trainer) -> None:
     assert train(name="run").exit_code == 0
     best = train.run("run") / "best" / "model.safetensors"
-    (train.run("run") / "resume.pt").unlink()
+    for state in train.run("run").glob("resume*.pt"):
+        state.unlink()
     before = best.read_bytes()
     resumed = train.resume("run")
     assert resumed.exit_code == 1
@@ -478,8 +479,10 @@ def test_resume_refuses_a_damaged_state(train: Trainer) -> None:
 
 
 @pytest.mark.parametrize("how", ["cut", "one bit", "gone"])
-def test_a_damaged_state_gives_way_to_the_one_before(train: Trainer, how: str) -> None:
-    assert train("train.epochs=3", name="whole").exit_code == 0
+def test_a_damaged_state_gives_way_to_the_one_before(
+    train: Trainer, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    assert train("train.epochs=2", name="whole").exit_code == 0
     assert train("train.epochs=2", name="cut").exit_code == 0
     state = train.run("cut") / "resume.pt"
     content = bytearray(state.read_bytes())
@@ -489,9 +492,9 @@ def test_a_damaged_state_gives_way_to_the_one_before(train: Trainer, how: str) -
     elif how == "one bit":
         content[len(content) // 2] ^= 1
         state.write_bytes(content)
-    result = train.resume("cut", "train.epochs=3")
+    result = train.resume("cut")
     assert result.exit_code == 0, result.stderr
-    assert "going on from resume-1.pt, the state before it" in result.stderr
+    assert "going on from resume-1.pt, the state before it" in caplog.text
     assert "resumed  after epoch 1," in result.stderr
     assert_same_run(train.run("whole"), train.run("cut"))
 
@@ -766,7 +769,7 @@ def test_stdout_is_the_path_of_the_best_model_alone(train: Trainer) -> None:
     assert "\x1b" not in result.stderr
     run = train.run("run")
     assert {entry.name for entry in run.iterdir()} == {
-        *("config.yaml", "split.json", "log.jsonl", "resume.pt", "best", "last")
+        *("config.yaml", "split.json", "log.jsonl", "resume.pt", "resume-1.pt", "best", "last")
     }
     start, *epochs, stop = log_of(run)
     assert (start["event"], start["device"], start["updates_per_epoch"]) == ("start", "cpu", 3)

@@ -31,7 +31,9 @@ class EvalGeometry:
     def key(self) -> str:
         """Text that is the same for the same pixels."""
         spec = asdict(self.preprocessing)
-        del spec["mean"], spec["std"]  # applied to the pixels later
+        del spec["std"]  # applied to the pixels later
+        if self.preprocessing.crop_mode != "border":  # which fills up with the mean
+            del spec["mean"]
         return json.dumps({"kind": "eval", **spec})
 
     def decode(self, content: bytes) -> Pixels:

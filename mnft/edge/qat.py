@@ -51,6 +51,8 @@ def adapt_config(config: Config, bundle: Bundle) -> Config:
     }
     values["optim"] = {"name": "adamw", "lr": config.quantize.qat_lr, "weight_decay": 0.0}
     values["schedule"] = {"name": "cosine", "warmup_epochs": 0.0}
+    # The trained model answers; its training labels it knows by heart, which teaches nothing.
+    values["distill"] = {"teacher": str(bundle.folder), "temperature": 2.0, "weight": 1.0}
     return Config.model_validate(values)
 
 
