@@ -106,7 +106,18 @@ def describe_metadata(artifact: Artifact) -> dict[str, str]:
     }
 
 
-def _to_onnx(graph: nn.Module, example: Tensor, artifact: Artifact, path: Path) -> None:
+def write_onnx(
+    graph: nn.Module, example: Tensor, artifact: Artifact, path: Path, *, opset: int = _OPSET
+) -> None:
+    """Write a module as one ONNX file, with class names and preprocessing in its metadata.
+
+    Args:
+        graph: what `build_graph` gives, or an exported program.
+        example: two images, for tracing.
+        artifact: what the file takes and gives.
+        path: of the file.
+        opset: of ONNX; int8 needs 21.
+    """
     import onnx
 
     batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
@@ -117,7 +128,7 @@ def _to_onnx(graph: nn.Module, example: Tensor, artifact: Artifact, path: Path) 
         input_names=[INPUT_NAME],
         output_names=[artifact.output_name],
         dynamic_shapes=({0: batch},),
-        opset_version=_OPSET,
+        opset_version=opset,
         verbose=False,
     )
     assert program is not None
@@ -201,7 +212,7 @@ def _refusing(*errors: type[Exception]) -> Iterator[None]:
 
 
 _WRITERS: dict[str, Callable[[nn.Module, Tensor, Artifact, Path], None]] = {
-    "onnx": _to_onnx,
+    "onnx": write_onnx,
     "openvino": _to_openvino,
     "torchscript": _to_torchscript,
     "executorch": _to_executorch,

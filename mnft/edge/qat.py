@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from mnft.config.schema import Config
 from mnft.data.samplers import EpochSampler
-from mnft.edge.artifact import INPUT_NAME, Artifact
-from mnft.edge.convert import LARGEST_BATCH, REFUSED, describe_metadata
+from mnft.edge.artifact import Artifact
+from mnft.edge.convert import LARGEST_BATCH, REFUSED, write_onnx
 from mnft.edge.graph import build_graph
 from mnft.edge.int8 import within
 from mnft.edge.quiet import quiet
@@ -82,6 +82,8 @@ def fine_tune(
         ExportError: torchao cannot take this model, or quantizes nothing of it.
         TrainError: the loss is not finite.
     """
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
+
     graph, example = build_graph(training.state.model, training.card.preprocessing, embed=False)
     try:
         with quiet():
@@ -97,7 +99,7 @@ def fine_tune(
     _train(training, prepared, observers, on_epoch)
     try:
         with quiet():
-            _write(prepared, example, artifact, path)
+            write_onnx(convert_pt2e(prepared), example, artifact, path, opset=_OPSET)
     except REFUSED as error:
         raise _refusal(error) from error
     return len(observers)
@@ -183,29 +185,6 @@ def _train(
             on_step=lambda _step, _steps, _so_far: None,
         )
         on_epoch(epoch, result)
-
-
-def _write(prepared: Any, example: Tensor, artifact: Artifact, path: Path) -> None:
-    import onnx
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
-
-    batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
-    program = torch.onnx.export(
-        convert_pt2e(prepared),
-        (example,),
-        dynamo=True,
-        input_names=[INPUT_NAME],
-        output_names=[artifact.output_name],
-        dynamic_shapes=({0: batch},),
-        opset_version=_OPSET,
-        verbose=False,
-    )
-    assert program is not None
-    program.save(str(path), external_data=False)
-    model = onnx.load(str(path))
-    onnx.helper.set_model_props(model, describe_metadata(artifact))
-    onnx.checker.check_model(model)
-    onnx.save(model, str(path))
 
 
 def _refusal(error: Exception) -> ExportError:
