@@ -26,11 +26,12 @@ from typer.testing import Result
 from mnft.config.schema import ScheduleConfig
 from mnft.data.samplers import EpochSampler
 from mnft.engine import fit as fit_module
+from mnft.engine import loop as loop_module
 from mnft.engine.distributed import Ranks
 from mnft.engine.fit import FitOptions, fit
 from mnft.engine.loop import LoopOptions, LoopResult, train_one_epoch
 from mnft.engine.optim import Criterion, Schedule, compute_balanced_weights
-from mnft.engine.state import TrainState
+from mnft.engine.state import TrainState, save_state
 from mnft.metrics import EpochMetrics
 from mnft.model.bundle import load_bundle
 from mnft.results import EpochResult
@@ -374,6 +375,85 @@ def test_an_interrupt_before_the_first_epoch_is_done(
     assert train.resume("cut").exit_code == 0
     assert train(name="whole").exit_code == 0
     assert_same_run(train.run("whole"), train.run("cut"))
+
+
+class Killed(BaseException):
+    """The process ends here; nothing that follows is done."""
+
+
+HOW = {"store": (), "files": ("data.store=off",), "workers": ("data.store=off", "data.workers=2")}
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("at", [1, 2, 3, 5])
+def test_a_run_killed_within_an_epoch_goes_on_from_the_very_update(
+    train: Trainer, monkeypatch: pytest.MonkeyPatch, at: int, how: str
+) -> None:
+    """Each update is saved; the process dies right after one of them."""
+    sets = (*CASES["everything"], *HOW[how], "run.snapshot_minutes=1e-9")
+    saved = 0
+
+    def save_and_die(state: TrainState, path: Path) -> None:
+        nonlocal saved
+        save_state(state, path)
+        saved += state.partial is not None
+        if state.partial is not None and saved == at:
+            raise Killed
+
+    assert train(*sets, name="whole").exit_code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(folder_module, "save_state", save_and_die)
+        with pytest.raises(Killed):
+            train(*sets, name="cut")
+    resumed = train.resume("cut")
+    assert resumed.exit_code == 0, resumed.stderr
+    epoch, update = divmod(at, 3)
+    assert f"resumed  after epoch {epoch} and {update or 3} updates" in resumed.stderr or not update
+    assert_same_run(train.run("whole"), train.run("cut"))
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 143), (signal.SIGINT, 130)]
+)
+def test_a_signal_within_an_epoch_saves_and_stops_at_once(
+    train: Trainer, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
+) -> None:
+    updates = 0
+
+    def signalled(*args: Any) -> None:
+        nonlocal updates
+        update(*args)
+        updates += 1
+        if updates == 5:
+            os.kill(os.getpid(), number)
+
+    update = loop_module._update
+    assert train(*CASES["everything"], name="whole").exit_code == 0
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop_module, "_update", signalled)
+        stopped = train(*CASES["everything"], name="cut")
+    assert signal.getsignal(signal.SIGINT) is before
+    assert stopped.exit_code == code
+    assert updates == 5
+    assert "after 1 epochs and 2 updates of the next; go on with" in stopped.stderr
+    assert train.resume("cut").exit_code == 0
+    assert_same_run(train.run("whole"), train.run("cut"))
+
+
+def test_a_second_signal_does_not_wait_for_the_update(
+    train: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def signalled(*args: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("went on after the second signal")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop_module, "_update", signalled)
+        stopped = train(name="cut")
+    assert stopped.exit_code == 143
+    assert "after 0 epochs; go on with" in stopped.stderr
 
 
 def test_a_run_whose_state_is_gone_does_not_begin_again(train: Trainer) -> None:
