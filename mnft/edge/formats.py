@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
@@ -80,7 +81,11 @@ def find_format(name: str) -> Format:
         ConfigError: no format has it.
     """
     if name not in FORMATS:
-        raise ConfigError(f"--format: found {name!r}, expected one of {', '.join(FORMATS)}")
+        close = difflib.get_close_matches(name.lower(), FORMATS, 1)
+        raise ConfigError(
+            f"--format: found {name!r}, expected one of {', '.join(FORMATS)}",
+            hint=f"did you mean {close[0]}?" if close else None,
+        )
     return FORMATS[name]
 
 
