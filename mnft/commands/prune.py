@@ -151,8 +151,8 @@ def _prune(opened: Opened, config: Config, home: Path) -> list[Stage]:
     try:
         with files.atomic_folder(home) as folder:
             return prune_in_steps(Job(source, base, config, manifest, folder, home), _Watcher())
-    except KeyboardInterrupt as error:
-        raise Interrupted(130, "by Ctrl-C; nothing was written") from error
+    except Interrupted as error:
+        raise Interrupted(error.exit_code, f"by {error.by}; nothing was written") from error
 
 
 def _show(home: Path, table: Sequence[Stage], *, as_json: bool) -> None:

@@ -130,22 +130,8 @@ def fit(
         state.partial = None
         # Where memory ran out, the next epoch need not find that out again.
         loop = replace(loop, accumulation_steps=trained.accumulation_steps)
-        result = EpochResult(
-            epoch=epoch,
-            epochs=options.epochs,
-            train_loss=trained.loss,
-            train_accuracy=trained.accuracy,
-            val_loss=metrics.loss,
-            val_accuracy=metrics.accuracy,
-            val_macro_f1=metrics.macro_f1,
-            lr=lr,
-            images_per_s=trained.num_images / max(trained.seconds, 1e-9),
-            seconds=time.perf_counter() - started,
-            is_best=_is_better(metrics, state.best, options.monitor),
-            stage=options.stage,
-            data_wait=min(1.0, trained.waited / max(trained.seconds, 1e-9)),
-            peak_memory_mb=peak_memory_mb(loop.device),
-        )
+        result = _describe(epoch, options, trained, metrics, state)
+        result = replace(result, lr=lr, seconds=time.perf_counter() - started)
         state.history.append(result)
         state.best = result if result.is_best else state.best
         state.schedule.after_epoch(epoch, _monitored(metrics, options.monitor))
@@ -155,6 +141,28 @@ def fit(
         if observer:
             observer.on_epoch(result)
     return FitResult(list(state.history), state.best, out_of_patience(state, options))
+
+
+def _describe(
+    epoch: int, options: FitOptions, trained: LoopResult, metrics: EpochMetrics, state: TrainState
+) -> EpochResult:
+    """The epoch's result, but for what only its beginning knows: rate and seconds."""
+    return EpochResult(
+        epoch=epoch,
+        epochs=options.epochs,
+        train_loss=trained.loss,
+        train_accuracy=trained.accuracy,
+        val_loss=metrics.loss,
+        val_accuracy=metrics.accuracy,
+        val_macro_f1=metrics.macro_f1,
+        lr=0.0,
+        images_per_s=trained.num_images / max(trained.seconds, 1e-9),
+        seconds=0.0,
+        is_best=_is_better(metrics, state.best, options.monitor),
+        stage=options.stage,
+        data_wait=min(1.0, trained.waited / max(trained.seconds, 1e-9)),
+        peak_memory_mb=peak_memory_mb(options.loop.device),
+    )
 
 
 def _build_pauses(state: TrainState, options: FitOptions, keeper: Keeper | None) -> Pauses | None:
