@@ -25,13 +25,11 @@ class Opened:
         bundle: the model; of an exported file it runs in the file's own runtime.
         run: the folder that holds the model folder, a run where `manifest` is not None.
         manifest: which images the run trained on.
-        exported: whether it is an exported file.
     """
 
     bundle: Bundle
     run: RunFolder
     manifest: Manifest | None
-    exported: bool
 
 
 def open_checkpoint(path: Path, *, threads: int | None = None) -> Opened:
@@ -48,10 +46,10 @@ def open_checkpoint(path: Path, *, threads: int | None = None) -> Opened:
         bundle = load_exported(folder, threads=threads)
         # RUN/exports/onnx
         run = _run_of(folder.resolve().parent)
-        return Opened(bundle, run, _manifest_of(run), exported=True)
+        return Opened(bundle, run, _manifest_of(run))
     folder = find_bundle(path)
     run = _run_of(folder)
-    return Opened(load_bundle(folder), run, _manifest_of(run), exported=False)
+    return Opened(load_bundle(folder), run, _manifest_of(run))
 
 
 def open_trained(path: Path) -> Opened:
