@@ -92,7 +92,12 @@ def train(
     config: Annotated[Path | None, typer.Argument(help="A YAML config.")] = None,
     overrides: Overrides = [],  # noqa: B006 - Typer copies it
     resume: Annotated[
-        Path | None, typer.Option("--resume", help="Go on with an interrupted run.")
+        Path | None,
+        typer.Option(
+            "--resume",
+            metavar="RUN|auto",
+            help="Go on with an interrupted run; with a config and `auto`, its newest, if any.",
+        ),
     ] = None,
     find_lr: Annotated[
         bool, typer.Option("--find-lr", help="Suggest a learning rate instead of training.")
@@ -102,7 +107,9 @@ def train(
     """Fine-tune a model as a config says; prints the folder of the best model.
 
     Progress goes to stderr, so that `BEST=$(mnft train CONFIG)` works in a script. A resumed run
-    ends as if it had never stopped; `--set train.epochs=N` extends it.
+    ends as if it had never stopped; `--set train.epochs=N` extends it. In a loop that starts it
+    again, `mnft train CONFIG --resume auto` goes on with the newest run of this config, and
+    begins one where there is none.
 
     Examples: `mnft train configs/digits.yaml`, `mnft train configs/flowers.yaml --set
     optim.lr=3e-4 --set train.epochs=20`, `mnft train --resume runs/flowers`
@@ -146,11 +153,10 @@ def distill(
     model.name=mobilenetv3_small_075`
     """
     from mnft.commands import train as command
-    from mnft.config.source import dump_yaml
+    from mnft.config.source import dump_inline
 
     if teacher is not None:
-        value = dump_yaml(teacher, one_line=True).removesuffix("\n...\n").strip()
-        overrides = [*overrides, f"distill.teacher={value}"]
+        overrides = [*overrides, f"distill.teacher={dump_inline(teacher)}"]
     command.run(config, overrides, None, as_json=as_json, needs_teacher=True)
 
 

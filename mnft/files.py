@@ -51,21 +51,32 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     Two renames are needed where `folder` exists; a crash between them leaves the old content
     as `<name>.old`, which `recover_folder` puts back.
     """
+    with temporary_folder(folder) as temporary:
+        yield temporary
+        finish_folder(temporary)
+        _swap(temporary, folder)
+
+
+@contextmanager
+def temporary_folder(folder: Path) -> Iterator[Path]:
+    """Give an empty folder beside `folder`, for who renames it; what is left is removed."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    name = tempfile.mkdtemp(dir=folder.parent, prefix=_prefix(folder), suffix=".tmp")
-    temporary = Path(name)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=_prefix(folder), suffix=".tmp"))
     try:
         yield temporary
-        _give_usual_permissions(temporary, 0o777)
-        for entry in temporary.rglob("*"):
-            # Others write here too, and safetensors creates files as 0600.
-            _give_usual_permissions(entry, 0o777 if entry.is_dir() else 0o666)
-            _flush(entry)
-        _flush(temporary)
-        _swap(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     _flush(folder.parent)
+
+
+def finish_folder(folder: Path) -> None:
+    """Give a temporary folder and all in it the usual permissions, and flush them to the disk."""
+    _give_usual_permissions(folder, 0o777)
+    for entry in folder.rglob("*"):
+        # Others write here too, and safetensors creates files as 0600.
+        _give_usual_permissions(entry, 0o777 if entry.is_dir() else 0o666)
+        _flush(entry)
+    _flush(folder)
 
 
 def recover_folder(folder: Path) -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from mnft import console
+from mnft import console, files
 from mnft.commands.preparation import check_early, prepare
-from mnft.config import describe
-from mnft.config.edge import AFTER_TRAINING
+from mnft.commands.resuming import AUTO, check_resumable, find_run
 from mnft.config.load import load_config, save_config
 from mnft.config.schema import Config
+from mnft.config.source import Source, dump_yaml
 from mnft.data.manifest import Manifest, save_manifest
 from mnft.engine import stages
 from mnft.engine.device import keep_freed_memory
@@ -28,21 +29,10 @@ from mnft.runs.folder import (
     create_run,
     has_progress,
     log_event,
-    open_run,
     reconcile_log,
 )
+from mnft.runs.lock import lock_run
 from mnft.runs.tensorboard import open_writer
-
-# A resumed run may differ from the one that was interrupted in these keys only.
-RESUMABLE = {
-    "train.epochs",
-    "train.early_stopping",
-    "train.device",
-    "data.workers",
-    "eval.batch_size",
-    "run.snapshot_minutes",
-    "run.tensorboard",
-}
 
 
 def run(
@@ -61,17 +51,26 @@ def run(
     """
     started = time.monotonic()
     keep_freed_memory()
-    if (config_path is None) == (resume is None):
-        raise ConfigError(
-            "found both a config and --resume, expected one of them"
-            if config_path
-            else "found neither a config nor --resume, expected one of them",
-            hint="mnft train configs/digits.yaml, or mnft train --resume runs/digits",
-        )
+    _check_arguments(config_path, resume)
     with process_group() as ranks, one_voice(ranks):
         if needs_teacher and config_path is not None:
             _check_teacher_is_named(config_path, overrides)
         _run(config_path, overrides, resume, ranks, started, as_json=as_json)
+
+
+def _check_arguments(config_path: Path | None, resume: Path | None) -> None:
+    if resume == AUTO and config_path is None:
+        raise ConfigError(
+            "--resume auto needs a config, whose newest run it looks for",
+            hint="mnft train configs/digits.yaml --resume auto",
+        )
+    if resume == AUTO or (config_path is None) != (resume is None):
+        return
+    found = "both a config and" if config_path else "neither a config nor"
+    raise ConfigError(
+        f"found {found} --resume, expected one of them",
+        hint="mnft train configs/digits.yaml, or mnft train --resume runs/digits",
+    )
 
 
 def _check_teacher_is_named(path: Path, overrides: Sequence[str]) -> None:
@@ -94,47 +93,28 @@ def _run(
     *,
     as_json: bool,
 ) -> None:
-    run_folder = open_run(resume) if resume else None
-    path = run_folder.config if run_folder else config_path
-    assert path is not None
-    config, source = load_config(path, overrides)
-    with source.locating():
+    run_folder, sets = broadcast(ranks, lambda: find_run(config_path, overrides, resume))
+    with ExitStack() as stack:
+        if run_folder and ranks.is_main:
+            stack.enter_context(lock_run(run_folder))
+        path = run_folder.config if run_folder else config_path
+        assert path is not None
+        config, source = load_config(path, sets)
+        stack.enter_context(source.locating())
         if run_folder:
-            _check_resumable(config, run_folder)
+            check_resumable(config, run_folder)
             config = _without_recipe(config)
         device = check_early(config, ranks, resumed=run_folder is not None)
         manifest, training = prepare(config, run_folder, device, ranks)
         if run_folder and has_progress(run_folder):
             load_state(training.state, run_folder.resume)
         config = training.config
-        folder = broadcast(ranks, lambda: run_folder or _start(config, path, manifest))
+        folder = run_folder or broadcast(ranks, lambda: _start(config, path, source, manifest))
+        if not run_folder and ranks.is_main:
+            stack.enter_context(lock_run(folder))
         result = _fit(config, folder, training, manifest, ranks, resumed=run_folder is not None)
     if ranks.is_main:
         _show_result(folder, training, result, time.monotonic() - started, as_json=as_json)
-
-
-def _check_resumable(config: Config, run_folder: RunFolder) -> None:
-    before, _ = load_config(run_folder.config)
-    old, new = before.model_dump(), config.model_dump()
-    changed = {
-        f"{section}.{key}"
-        for section in describe.sections()
-        if section not in AFTER_TRAINING
-        for key in new[section]
-        if new[section][key] != old[section][key]
-    }
-    changed |= {key for key in describe.top_keys() if new[key] != old[key]}
-    done, _ = read_saved_progress(run_folder.resume)
-    if config.train.epochs < done:
-        raise ConfigError(
-            f"found {config.train.epochs}, expected at least the {done} epochs that are done",
-            key="train.epochs",
-        )
-    if refused := sorted(changed - RESUMABLE):
-        raise ConfigError(
-            f"{', '.join(refused)} cannot change when a run is resumed",
-            hint=f"only {', '.join(sorted(RESUMABLE))} can; start a new run for other values",
-        )
 
 
 def _without_recipe(config: Config) -> Config:
@@ -143,14 +123,15 @@ def _without_recipe(config: Config) -> Config:
     return config.model_copy(update={"recipe": "plain"}) if old else config
 
 
-def _start(config: Config, path: Path, manifest: Manifest) -> RunFolder:
+def _start(config: Config, path: Path, source: Source, manifest: Manifest) -> RunFolder:
+    def fill(run: RunFolder) -> None:
+        files.write_text(run.written, dump_yaml(source.values))
+        save_config(config, run.config)
+        save_manifest(manifest, run.split)
+
     default_name = path.stem if path.name != "config.yaml" else path.resolve().parent.name
-    folder = create_run(
-        Path(config.run.dir).expanduser(), name=config.run.name, default_name=default_name
-    )
-    save_config(config, folder.config)
-    save_manifest(manifest, folder.split)
-    return folder
+    parent = Path(config.run.dir).expanduser()
+    return create_run(parent, name=config.run.name, default_name=default_name, fill=fill)
 
 
 def _fit(

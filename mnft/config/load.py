@@ -13,7 +13,7 @@ from mnft import files
 from mnft.config import describe
 from mnft.config.edge import AFTER_TRAINING
 from mnft.config.schema import Config
-from mnft.config.source import MAX_BYTES, Source, dump_yaml, parse_value, parse_yaml
+from mnft.config.source import MAX_BYTES, Source, dump_inline, dump_yaml, parse_value, parse_yaml
 from mnft.errors import ConfigError
 
 _SHOWN_CHARS = 80
@@ -163,8 +163,8 @@ def _what(item: Any, key_path: str) -> str:
 
 def _show(value: Any) -> str:
     """A value as it is written in YAML, shortened."""
-    text = repr(value) if isinstance(value, str) else dump_yaml(value, one_line=True)
-    text = "nothing" if value is None else text.removesuffix("\n...\n").strip()
+    text = repr(value) if isinstance(value, str) else dump_inline(value)
+    text = "nothing" if value is None else text
     return text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "..."
 
 

@@ -122,6 +122,11 @@ def dump_yaml(values: Any, *, one_line: bool = False) -> str:
     return text
 
 
+def dump_inline(value: Any) -> str:
+    """A plain value on one line, as `--set key=TEXT` takes it."""
+    return dump_yaml(value, one_line=True).removesuffix("\n...\n").strip()
+
+
 def parse_yaml(text: str, path: Path) -> Source:
     """Read a config file's text.
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,11 @@ class RunFolder:
     def config(self) -> Path:
         """The resolved config."""
         return self.path / "config.yaml"
+
+    @property
+    def written(self) -> Path:
+        """The config as the user wrote it, with `--set` applied."""
+        return self.path / "written.yaml"
 
     @property
     def split(self) -> Path:
@@ -58,41 +64,49 @@ class RunFolder:
         return self.path / "eval"
 
 
-def create_run(parent: Path, *, name: str | None, default_name: str) -> RunFolder:
-    """Make a new, empty run folder.
+def create_run(
+    parent: Path, *, name: str | None, default_name: str, fill: Callable[[RunFolder], None]
+) -> RunFolder:
+    """Make a new run folder, which appears whole: a crash leaves none that lacks its config.
 
     Args:
         parent: `run.dir`.
         name: `run.name`; must not be taken.
         default_name: taken when there is no name, with -2, -3 and so on behind it if need be.
+        fill: writes what a run has from its beginning.
 
     Raises:
         ConfigError: the name is taken, or the folder cannot be made.
     """
     try:
         parent.mkdir(parents=True, exist_ok=True)
+        with files.temporary_folder(parent / (name or default_name)) as temporary:
+            fill(RunFolder(temporary))
+            files.finish_folder(temporary)
+            return RunFolder(_claim(temporary, parent, name, default_name))
     except OSError as error:
-        reason = "is a file" if parent.is_file() else f"cannot be made: {error.strerror}"
-        raise ConfigError(f"{parent} {reason}", key="run.dir") from error
-    try:
+        key = "run.name" if name and parent.is_dir() else "run.dir"
+        path = parent / (name or default_name) if parent.is_dir() else parent
+        reason = "is a file" if path.is_file() else f"cannot be made: {error.strerror}"
+        raise ConfigError(f"{path} {reason}", key=key) from error
+
+
+def _claim(folder: Path, parent: Path, name: str | None, default_name: str) -> Path:
+    """Rename a folder to the first name that is free; no two processes get the same."""
+    number = 1
+    while True:
+        path = parent / (name or (default_name if number == 1 else f"{default_name}-{number}"))
+        try:
+            # An empty folder gives way to another; one with anything in it, or a file, does not.
+            if not os.path.lexists(path):
+                folder.rename(path)
+                return path
+        except OSError as error:
+            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
+                raise
         if name is not None:
-            (parent / name).mkdir()
-            return RunFolder(parent / name)
-        number = 1
-        while True:
-            path = parent / (default_name if number == 1 else f"{default_name}-{number}")
-            try:
-                path.mkdir()
-                return RunFolder(path)
-            except FileExistsError:
-                number += 1
-    except FileExistsError as error:
-        raise _taken(parent / str(name)) from error
-    except OSError as error:
-        raise ConfigError(
-            f"{parent / (name or default_name)} cannot be made: {error.strerror}",
-            key="run.name" if name else "run.dir",
-        ) from error
+            raise _taken(path)
+        number += 1
 
 
 def check_name_is_free(parent: Path, name: str | None) -> None:
@@ -125,6 +139,17 @@ def open_run(path: Path) -> RunFolder:
             return run
     what = "is not a run folder: config.yaml is missing" if path.exists() else "does not exist"
     raise CheckpointError(f"{path} {what}", hint="runs are the folders that `mnft train` makes")
+
+
+def list_runs(parent: Path) -> list[RunFolder]:
+    """The runs in a folder, the one that was worked on last first."""
+    found = {}
+    for entry in parent.iterdir() if parent.is_dir() else ():
+        run = RunFolder(entry)
+        # A temporary folder is none: the process that fills it may be alive.
+        if not entry.name.startswith(".") and run.config.is_file():
+            found[run] = (run.log if run.log.is_file() else run.config).stat().st_mtime_ns
+    return sorted(found, key=lambda run: (-found[run], run.path.name))
 
 
 def has_progress(run: RunFolder) -> bool:
