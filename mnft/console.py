@@ -29,30 +29,35 @@ _UNLIMITED = 1_000_000
 def show_error(error: MnftError | Interrupted) -> None:
     """Print `error: ...` and its hint to stderr."""
     label = "stopped" if isinstance(error, Interrupted) else "error"
-    _say(Text.assemble((f"{label}: ", "bold red"), _clean(error.message)))
+    _say(Text.assemble((f"{label}: ", "bold red"), clean(error.message)))
     hint = getattr(error, "hint", None)
     if hint:
-        _say(Text.assemble(("hint: ", "bold cyan"), _clean(hint)))
+        _say(Text.assemble(("hint: ", "bold cyan"), clean(hint)))
+
+
+def clean(text: str) -> str:
+    """The text without the characters that would steer a terminal."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def warn(message: str) -> None:
     """Print `warning: ...` to stderr."""
-    _say(Text.assemble(("warning: ", "bold yellow"), _clean(message)))
+    _say(Text.assemble(("warning: ", "bold yellow"), clean(message)))
 
 
 def note(message: str) -> None:
     """Print a plain line to stderr."""
-    _say(Text(_clean(message)))
+    _say(Text(clean(message)))
 
 
 def done(message: str) -> None:
     """Print a line that tells of a success to stderr."""
-    _say(Text(_clean(message), style="bold green"))
+    _say(Text(clean(message), style="bold green"))
 
 
 def show_data(line: str) -> None:
     """Print a line of data to stdout, unwrapped."""
-    sys.stdout.write(_clean(line) + "\n")
+    sys.stdout.write(clean(line) + "\n")
     sys.stdout.flush()
 
 
@@ -72,10 +77,10 @@ def show_table(
 ) -> None:
     """Print a table; a column whose values are all numbers (or end in a unit) is right-aligned."""
     table = Table(box=None, title=title, title_justify="left", pad_edge=False, padding=(0, 2, 0, 0))
-    cells = [[_clean(str(cell)) for cell in row] for row in rows]
+    cells = [[clean(str(cell)) for cell in row] for row in rows]
     for index, column in enumerate(columns):
         numeric = bool(cells) and all(re.match(r"^(-?\d.*|-|)$", row[index]) for row in cells)
-        table.add_column(_clean(column), justify="right" if numeric else "left", no_wrap=not index)
+        table.add_column(clean(column), justify="right" if numeric else "left", no_wrap=not index)
     for row in cells:
         table.add_row(*(Text(cell) for cell in row))
     _console(stderr=to_stderr).print(table)
@@ -87,7 +92,7 @@ def show_facts(facts: Mapping[str, object], *, to_stderr: bool = False) -> None:
     console = _console(stderr=to_stderr)
     for name, value in facts.items():
         console.print(
-            Text.assemble((f"{_clean(name):<{width}}", "dim"), _clean(str(value))), soft_wrap=True
+            Text.assemble((f"{clean(name):<{width}}", "dim"), clean(str(value))), soft_wrap=True
         )
 
 
@@ -99,7 +104,7 @@ def progress(description: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda _done, _total: None
         return
     with _bar(console, "{task.fields[rate]}") as bar:
-        task = bar.add_task(_clean(description), total=None, rate="")
+        task = bar.add_task(clean(description), total=None, rate="")
         started = time.monotonic()
 
         def show(finished: int, total: int) -> None:
@@ -220,10 +225,6 @@ def _console(*, stderr: bool) -> Console:
 
 def _say(text: Text) -> None:
     _console(stderr=True).print(text, soft_wrap=True)
-
-
-def _clean(text: str) -> str:
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _duration(seconds: float) -> str:

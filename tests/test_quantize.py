@@ -231,6 +231,23 @@ def test_nncf_writes_onnx_too_and_keeps_layers_in_float(float_file, tmp_path):
     assert [name for name, (kind, _) in weights.items() if kind == "FLOAT"] == ["conv2.weight"]
 
 
+@needs_nncf
+@pytest.mark.usefixtures("_no_clock")
+def test_nncf_finds_the_layer_that_must_stay_in_float(run_cli, run):
+    """In a network whose conv2 cannot be in int8, which its gate sees and the search mends."""
+    spoil(run / "best")
+    method = ("--set", "quantize.method=nncf", "--set", "quantize.qat=never")
+    result = run_cli("quantize", "--ckpt", run, *QUICK, *method, "--json")
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    *before, last = record["attempts"]
+    assert [attempt["keep_float"] for attempt in before] == [[], []]
+    assert all(attempt["accuracy"] < last["accuracy"] for attempt in before)
+    assert record["float_layers"] == last["keep_float"] == ["conv2"]
+    assert record["layers"]["floating"] == 1
+    assert record["accuracy"]["val"]["drop"] <= 0.005
+
+
 # --- the gate and what is tried
 
 

@@ -27,6 +27,7 @@ from mnft.engine.evaluate import Outputs, compute_outputs
 from mnft.errors import DataError
 from mnft.metrics import softmax
 from mnft.model.bundle import Bundle
+from mnft.runs.evaluation import guard_formula
 
 _CHUNK = 4096
 
@@ -178,6 +179,8 @@ def _write(
 ) -> int:
     """Write the rows; gives the number of images that could not be read."""
     failed = 0
+    # A file and a pipe get names as they are.
+    show = console.clean if stream.isatty() else str
     if not as_json_lines:
         names = [f"{n}_{k}" for k in range(1, top_k + 1) for n in ("class", "probability")]
         stream.write(_csv_line(["path", *names, "error"]))
@@ -186,11 +189,11 @@ def _write(
         if as_json_lines:
             top = [{"class": name, "probability": round(p, 6)} for name, p in row["top"]]
             entry = {"path": row["path"], "predictions": top, "error": row["error"]}
-            stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            stream.write(show(json.dumps(entry, ensure_ascii=False)) + "\n")
         else:
             cells = [cell for name, p in row["top"] for cell in (name, f"{p:.6f}")]
             cells += [""] * (2 * top_k - len(cells))
-            stream.write(_csv_line([row["path"], *cells, row["error"] or ""]))
+            stream.write(show(_csv_line([row["path"], *cells, row["error"] or ""])))
         stream.flush()
     return failed
 
@@ -198,5 +201,5 @@ def _write(
 def _csv_line(cells: Sequence[str]) -> str:
     line = io.StringIO()
     # Only characters of the line's end are quoted, so \r must be one of them.
-    csv.writer(line, lineterminator="\r\n").writerow(cells)
+    csv.writer(line, lineterminator="\r\n").writerow(guard_formula(cell) for cell in cells)
     return line.getvalue().removesuffix("\r\n") + "\n"

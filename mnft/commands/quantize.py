@@ -6,8 +6,11 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from mnft import console, files
 from mnft.commands.calibrating import find_calibration_images, read_images
@@ -18,7 +21,7 @@ from mnft.commands.selection import Selection, find_images
 from mnft.commands.tuning import build_tuner, hint_at_tuning
 from mnft.config.schema import Config
 from mnft.edge.artifact import PARITY, compute_size, set_facts, write_record
-from mnft.edge.int8 import Calibration, check_census
+from mnft.edge.int8 import Calibration, Control, check_census
 from mnft.edge.latency import Latency, Variant, compute_ratio, measure
 from mnft.edge.parity import Parity, compute_parity
 from mnft.edge.quantize import Attempt, Method, Workshop, choose_method, find_versions
@@ -29,6 +32,8 @@ from mnft.metrics import compute_wilson_interval
 
 RECORD = "quantization.json"
 _SIZE_WARNING = 0.35
+# 600 MB at 224 pixels.
+_CONTROL_IMAGES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +60,12 @@ class Trials:
 
     records: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, attempt: Attempt, parity: Parity, census: Any) -> None:
-        """Note an attempt."""
+    def add(self, attempt: Attempt, keep_float: Sequence[str], parity: Parity, census: Any) -> None:
+        """Note an attempt, and the layers that it left in float."""
         self.records.append(
             {
                 "attempt": attempt.title,
-                "keep_float": list(attempt.keep_float),
+                "keep_float": list(keep_float),
                 "accuracy": parity.accuracy_after,
                 "agreement": parity.agreement,
                 "layers": asdict(census),
@@ -115,9 +120,11 @@ def _quantize(
     trials = Trials()
     path = folder / shop.artifact.file
     with console.progress("sensitivity of layers") as on_ranking:
-        for attempt in shop.plan(settings, fine_tune=tuner, on_ranking=on_ranking):
+        control = partial(_read_control, opened, images.val, config)
+        plan = shop.plan(settings, fine_tune=tuner, control=control, on_ranking=on_ranking)
+        for attempt in plan:
             console.note(f"writing  {method.title}: {attempt.title}{_name(attempt.keep_float)}")
-            attempt.write(path)
+            found = attempt.write(path)
             census = shop.take_census(path)
             check_census(census, what=method.title, per_channel=method.name != "per_tensor")
             facts = {"packages": find_versions(method), "quantization": attempt.title}
@@ -125,7 +132,8 @@ def _quantize(
             parity = compute_parity(
                 before, _judge(folder, images.val, config, "int8 file"), probabilities=False
             )
-            trials.add(attempt, parity, census)
+            keep_float = attempt.keep_float if found is None else found
+            trials.add(attempt, keep_float, parity, census)
             if parity.accuracy_drop <= settings.max_accuracy_drop + 1e-9:
                 break
             console.note(
@@ -135,6 +143,18 @@ def _quantize(
         else:
             raise _refusal(trials, before, config)
     return _describe(shop, folder, trials, images, config, parity), parity
+
+
+def _read_control(opened: Opened, val: Selection, config: Config) -> Control:
+    """The val images, or where they are too many to hold, some of them; the gate takes all."""
+    some = val.take_evenly(_CONTROL_IMAGES)
+    label_of = {name: label for label, name in enumerate(opened.bundle.class_names)}
+    return Control(
+        read_images(opened.bundle, some, config),
+        np.array([label_of[sample.class_name] for sample in some.samples]),
+        config.quantize.max_accuracy_drop,
+        config.quantize.float_layers,
+    )
 
 
 def _judge(folder: Path, images: Selection, config: Config, what: str) -> Outputs:

@@ -26,6 +26,8 @@ Progress = Callable[[str, int, int], None]
 # food101, the largest of the catalogue, has about 101,200 members and 5 GB
 MAX_MEMBERS = 250_000
 MAX_UNPACKED_BYTES = 16 * 2**30
+# Images hardly shrink in an archive; gzip makes zeros a thousand times smaller.
+MAX_RATIO, _MAY_SHRINK_BYTES = 100, 64 * 2**20
 TIMEOUT_S = 30.0
 _ATTEMPTS = 5
 _CHUNK_BYTES = 256 * 1024
@@ -135,7 +137,8 @@ def extract(
         archive: the file.
         folder: made where missing; on any failure it is removed with all it holds.
         max_members: more files and folders than this are refused.
-        max_bytes: more unpacked bytes than this are refused.
+        max_bytes: more unpacked bytes than this are refused; so are more than 100 times the
+            archive's, from 64 MiB on.
         on_progress: told the bytes of the archive that were read.
 
     Raises:
@@ -150,7 +153,9 @@ def extract(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with archive.open("rb") as file, tarfile.open(fileobj=file, mode="r:*") as tar:
-            for member in _within_limits(tar, archive, max_members, max_bytes):
+            ratio_limit = max(_MAY_SHRINK_BYTES, MAX_RATIO * archive.stat().st_size)
+            limit = min(max_bytes, ratio_limit)
+            for member in _within_limits(tar, archive, max_members, limit):
                 _extract_member(tar, member, archive=archive, folder=folder)
                 report(f"unpacking {archive.name}", file.tell(), archive.stat().st_size)
     except _DAMAGED as error:

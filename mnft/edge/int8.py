@@ -31,6 +31,23 @@ class Calibration:
 
 
 @dataclass(frozen=True, slots=True)
+class Control:
+    """What a search for the layers to leave in float is judged by.
+
+    Attributes:
+        images: (N, C, H, W) float32, normalised val images.
+        targets: (N,) int, their classes.
+        max_accuracy_drop: that is allowed on them, as a share.
+        max_layers: to leave in float.
+    """
+
+    images: Array
+    targets: Array
+    max_accuracy_drop: float
+    max_layers: int
+
+
+@dataclass(frozen=True, slots=True)
 class Census:
     """Layers with weights in a file: int8, those of them with a scale a channel, and float."""
 

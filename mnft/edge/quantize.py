@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from mnft.edge import quantize_nncf, quantize_onnx
 from mnft.edge.artifact import Artifact
 from mnft.edge.convert import convert, describe_metadata
 from mnft.edge.formats import FORMATS, Format, check_installed, find_missing, read_versions
-from mnft.edge.int8 import Calibration, Census, Quantizer, check_layers
+from mnft.edge.int8 import Calibration, Census, Control, Quantizer, check_layers
 from mnft.edge.sensitivity import choose_counts, rank_layers
 from mnft.model.bundle import Bundle
 
@@ -77,12 +77,12 @@ class Attempt:
     Attributes:
         title: for people.
         keep_float: layers, or what they lie in, that it leaves in float.
-        write: writes the file.
+        write: writes the file; gives the layers in float where it finds them itself.
     """
 
     title: str
     keep_float: tuple[str, ...]
-    write: Callable[[Path], None]
+    write: Callable[[Path], Sequence[str] | None]
 
 
 def choose_method(config: QuantizeConfig) -> Method:
@@ -151,6 +151,7 @@ class Workshop:
         config: QuantizeConfig,
         *,
         fine_tune: Callable[[Path], None] | None,
+        control: Callable[[], Control],
         on_ranking: Callable[[int, int], None] = lambda _done, _total: None,
     ) -> Iterator[Attempt]:
         """The attempts, the cheapest and fastest first; each is made only if the last failed.
@@ -158,6 +159,7 @@ class Workshop:
         Args:
             config: of the user.
             fine_tune: writes an ONNX file by quantization-aware fine-tuning; None leaves it out.
+            control: gives val images, for a search of the layers that must stay in float.
             on_ranking: called with the layers whose loss is known, and all.
 
         Raises:
@@ -171,8 +173,8 @@ class Workshop:
             return
         if config.qat != "always":
             yield self._attempt("more exact", keep, thorough=True)
-            if config.keep_float is None:
-                yield from self._leave_float(config.float_layers, on_ranking)
+            if config.keep_float is None and config.float_layers:
+                yield from self._leave_float(config.float_layers, control, on_ranking)
         if fine_tune is not None:
             yield Attempt("quantization-aware fine-tuning", keep, partial(self._tune, fine_tune))
 
@@ -203,8 +205,19 @@ class Workshop:
         return Attempt(title, keep, write)
 
     def _leave_float(
-        self, largest: int, on_ranking: Callable[[int, int], None]
+        self,
+        largest: int,
+        control: Callable[[], Control],
+        on_ranking: Callable[[int, int], None],
     ) -> Iterator[Attempt]:
+        quantizer = self._quantizer
+        if isinstance(quantizer, quantize_nncf.NncfQuantizer) and quantizer.can_be_controlled:
+
+            def write(path: Path) -> Sequence[str]:
+                return quantizer.write_controlled(path, control())
+
+            yield Attempt(f"up to {largest} layers in float, found by NNCF", (), write)
+            return
         counts = choose_counts(largest, len(self.layers))
         if not counts:
             return

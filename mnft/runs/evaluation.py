@@ -160,10 +160,14 @@ def _confusion_rows(evaluation: Evaluation, names: list[str]) -> Iterable[list[o
 
 
 def guard_cell(text: str) -> str:
-    """The text as a spreadsheet takes it for text, not for a formula."""
+    """The text as a spreadsheet takes it for text, not for a formula, and in one line."""
     # The csv module leaves a bare carriage return unquoted, and readers end the row there.
-    shown = text.replace("\r", "\\r")
-    return "'" + shown if text.startswith(_FORMULA_STARTS) else shown
+    return guard_formula(text).replace("\r", "\\r")
+
+
+def guard_formula(text: str) -> str:
+    """The text with an apostrophe in front where a spreadsheet would take it for a formula."""
+    return "'" + text if text.startswith(_FORMULA_STARTS) else text
 
 
 def _title(evaluation: Evaluation) -> str:
