@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from mnft.engine.state import load_state, read_saved_progress
 from mnft.engine.training import Training
 from mnft.errors import CheckpointError, ConfigError, DataError, Interrupted, MnftError
 from mnft.results import FitResult
+from mnft.runs.claims import Claim, claimed
 from mnft.runs.folder import (
     RunFolder,
     RunKeeper,
@@ -30,6 +32,7 @@ from mnft.runs.folder import (
     log_event,
     open_run,
     reconcile_log,
+    remove_leftovers,
 )
 from mnft.runs.tensorboard import open_writer
 
@@ -98,7 +101,8 @@ def _run(
     path = run_folder.config if run_folder else config_path
     assert path is not None
     config, source = load_config(path, overrides)
-    with source.locating():
+    with source.locating(), ExitStack() as stack:
+        claim = _claim(run_folder, ranks, stack) if run_folder else None
         if run_folder:
             _check_resumable(config, run_folder)
             config = _without_recipe(config)
@@ -108,9 +112,18 @@ def _run(
             load_state(training.state, run_folder.resume)
         config = training.config
         folder = broadcast(ranks, lambda: run_folder or _start(config, path, manifest))
-        result = _fit(config, folder, training, manifest, ranks, resumed=run_folder is not None)
+        claim = claim or _claim(folder, ranks, stack)
+        resumed = run_folder is not None
+        result = _fit(config, folder, training, manifest, ranks, claim, resumed=resumed)
     if ranks.is_main:
         _show_result(folder, training, result, time.monotonic() - started, as_json=as_json)
+
+
+def _claim(folder: RunFolder, ranks: Ranks, stack: ExitStack) -> Claim | None:
+    """The main process claims the folder; what it finds there all processes hear of."""
+    held: list[Claim] = []
+    broadcast(ranks, lambda: held.append(stack.enter_context(claimed(folder.path))))
+    return held[0] if held else None
 
 
 def _check_resumable(config: Config, run_folder: RunFolder) -> None:
@@ -145,12 +158,13 @@ def _without_recipe(config: Config) -> Config:
 
 def _start(config: Config, path: Path, manifest: Manifest) -> RunFolder:
     default_name = path.stem if path.name != "config.yaml" else path.resolve().parent.name
-    folder = create_run(
-        Path(config.run.dir).expanduser(), name=config.run.name, default_name=default_name
-    )
-    save_config(config, folder.config)
-    save_manifest(manifest, folder.split)
-    return folder
+
+    def fill(folder: RunFolder) -> None:
+        save_manifest(manifest, folder.split)
+        save_config(config, folder.config)
+
+    parent = Path(config.run.dir).expanduser()
+    return create_run(parent, name=config.run.name, default_name=default_name, fill=fill)
 
 
 def _fit(
@@ -159,6 +173,7 @@ def _fit(
     training: Training,
     manifest: Manifest,
     ranks: Ranks,
+    claim: Claim | None,
     *,
     resumed: bool,
 ) -> FitResult:
@@ -170,13 +185,17 @@ def _fit(
             raise
     facts = {"split_fingerprint": manifest.fingerprint, "monitor": config.eval.monitor}
     writer = open_writer(folder.path, config.run)
-    keeper = RunKeeper(folder, training.card, facts, writer)
+    keeper = RunKeeper(folder, training.card, facts, writer, claim)
     _announce(config, folder, training, resumed=resumed)
     try:
         with console.TrainingDisplay() as display:
             result = _run_fit(training, keeper=keeper, observer=display)
     except (MnftError, KeyboardInterrupt, Interrupted) as error:
-        log_event(folder, "stop", {"reason": type(error).__name__, "message": str(error)})
+        # A disk that is full, or a folder that is gone, must not hide what was the matter.
+        with suppress(OSError, CheckpointError):
+            if claim is not None:
+                claim.check()
+            log_event(folder, "stop", {"reason": type(error).__name__, "message": str(error)})
         if isinstance(error, MnftError):
             raise
         raise _interrupted(error, folder) from error
@@ -211,6 +230,7 @@ def _announce(config: Config, folder: RunFolder, training: Training, *, resumed:
         recipe = {choice.key: choice.value for choice in training.choices}
         log_event(folder, "start", {**facts, "recipe": recipe})
         return
+    remove_leftovers(folder)
     save_config(config, folder.config)
     history = training.state.history
     reconcile_log(folder, training.state.results)

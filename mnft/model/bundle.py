@@ -84,7 +84,10 @@ def save_bundle(
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with files.atomic_folder(folder) as temporary:
-        save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
+        try:
+            save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
+        except SafetensorError as error:  # of a full disk it makes no OSError
+            raise CheckpointError(f"{folder / WEIGHTS}: cannot be written: {error}") from error
         files.write_json(temporary / CONFIG, _timm_config(card))
         sha256 = hashlib.sha256((temporary / WEIGHTS).read_bytes()).hexdigest()
         head = {"mnft_version": mnft.__version__, "sha256": sha256}
