@@ -25,17 +25,25 @@ def atomic_path(path: Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        _give_usual_permissions(temporary, 0o666)
-        _flush(temporary)
-        temporary.replace(path)
-    except OSError as error:
-        if error.filename is None:  # a write to an open file does not say which
-            error.filename = str(path)
-        raise
+        with naming(path):
+            yield temporary
+            _give_usual_permissions(temporary, 0o666)
+            _flush(temporary)
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     _flush(path.parent)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let errors of the disk say which file it was; those of open files do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def write_text(path: Path, text: str) -> None:

@@ -186,8 +186,8 @@ def _fit(
     facts = {"split_fingerprint": manifest.fingerprint, "monitor": config.eval.monitor}
     writer = open_writer(folder.path, config.run)
     keeper = RunKeeper(folder, training.card, facts, writer, claim)
-    _announce(config, folder, training, resumed=resumed)
     try:
+        _announce(config, folder, training, resumed=resumed)
         with console.TrainingDisplay() as display:
             result = _run_fit(training, keeper=keeper, observer=display)
     except (MnftError, KeyboardInterrupt, Interrupted) as error:

@@ -178,7 +178,7 @@ def find_bundle(path: Path) -> Path:
 def log_event(run: RunFolder, event: str, values: Mapping[str, Any]) -> None:
     """Append one line to log.jsonl and flush it to the disk."""
     line = json.dumps({"event": event, **values}, ensure_ascii=False) + "\n"
-    with run.log.open("a", encoding="utf-8") as stream:
+    with files.naming(run.log), run.log.open("a", encoding="utf-8") as stream:
         stream.write(line)
         stream.flush()
         os.fsync(stream.fileno())

@@ -24,13 +24,20 @@ class Points:
 
     Args:
         at: number of the moment; 0 is none.
+        name: how the moment's name begins; then only such moments count for `at`.
         record: file that gets the name of each moment.
         act: what happens; the default is SIGKILL to this very process.
     """
 
     def __init__(
-        self, at: int, record: Path | None = None, act: Callable[[], None] | None = None
+        self,
+        at: int,
+        *,
+        name: str = "",
+        record: Path | None = None,
+        act: Callable[[], None] | None = None,
     ) -> None:
+        self._name = name
         self._at = at
         self._count = 0
         self._record = record and open(record, "w", buffering=1)  # noqa: SIM115
@@ -41,10 +48,11 @@ class Points:
         """A moment; `before` is done first where it is the last one."""
         if os.getpid() != self._process:
             return
-        self._count += 1
+        self._count += name.startswith(self._name)
         if self._record is not None:
             self._record.write(name + "\n")
-        if self._count == self._at:
+        if self._count == self._at and name.startswith(self._name):
+            self._at = 0
             before()
             self._act()
 

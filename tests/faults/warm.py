@@ -74,9 +74,17 @@ def _prepare(spec: dict[str, Any]) -> None:
 
     at, record = spec.get("at", 0), spec.get("record")
     number = getattr(signal, spec.get("signal", "SIGKILL"))
+
+    def act() -> None:
+        if code := spec.get("act"):
+            exec(code, {})
+            return
+        for _ in range(spec.get("times", 1)):
+            os.kill(os.getpid(), number)
+
     if at or record:
-        act = lambda: os.kill(os.getpid(), number)  # noqa: E731
-        Points(at, Path(record) if record else None, act).install()
+        path = Path(record) if record else None
+        Points(at, name=spec.get("name", ""), record=path, act=act).install()
     for name, value in spec.get("limits", {}).items():
         resource.setrlimit(getattr(resource, name), (value, value))
     if code := spec.get("first"):
