@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,25 @@ def atomic_path(path: Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        _give_usual_permissions(temporary, 0o666)
-        _flush(temporary)
-        temporary.replace(path)
+        with naming(path):
+            yield temporary
+            _give_usual_permissions(temporary, 0o666)
+            _flush(temporary)
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     _flush(path.parent)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let errors of the disk say which file it was; those of open files do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -53,30 +66,31 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     """
     with temporary_folder(folder) as temporary:
         yield temporary
-        finish_folder(temporary)
+        _settle(temporary)
         _swap(temporary, folder)
 
 
-@contextmanager
-def temporary_folder(folder: Path) -> Iterator[Path]:
-    """Give an empty folder beside `folder`, for who renames it; what is left is removed."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=_prefix(folder), suffix=".tmp"))
+def take_name(folder: Path, name: Path) -> bool:
+    """Flush a new folder and rename it, unless there is something of that name already."""
+    _settle(folder)
+    if name.exists() or name.is_symlink():
+        return False
     try:
-        yield temporary
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    _flush(folder.parent)
+        folder.rename(name)
+    except OSError:
+        if name.exists():  # somebody else was faster; their folder is not empty
+            return False
+        raise
+    return True
 
 
-def finish_folder(folder: Path) -> None:
-    """Give a temporary folder and all in it the usual permissions, and flush them to the disk."""
-    _give_usual_permissions(folder, 0o777)
-    for entry in folder.rglob("*"):
-        # Others write here too, and safetensors creates files as 0600.
-        _give_usual_permissions(entry, 0o777 if entry.is_dir() else 0o666)
-        _flush(entry)
-    _flush(folder)
+def remove_leftovers(paths: Iterable[Path]) -> None:
+    """Remove what a crash left of writing `paths`; to be called when nobody writes them."""
+    for path in paths:
+        recover_folder(path)
+        _remove(_old(path))
+        for leftover in path.parent.glob(f"{glob.escape(_prefix(path))}*.tmp"):
+            _remove(leftover)
 
 
 def recover_folder(folder: Path) -> None:
@@ -84,6 +98,27 @@ def recover_folder(folder: Path) -> None:
     old = _old(folder)
     if old.is_dir() and not folder.exists():
         old.rename(folder)
+
+
+@contextmanager
+def temporary_folder(beside: Path) -> Iterator[Path]:
+    """Give an empty folder for what shall stand at `beside`; it is removed, unless renamed."""
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    name = tempfile.mkdtemp(dir=beside.parent, prefix=_prefix(beside), suffix=".tmp")
+    try:
+        yield Path(name)
+    finally:
+        shutil.rmtree(name, ignore_errors=True)
+    _flush(beside.parent)
+
+
+def _settle(folder: Path) -> None:
+    _give_usual_permissions(folder, 0o777)
+    for entry in folder.rglob("*"):
+        # Others write here too, and safetensors creates files as 0600.
+        _give_usual_permissions(entry, 0o777 if entry.is_dir() else 0o666)
+        _flush(entry)
+    _flush(folder)
 
 
 def _swap(new: Path, folder: Path) -> None:

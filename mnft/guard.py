@@ -21,9 +21,17 @@ EXIT_BROKEN_PIPE = 141
 # What the user can mend; any other OSError is a bug and keeps its traceback.
 _DISK_ERRORS = {
     errno.EACCES,
+    errno.EPERM,
     errno.EROFS,
     errno.ENOSPC,
     errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.ENOMEM,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ESTALE,
+    errno.ENOENT,
     errno.EISDIR,
     errno.ENOTDIR,
     errno.ENAMETOOLONG,
@@ -58,5 +66,26 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             where = error.filename2 or error.filename or "the disk"
             console.show_error(MnftError(f"{where}: {error.strerror}"))
             raise typer.Exit(MnftError.exit_code) from None
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            console.show_error(_too_little_memory(error))
+            raise typer.Exit(MnftError.exit_code) from None
 
     return run
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if "torch" not in sys.modules:  # which is slow to import
+        return isinstance(error, MemoryError)
+    from mnft.engine.memory import is_out_of_memory
+
+    return is_out_of_memory(error)
+
+
+def _too_little_memory(error: BaseException) -> MnftError:
+    reason = next(iter(str(error).splitlines()), "")
+    return MnftError(
+        f"this machine has too little memory{reason and f': {reason}'}",
+        hint="lower train.batch_size, eval.batch_size, data.img_size or data.workers",
+    )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,3 +82,21 @@ def assets() -> Path:
     if not folder:
         pytest.skip("MNFT_ASSETS does not name a folder of real images and weights")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Any]:
+    """The process that starts `mnft` processes without importing torch anew; see faults/warm.py."""
+    from faults_support import Warm
+
+    process = Warm()
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="session")
+def fault_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image folder that no fault test may change."""
+    from faults_support import write_images
+
+    return write_images(tmp_path_factory.mktemp("faults") / "images")

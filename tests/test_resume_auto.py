@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from filelock import FileLock
 from test_train import Trainer, assert_same_weights, epochs_of, interrupt_in_epoch, log_of
 from test_train import train as train  # the fixture
 from typer.testing import Result
 
-from mnft.errors import ConfigError
+from mnft.errors import CheckpointError, ConfigError
+from mnft.runs.claims import claimed
 from mnft.runs.folder import RunFolder, create_run
 
 Auto = Callable[..., Result]
@@ -129,9 +129,8 @@ def test_a_run_that_another_process_trains(train: Trainer, auto: Auto) -> None:
     """A real process holds the lock; its end, whatever it is, frees it."""
     assert auto().exit_code == 0
     hold = (
-        "import sys, time; from pathlib import Path; from mnft.runs.folder import RunFolder;"
-        "from mnft.runs.lock import lock_run\n"
-        "with lock_run(RunFolder(Path(sys.argv[1]))): print('held', flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from mnft.runs.claims import claimed\n"
+        "with claimed(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
     before = (train.run("small") / "log.jsonl").read_bytes()
     with subprocess.Popen(
@@ -141,7 +140,7 @@ def test_a_run_that_another_process_trains(train: Trainer, auto: Auto) -> None:
         assert holder.stdout.readline() == b"held\n"
         for result in (auto("train.epochs=3"), train.resume("small", "train.epochs=3")):
             assert result.exit_code == 1
-            assert "another process is training in it" in result.stderr
+            assert "another process is training this run" in result.stderr
         assert (train.run("small") / "log.jsonl").read_bytes() == before
         holder.kill()
     assert auto("train.epochs=3").exit_code == 0
@@ -153,14 +152,11 @@ def test_training_holds_the_lock(train: Trainer, monkeypatch: pytest.MonkeyPatch
     held = []
 
     def watch(*args: object, **kwargs: object) -> object:
-        lock = FileLock(train.run("small") / ".lock", timeout=0)
         try:
-            lock.acquire()
-        except TimeoutError:
+            with claimed(train.run("small")):
+                held.append(False)
+        except CheckpointError:
             held.append(True)
-        else:
-            held.append(False)
-            lock.release()
         return original(*args, **kwargs)
 
     original = fit_module.train_one_epoch
@@ -206,6 +202,6 @@ def test_a_run_folder_appears_whole(tmp_path: Path) -> None:
         run.config.write_text("x")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(ConfigError, match="No space left"):
+    with pytest.raises(OSError, match="No space left"):
         create_run(tmp_path, name=None, default_name="run", fill=fill)
     assert list(tmp_path.iterdir()) == []

@@ -849,7 +849,7 @@ def test_stdout_is_the_path_of_the_best_model_alone(train: Trainer) -> None:
     assert "\x1b" not in result.stderr
     run = train.run("run")
     assert {entry.name for entry in run.iterdir()} == {
-        *("config.yaml", "written.yaml", "split.json", "log.jsonl", ".lock", "resume.pt"),
+        *("config.yaml", "written.yaml", "split.json", "log.jsonl", "resume.pt"),
         *("resume-1.pt", "best", "last"),
     }
     start, *epochs, stop = log_of(run)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from mnft.engine.state import load_state, read_saved_progress
 from mnft.engine.training import Training
 from mnft.errors import CheckpointError, ConfigError, DataError, Interrupted, MnftError
 from mnft.results import FitResult
+from mnft.runs.claims import Claim, claimed
 from mnft.runs.folder import (
     RunFolder,
     RunKeeper,
@@ -30,8 +31,8 @@ from mnft.runs.folder import (
     has_progress,
     log_event,
     reconcile_log,
+    remove_leftovers,
 )
-from mnft.runs.lock import lock_run
 from mnft.runs.tensorboard import open_writer
 
 
@@ -95,8 +96,7 @@ def _run(
 ) -> None:
     run_folder, sets = broadcast(ranks, lambda: find_run(config_path, overrides, resume))
     with ExitStack() as stack:
-        if run_folder and ranks.is_main:
-            stack.enter_context(lock_run(run_folder))
+        claim = _claim(run_folder, ranks, stack) if run_folder else None
         path = run_folder.config if run_folder else config_path
         assert path is not None
         config, source = load_config(path, sets)
@@ -110,11 +110,18 @@ def _run(
             load_state(training.state, run_folder.resume)
         config = training.config
         folder = run_folder or broadcast(ranks, lambda: _start(config, path, source, manifest))
-        if not run_folder and ranks.is_main:
-            stack.enter_context(lock_run(folder))
-        result = _fit(config, folder, training, manifest, ranks, resumed=run_folder is not None)
+        claim = claim or _claim(folder, ranks, stack)
+        resumed = run_folder is not None
+        result = _fit(config, folder, training, manifest, ranks, claim, resumed=resumed)
     if ranks.is_main:
         _show_result(folder, training, result, time.monotonic() - started, as_json=as_json)
+
+
+def _claim(folder: RunFolder, ranks: Ranks, stack: ExitStack) -> Claim | None:
+    """The main process claims the folder; what it finds there all processes hear of."""
+    held: list[Claim] = []
+    broadcast(ranks, lambda: held.append(stack.enter_context(claimed(folder.path))))
+    return held[0] if held else None
 
 
 def _without_recipe(config: Config) -> Config:
@@ -140,6 +147,7 @@ def _fit(
     training: Training,
     manifest: Manifest,
     ranks: Ranks,
+    claim: Claim | None,
     *,
     resumed: bool,
 ) -> FitResult:
@@ -151,13 +159,17 @@ def _fit(
             raise
     facts = {"split_fingerprint": manifest.fingerprint, "monitor": config.eval.monitor}
     writer = open_writer(folder.path, config.run)
-    keeper = RunKeeper(folder, training.card, facts, writer)
-    _announce(config, folder, training, resumed=resumed)
+    keeper = RunKeeper(folder, training.card, facts, writer, claim)
     try:
+        _announce(config, folder, training, resumed=resumed)
         with console.TrainingDisplay() as display:
             result = _run_fit(training, keeper=keeper, observer=display)
     except (MnftError, KeyboardInterrupt, Interrupted) as error:
-        log_event(folder, "stop", {"reason": type(error).__name__, "message": str(error)})
+        # A disk that is full, or a folder that is gone, must not hide what was the matter.
+        with suppress(OSError, CheckpointError):
+            if claim is not None:
+                claim.check()
+            log_event(folder, "stop", {"reason": type(error).__name__, "message": str(error)})
         if isinstance(error, MnftError):
             raise
         raise _interrupted(error, folder) from error
@@ -192,6 +204,7 @@ def _announce(config: Config, folder: RunFolder, training: Training, *, resumed:
         recipe = {choice.key: choice.value for choice in training.choices}
         log_event(folder, "start", {**facts, "recipe": recipe})
         return
+    remove_leftovers(folder)
     save_config(config, folder.config)
     history = training.state.history
     reconcile_log(folder, training.state.results)

@@ -75,7 +75,7 @@ class Inspection:
     problem: str | None
 
 
-def decode(path: Path) -> Image.Image:
+def decode(path: Path, *, sha256: str | None = None) -> Image.Image:
     """Decode an image file as a viewer would show it.
 
     The type is read from the content, not from the name. EXIF orientation is applied;
@@ -84,15 +84,20 @@ def decode(path: Path) -> Image.Image:
 
     Args:
         path: an image file.
+        sha256: that its content must have.
 
     Returns:
         An image of mode "RGB".
 
     Raises:
-        DataError: the file cannot be read or decoded, is cut off, or has over MAX_PIXELS pixels.
+        DataError: the file cannot be read or decoded, is cut off, or has over MAX_PIXELS
+            pixels, or is another than it was.
     """
     try:
-        return decode_bytes(_read(path))
+        content = _read(path)
+        if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+            raise DataError("its content has changed")
+        return decode_bytes(content)
     except DataError as error:
         raise DataError(f"{path}: {error.message}") from error
 

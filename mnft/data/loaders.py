@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +26,8 @@ from mnft.results import BadImage
 from mnft.seeding import derive_seed
 
 _PREFETCH = 2
+# What torch says when batches cannot travel from process to process.
+_SHARED_MEMORY = ("shared memory", "unable to write to file </torch", "unable to mmap", "Bus error")
 
 
 class LoadedBatches:
@@ -41,6 +43,7 @@ class LoadedBatches:
         mix: mixup or cutmix.
         growth: progressive resizing; the images are reduced on the device.
         allow_bad: give images that cannot be decoded in `Batch.bad` instead of failing.
+        sums: SHA-256 that the content of each file must have, where they are known.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class LoadedBatches:
         mix: v2.Transform | None = None,
         growth: Growth = WHOLE,
         allow_bad: bool = False,
+        sums: Sequence[str] | None = None,
     ) -> None:
         self.sampler = sampler
         self._growth = growth
@@ -63,7 +67,7 @@ class LoadedBatches:
         self._mix = mix
         self._allow_bad = allow_bad
         self._loader: DataLoader[_RawBatch] = DataLoader(
-            _ImageDataset(images, targets, transform),  # type: ignore[arg-type]
+            _ImageDataset(images, targets, transform, sums),  # type: ignore[arg-type]
             batch_sampler=sampler,
             num_workers=options.workers,
             collate_fn=_collate,
@@ -79,7 +83,7 @@ class LoadedBatches:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Batch]:
-        for raw in self._loader:
+        for raw in _until_lost(self._loader):
             if raw.bad and not self._allow_bad:
                 bad = raw.bad[0][1]
                 raise DataError(
@@ -112,6 +116,32 @@ class LoadedBatches:
             return images
         smaller = F.interpolate(images.float(), size=size, mode="bilinear", antialias=True)
         return smaller.round_().clamp_(0, 255)
+
+
+def _until_lost(loader: Iterable[_RawBatch]) -> Iterator[_RawBatch]:
+    """The batches, until a loading process is lost.
+
+    Raises:
+        DataError: it was killed, or could not hand its images over.
+    """
+    try:
+        yield from loader
+    except (RuntimeError, OSError, EOFError) as error:
+        text = str(error)
+        if any(words in text for words in _SHARED_MEMORY):
+            raise DataError(
+                "a process that loads images found no room in /dev/shm",
+                hint="enlarge it (docker run --shm-size=2g), or lower data.workers; 0 needs none",
+                key="data.workers",
+            ) from error
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in text:
+            raise
+        if isinstance(error, RuntimeError) and "Caught" in text:
+            raise
+        raise DataError(
+            "a process that loads images was killed, often because memory ran out",
+            hint="go on with `mnft train --resume RUN`, and fewer of them: --set data.workers=N",
+        ) from error
 
 
 def choose_workers(
@@ -162,9 +192,11 @@ class _ImageDataset(Dataset[_Raw]):
         images: Sequence[Path] | StoredImages,
         targets: Sequence[int],
         transform: Transform | None,
+        sums: Sequence[str] | None,
     ) -> None:
         self._images = images
         self._targets = targets
+        self._sums = sums
         self._transform = transform or _as_it_is
 
     def __getitem__(self, key: Key) -> _Raw:
@@ -174,7 +206,7 @@ class _ImageDataset(Dataset[_Raw]):
         else:
             path = self._images[key.position]
             try:
-                image = decode(path)
+                image = decode(path, sha256=self._sums[key.position] if self._sums else None)
             except DataError as error:
                 reason = error.message.removeprefix(f"{path}: ")
                 return _Raw(key, -1, BadImage(path, reason))

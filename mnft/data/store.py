@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import mmap
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,14 +23,11 @@ from mnft.data.cache import make_room
 from mnft.data.geometry import Pixels
 from mnft.data.inspection import count_cores
 from mnft.data.manifest import Sample
+from mnft.data.store_index import ENTRY, Index, compute_checks, compute_ends, parse_index
 from mnft.errors import DataError
 
 _LOGGER = logging.getLogger(__name__)
-_FORMAT = 1
-# One image's entry; `check` is a CRC of the rest, so that a torn or damaged entry is not believed.
-_ENTRY = np.dtype(
-    [("sha256", "V32"), ("start", "<i8"), ("height", "<i4"), ("width", "<i4"), ("check", "<u4")]
-)
+_FORMAT = 2  # 1 had no sums of the pixels
 # Images between two flushes to the disk: what a crash costs.
 _CHUNK = 256
 
@@ -67,16 +65,28 @@ class StoredImages:
     sizes: np.ndarray[Any, np.dtype[np.int64]]
     channels: int
     _map: Any = field(default=None, repr=False)
+    _file: Any = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.starts)
 
     @property
     def pixels(self) -> Pixels:
-        """All bytes of the file, mapped; what is written to them would not reach the file."""
+        """All bytes of the file, mapped; what is written to them would not reach the file.
+
+        Raises:
+            DataError: the file was cut off; the system ends who reads behind its end.
+        """
         if self._map is None:
-            # Not "r": torch warns of arrays that cannot be written to.
-            self._map = np.memmap(self.path, dtype=np.uint8, mode="c")
+            with open(self.path, "rb") as stream:
+                # Not read-only: torch warns of arrays that cannot be written to.
+                self._file = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
+            self._map = np.frombuffer(self._file, dtype=np.uint8)
+        if self._file.size() < len(self._map):
+            raise DataError(
+                f"{self.path}: the stored images were cut off while they were in use",
+                hint="go on with `mnft train --resume RUN`, which decodes what is missing",
+            )
         mapped: Pixels = self._map
         return mapped
 
@@ -87,7 +97,8 @@ class StoredImages:
         return flat.reshape(height, width, self.channels)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_map": None}  # a mapped array would be pickled as its content
+        # A mapped array would be pickled as its content.
+        return {**self.__dict__, "_map": None, "_file": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +114,9 @@ class Store:
 
     Two files that only grow: pixels, then the entries that say where they are. An entry is
     written after its pixels are on the disk, so what a crash leaves is whole up to the last
-    flush, and the next builder goes on from there. One builder at a time holds a lock; others
-    wait and find the work done. Readers need no lock.
+    flush, and the next builder goes on from there. An image whose pixels are not what was written
+    is decoded again, behind the others. One builder at a time holds a lock; others wait and find
+    the work done. Readers need no lock.
 
     Args:
         cache: the cache folder.
@@ -170,15 +182,12 @@ class Store:
         limit_bytes: int,
         on_progress: Callable[[int, int], None],
     ) -> Built:
-        index = self._read_index()
-        known = {bytes(sha256) for sha256 in index["sha256"]}
-        missing: dict[str, Sample] = {}
-        for sample in samples:
-            if bytes.fromhex(sample.sha256) not in known:
-                missing.setdefault(sample.sha256, sample)
+        wanted = {sample.sha256: sample for sample in reversed(samples)}
+        known = self._find_whole(bytes.fromhex(sha256) for sha256 in wanted)
+        missing = [s for key, s in wanted.items() if bytes.fromhex(key) not in known][::-1]
         if missing:
             files.write_json(self.folder / "about.json", self._about)
-            self._append(root, list(missing.values()), index, limit_bytes, on_progress)
+            self._append(root, missing, limit_bytes, on_progress)
         os.utime(self._index)  # the time of the last use, which `make_room` goes by
         size = self._pixels.stat().st_size
         return Built(len(missing), size)
@@ -187,11 +196,10 @@ class Store:
         self,
         root: Path,
         samples: list[Sample],
-        index: np.ndarray[Any, Any],
         limit_bytes: int,
         on_progress: Callable[[int, int], None],
     ) -> None:
-        end = _end(index, self._channels)
+        end, count = self._find_end()
         done = 0
         with (
             open(self._pixels, "ab") as pixels,
@@ -200,21 +208,22 @@ class Store:
         ):
             # What a crash left behind the last whole entry.
             pixels.truncate(end)
-            entries.truncate(len(index) * _ENTRY.itemsize)
+            entries.truncate(count * ENTRY.itemsize)
             decode = partial(self._decode, root)
             for chunk, decoded in _ahead((c, pool.map(decode, c)) for c in _chunks(samples)):
-                written = np.zeros(len(chunk), dtype=_ENTRY)
+                written = np.zeros(len(chunk), dtype=ENTRY)
                 for number, (sample, image) in enumerate(zip(chunk, decoded, strict=True)):
                     if done == 0:  # a first guess of the size
                         self._check_room(image.nbytes * len(samples), limit_bytes)
                     pixels.write(image.data)
                     height, width, _ = image.shape
-                    written[number] = (bytes.fromhex(sample.sha256), end, height, width, 0)
+                    crc = zlib.crc32(image.data)
+                    written[number] = (bytes.fromhex(sample.sha256), end, height, width, crc, 0)
                     end += image.nbytes
                     done += 1
                     on_progress(done, len(samples))
                 _flush(pixels)
-                written["check"] = _checks(written)
+                written["check"] = compute_checks(written)
                 entries.write(written.tobytes())
                 _flush(entries)
 
@@ -237,17 +246,50 @@ class Store:
         if problem := make_room(self._cache, self.folder, needed, limit_bytes):
             raise StoreUnavailable(problem)
 
-    def _read_index(self) -> np.ndarray[Any, Any]:
-        """The entries up to the first that is damaged or whose pixels are not all there."""
+    def _read_index(self) -> Index:
+        """The entries that are not damaged and whose pixels are all there."""
         try:
             content = self._index.read_bytes()
             size = self._pixels.stat().st_size
         except FileNotFoundError:
-            return np.zeros(0, dtype=_ENTRY)
-        index = _parse(content)
-        nbytes = index["height"].astype(np.int64) * index["width"] * self._channels
-        good = (index["check"] == _checks(index)) & (index["start"] + nbytes <= size)
-        return index if good.all() else index[: int(np.argmin(good))]
+            return np.zeros(0, dtype=ENTRY)
+        index = parse_index(content)
+        there = compute_ends(index, self._channels) <= size
+        kept: Index = index[there & (index["check"] == compute_checks(index))]
+        return kept
+
+    def _find_end(self) -> tuple[int, int]:
+        """Where the next pixels go, in bytes, and the next entry.
+
+        Behind what a damaged entry may speak of: a reader that opened the store before the damage
+        still reads it.
+        """
+        try:
+            raw = parse_index(self._index.read_bytes())
+            size = self._pixels.stat().st_size
+        except FileNotFoundError:
+            return 0, 0
+        index = self._read_index()
+        if len(index) < len(raw):
+            return size, len(raw)
+        return int(compute_ends(index, self._channels).max(initial=0)), len(raw)
+
+    def _find_whole(self, wanted: Iterable[bytes]) -> set[bytes]:
+        """Which of these contents have entries, and pixels that are what was written."""
+        index = self._read_index()
+        places = {bytes(sha256): place for place, sha256 in enumerate(index["sha256"])}
+        chosen = index[[places[sha256] for sha256 in wanted if sha256 in places]]
+        if not len(chosen):
+            return set()
+        pixels = np.memmap(self._pixels, dtype=np.uint8, mode="r")
+        ends = compute_ends(chosen, self._channels).tolist()
+        spans = zip(chosen["start"].tolist(), ends, strict=True)
+        with ThreadPoolExecutor(count_cores()) as pool:
+            sums = pool.map(lambda span: zlib.crc32(pixels[span[0] : span[1]].data), spans)
+            whole = np.fromiter(sums, dtype=np.uint32, count=len(chosen)) == chosen["sum"]
+        if damaged := int((~whole).sum()):
+            _LOGGER.warning("%s: %d damaged images are decoded again", self._pixels, damaged)
+        return {bytes(sha256) for sha256 in chosen["sha256"][whole]}
 
 
 def find_known_contents(cache: Path, root: Path) -> frozenset[str]:
@@ -258,14 +300,9 @@ def find_known_contents(cache: Path, root: Path) -> frozenset[str]:
             content = path.read_bytes()
         except OSError:
             continue
-        index = _parse(content)
-        known |= {bytes(s).hex() for s in index["sha256"][index["check"] == _checks(index)]}
+        index = parse_index(content)
+        known |= {bytes(s).hex() for s in index["sha256"][index["check"] == compute_checks(index)]}
     return frozenset(known)
-
-
-def _parse(content: bytes) -> np.ndarray[Any, Any]:
-    """The entries of an index, without one that is torn at the end."""
-    return np.frombuffer(content[: len(content) // _ENTRY.itemsize * _ENTRY.itemsize], dtype=_ENTRY)
 
 
 def _data_set_folder(cache: Path, root: Path) -> Path:
@@ -286,21 +323,6 @@ def _ahead(items: Iterator[T]) -> Iterator[T]:
         following = next(items, None)
         yield current
         current = following
-
-
-def _end(index: np.ndarray[Any, Any], channels: int) -> int:
-    if not len(index):
-        return 0
-    last = index[-1]
-    return int(last["start"]) + int(last["height"]) * int(last["width"]) * channels
-
-
-def _checks(index: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint32]]:
-    width = _ENTRY.fields["check"][1] if _ENTRY.fields else 0
-    rows = index.tobytes()
-    size = _ENTRY.itemsize
-    sums = [zlib.crc32(rows[i * size : i * size + width]) for i in range(len(index))]
-    return np.array(sums, dtype=np.uint32)
 
 
 def _flush(stream: Any) -> None:

@@ -206,6 +206,7 @@ def build_train_batches(
         options=choose_loader_options(config, preprocessing, device, ranks),
         mix=mix,
         growth=growth,
+        sums=[sample.sha256 for sample in samples] if stored is None else None,
     )
 
 
@@ -265,6 +266,7 @@ def build_eval_batches(
         preprocessing=preprocessing,
         sampler=_eval_sampler(len(samples), batch_size, ranks),
         options=options,
+        sums=[sample.sha256 for sample in samples],
     )
 
 

@@ -23,7 +23,7 @@ from mnft.engine.optim import Loss
 from mnft.engine.pauses import Pauses
 from mnft.engine.state import TrainState
 from mnft.engine.tally import Tally
-from mnft.errors import TrainError
+from mnft.errors import DataError, TrainError
 from mnft.model.freeze import set_training_mode
 from mnft.seeding import derive_seed
 
@@ -146,7 +146,7 @@ def _until_stopped(batches: Batches, pauses: Pauses | None) -> Iterator[Batch]:
     """The batches; where a signal has ended the processes that load them, those until then."""
     try:
         yield from batches
-    except RuntimeError:
+    except (RuntimeError, DataError):
         if pauses is None or not pauses.is_stopping:
             raise
 

@@ -16,6 +16,7 @@ from mnft.engine.memory import peak_memory_mb, reset_peak_memory
 from mnft.engine.training import Training
 from mnft.results import EpochResult, FitResult, Observer
 from mnft.seeding import derive_seed
+from mnft.stopping import patiently
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -44,7 +45,8 @@ def train(
     if "head" in training.stages and state.head is None:
         state.head = state.best = train_head(training, progress)
         if keeper:
-            keeper.keep(state, state.head)
+            with patiently():
+                keeper.keep(state, state.head)
         if observer:
             observer.on_epoch(state.head)
     if "finetune" not in training.stages:

@@ -109,8 +109,24 @@ def save_state(state: TrainState, path: Path) -> None:
         "partial": None if state.partial is None else asdict(state.partial),
     }
     with files.atomic_path(path) as temporary:
-        torch.save(content, temporary)
+        _write(content, temporary)
         _keep_earlier(path)
+
+
+def has_state(path: Path) -> bool:
+    """Whether there is resume.pt or a state before it."""
+    return any(p.exists() for p in (path, *(path.with_name(name) for name in _EARLIER)))
+
+
+def _write(content: dict[str, Any], path: Path) -> None:
+    # Through a stream of ours: what torch says of a full disk is "unexpected pos".
+    with path.open("wb") as stream:
+        try:
+            torch.save(content, stream)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
 
 
 def _keep_earlier(path: Path) -> None:
@@ -155,7 +171,7 @@ def load_state(state: TrainState, path: Path) -> None:
 
 def read_saved_progress(path: Path) -> tuple[int, int]:
     """The finished epochs that resume.pt holds, and the updates of the next; 0 without one."""
-    if not path.is_file():
+    if not has_state(path):
         return 0, 0
     content = _read_newest(path)
     partial = content.get("partial") or {}

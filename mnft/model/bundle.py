@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +87,12 @@ def save_bundle(
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with files.atomic_folder(folder) as temporary:
-        save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
+        try:
+            save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
+        except SafetensorError as error:  # of a full disk it makes no OSError
+            found = re.search(r"os error (\d+)", str(error))
+            number = int(found[1]) if found else errno.EIO
+            raise OSError(number, os.strerror(number), str(folder / WEIGHTS)) from error
         files.write_json(temporary / CONFIG, _timm_config(card))
         sha256 = hashlib.sha256((temporary / WEIGHTS).read_bytes()).hexdigest()
         head = {"mnft_version": mnft.__version__, "sha256": sha256}
@@ -108,13 +116,14 @@ def load_bundle(folder: Path) -> Bundle:
             hint="folders that mnft trains have them; to start from other weights, give the "
             "folder to `mnft train` as model.name: local-dir:FOLDER",
         )
+    record = _read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+    _check_weights(folder, record)
     try:
         model = _create(folder, pruned=is_pruned(config))
         preprocessing = Preprocessing.from_timm(timm.data.resolve_model_data_config(model))
     except (*_DAMAGED, ModelError) as error:
         reason = str(error) or type(error).__name__
         raise CheckpointError(f"{folder}: cannot be loaded: {reason}") from error
-    record = _read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
     return Bundle(
         folder=folder,
         model=model.eval(),
@@ -123,6 +132,18 @@ def load_bundle(folder: Path) -> Bundle:
         preprocessing=preprocessing,
         record=record,
     )
+
+
+def _check_weights(folder: Path, record: Mapping[str, Any]) -> None:
+    """Compare the weights with the SHA-256 that was taken when they were written."""
+    if (expected := record.get("sha256")) is None:
+        return
+    with (folder / WEIGHTS).open("rb") as stream:
+        if hashlib.file_digest(stream, "sha256").hexdigest() != expected:
+            raise CheckpointError(
+                f"{folder / WEIGHTS}: damaged: it is not what was written",
+                hint=f"where it was changed on purpose, take sha256 out of {folder / RECORD}",
+            )
 
 
 def _create(folder: Path, *, pruned: bool) -> nn.Module:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mnft import files
-from mnft.engine.state import TrainState, save_state
+from mnft.engine.state import TrainState, has_state, save_state
 from mnft.errors import CheckpointError, ConfigError
 from mnft.model.bundle import CONFIG, ModelCard, save_bundle
 from mnft.results import EpochResult
+from mnft.runs.claims import Claim
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,46 +68,40 @@ class RunFolder:
 def create_run(
     parent: Path, *, name: str | None, default_name: str, fill: Callable[[RunFolder], None]
 ) -> RunFolder:
-    """Make a new run folder, which appears whole: a crash leaves none that lacks its config.
+    """Make a new run folder; it is there with what it begins with, or not at all.
 
     Args:
         parent: `run.dir`.
         name: `run.name`; must not be taken.
         default_name: taken when there is no name, with -2, -3 and so on behind it if need be.
-        fill: writes what a run has from its beginning.
+        fill: writes what the folder begins with.
 
     Raises:
         ConfigError: the name is taken, or the folder cannot be made.
     """
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        with files.temporary_folder(parent / (name or default_name)) as temporary:
-            fill(RunFolder(temporary))
-            files.finish_folder(temporary)
-            return RunFolder(_claim(temporary, parent, name, default_name))
     except OSError as error:
-        key = "run.name" if name and parent.is_dir() else "run.dir"
-        path = parent / (name or default_name) if parent.is_dir() else parent
-        reason = "is a file" if path.is_file() else f"cannot be made: {error.strerror}"
-        raise ConfigError(f"{path} {reason}", key=key) from error
-
-
-def _claim(folder: Path, parent: Path, name: str | None, default_name: str) -> Path:
-    """Rename a folder to the first name that is free; no two processes get the same."""
-    number = 1
-    while True:
-        path = parent / (name or (default_name if number == 1 else f"{default_name}-{number}"))
+        reason = "is a file" if parent.is_file() else f"cannot be made: {error.strerror}"
+        raise ConfigError(f"{parent} {reason}", key="run.dir") from error
+    wanted = parent / (name or default_name)
+    with ExitStack() as stack:
         try:
-            # An empty folder gives way to another; one with anything in it, or a file, does not.
-            if not os.path.lexists(path):
-                folder.rename(path)
-                return path
+            temporary = stack.enter_context(files.temporary_folder(wanted))
         except OSError as error:
-            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
-                raise
+            raise ConfigError(
+                f"{wanted} cannot be made: {error.strerror}", key="run.name" if name else "run.dir"
+            ) from error
+        fill(RunFolder(temporary))
         if name is not None:
-            raise _taken(path)
-        number += 1
+            if not files.take_name(temporary, wanted):
+                raise _taken(wanted)
+            return RunFolder(wanted)
+        path, number = wanted, 1
+        while not files.take_name(temporary, path):
+            number += 1
+            path = parent / f"{default_name}-{number}"
+        return RunFolder(path)
 
 
 def check_name_is_free(parent: Path, name: str | None) -> None:
@@ -153,8 +148,24 @@ def list_runs(parent: Path) -> list[RunFolder]:
 
 
 def has_progress(run: RunFolder) -> bool:
-    """Whether there is something to go on from; a run that was killed early begins again."""
-    return run.resume.exists() or run.best.exists() or run.last.exists()
+    """Whether there is something to go on from; a run that was killed early begins again.
+
+    The state is written before the log line, so an epoch in the log without a state is a loss,
+    and models without both are of a first epoch that was being saved.
+    """
+    return has_state(run.resume) or any(e.get("event") == "epoch" for e in read_log(run))
+
+
+def read_log(run: RunFolder) -> list[dict[str, Any]]:
+    """The events of log.jsonl, without a line that a crash has cut."""
+    return [entry for _, entry in _log_lines(run)]
+
+
+def remove_leftovers(run: RunFolder) -> None:
+    """Remove what a crash left of the files that were being written; for who has the claim."""
+    files.remove_leftovers(
+        [run.best, run.last, run.resume, run.log, run.config, run.written, run.split],
+    )
 
 
 def find_bundle(path: Path) -> Path:
@@ -183,7 +194,7 @@ def find_bundle(path: Path) -> Path:
 def log_event(run: RunFolder, event: str, values: Mapping[str, Any]) -> None:
     """Append one line to log.jsonl and flush it to the disk."""
     line = json.dumps({"event": event, **values}, ensure_ascii=False) + "\n"
-    with run.log.open("a", encoding="utf-8") as stream:
+    with files.naming(run.log), run.log.open("a", encoding="utf-8") as stream:
         stream.write(line)
         stream.flush()
         os.fsync(stream.fileno())
@@ -194,16 +205,9 @@ def reconcile_log(run: RunFolder, history: list[EpochResult]) -> None:
 
     A crash may come between the writes of an epoch's state and of its log line.
     """
-    # A line that was cut in the middle of a character must not keep the run from going on.
-    text = run.log.read_text(encoding="utf-8", errors="replace") if run.log.is_file() else ""
-    lines = text.split("\n")
     known = {result.epoch for result in history}
     kept, seen = [], set()
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue  # the line that was being written
+    for line, entry in _log_lines(run):
         if entry.get("event") == "epoch":
             if entry["epoch"] not in known:
                 continue
@@ -211,6 +215,18 @@ def reconcile_log(run: RunFolder, history: list[EpochResult]) -> None:
         kept.append(line)
     kept += [json.dumps(_epoch_line(r)) for r in history if r.epoch not in seen]
     files.write_text(run.log, "".join(line + "\n" for line in kept))
+
+
+def _log_lines(run: RunFolder) -> Iterator[tuple[str, dict[str, Any]]]:
+    # A line that was cut in the middle of a character must not keep the run from going on.
+    text = run.log.read_text(encoding="utf-8", errors="replace") if run.log.is_file() else ""
+    for line in text.split("\n"):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue  # the line that was being written
+        if isinstance(entry, dict):
+            yield line, entry
 
 
 @dataclass
@@ -222,15 +238,18 @@ class RunKeeper:
         card: what belongs to the model.
         facts: for mnft.json of the saved models, beside the epoch's result.
         tensorboard: a SummaryWriter, or None.
+        claim: says whether the folder is still the run's own.
     """
 
     run: RunFolder
     card: ModelCard
     facts: Mapping[str, Any] = field(default_factory=dict)
     tensorboard: Any = None
+    claim: Claim | None = None
 
     def keep(self, state: TrainState, result: EpochResult) -> None:
         """Save a finished epoch; the resume state comes after the models that it refers to."""
+        self._check_claim()
         record = {**self.facts, "result": asdict(result)}
         weights = state.evaluated_model.state_dict()
         if result.is_best:
@@ -247,7 +266,12 @@ class RunKeeper:
 
     def snapshot(self, state: TrainState) -> None:
         """Save the resume state within an epoch."""
+        self._check_claim()
         save_state(state, self.run.resume)
+
+    def _check_claim(self) -> None:
+        if self.claim is not None:
+            self.claim.check()
 
 
 def _epoch_line(result: EpochResult) -> dict[str, Any]:
