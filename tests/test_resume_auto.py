@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +22,7 @@ from mnft.errors import CheckpointError, ConfigError
 from mnft.runs.claims import claimed
 from mnft.runs.folder import RunFolder, create_run
 
+ROOT = Path(__file__).resolve().parent.parent
 Auto = Callable[..., Result]
 
 
@@ -205,3 +210,57 @@ def test_a_run_folder_appears_whole(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space left"):
         create_run(tmp_path, name=None, default_name="run", fill=fill)
     assert list(tmp_path.iterdir()) == []
+
+
+# The loop of the documentation
+
+
+@pytest.mark.slow
+def test_the_loop_of_the_page_ends_as_one_uninterrupted_run(train: Trainer) -> None:
+    """The script of docs/unattended.md itself, whose trainings are killed twice."""
+    page = (ROOT / "docs/unattended.md").read_text(encoding="utf-8")
+    script = next(b for b in re.findall(r"```bash\n(.*?)```", page, re.S) if "seq 20" in b)
+    (train.folder / "train.sh").write_text(script)
+    (train.folder / "bin").mkdir()
+    command = train.folder / "bin/mnft"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m mnft "$@"\n')
+    command.chmod(0o755)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PAUSE": "0"}
+    environment["PATH"] = f"{command.parent}{os.pathsep}{environment['PATH']}"
+    text = train.config.read_text().replace("epochs: 2", "epochs: 400")
+    train.config.write_text(text)
+    with subprocess.Popen(
+        ["bash", "train.sh", str(train.config)],
+        cwd=train.folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as loop:
+        for number, epochs in ((signal.SIGKILL, 5), (signal.SIGTERM, 60)):
+            wait_for_epochs(train.run("small"), epochs)
+            os.kill(find_training(loop.pid), number)
+        out, err = loop.communicate(timeout=180)
+    assert loop.returncode == 0, err.decode()
+    assert out == f"{Path('runs/small/best')}\n".encode()
+    assert err.count(b"starting again") == 2
+    assert b"stopped with 137" in err
+    assert b"stopped with 143" in err
+    assert train(name="whole").exit_code == 0
+    assert_same_weights(train.run("whole"), train.run("small"))
+
+
+def wait_for_epochs(run: Path, count: int) -> None:
+    deadline = time.monotonic() + 120
+    while not (run / "log.jsonl").is_file() or len(epochs_of(run)) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def find_training(pid: int) -> int:
+    """The process of `mnft` below a shell; `$(...)` may be a shell of its own."""
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True)
+    rows = [line.split(None, 2) for line in listed.stdout.splitlines()]
+    below = {str(pid)}
+    for _ in range(3):
+        below |= {child for child, parent, _ in rows if parent in below}
+    return next(int(c) for c, _, args in rows if c in below and "-m mnft train" in args)

@@ -197,7 +197,7 @@ def assert_same_run(a: Path, b: Path) -> None:
     states = [torch.load(run / "resume.pt", weights_only=True) for run in (a, b)]
     assert_equal(*states)
     assert epochs_of(a) == epochs_of(b)
-    kinds = {"config.yaml", "split.json", "log.jsonl", "best", "last"}
+    kinds = {"config.yaml", "written.yaml", "split.json", "log.jsonl", "best", "last"}
     names = {path.name for path in b.iterdir() if not path.name.startswith("resume")}
     assert names == kinds  # nothing half-written is left
 
