@@ -20,7 +20,7 @@ Cli = Callable[..., Result]
 Make = Callable[..., Path]
 
 
-# The folders of these tests hold a few tiny images; test_check_images.py looks at what is said of it.
+# The folders here hold a few tiny images, which test_check_images.py looks at.
 SIZES = {"few_images", "small_image"}
 
 Facts = tuple[str, bool, str, tuple[str, ...]]

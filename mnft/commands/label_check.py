@@ -134,10 +134,9 @@ def _cross(features: Features, contents: list[str], trained: Array) -> Array:
     """(N, K) probabilities of classifiers that were fitted to the other trained images."""
     values, targets = features.values.numpy(), features.targets.numpy()
     probabilities = np.zeros((len(targets), int(targets.max()) + 1))
-    if len(np.unique(targets[trained])) > 1:
-        groups = [content for content, own in zip(contents, trained, strict=True) if own]
-        found = cross_validate(values[trained], targets[trained], groups, _SEED)
-        probabilities[trained, : found.shape[1]] = found
+    groups = [content for content, own in zip(contents, trained, strict=True) if own]
+    found = cross_validate(values[trained], targets[trained], groups, _SEED)
+    probabilities[trained, : found.shape[1]] = found
     return probabilities
 
 

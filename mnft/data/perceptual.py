@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -15,18 +15,19 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 # Side of the grey picture that is hashed and compared, in pixels. Smaller images say too little.
 SIDE = 32
+# Areas of which the colours are compared, in a row.
+COLOURS = 4
 # Least standard deviation of that picture's grey levels; a plain area has a hash of its noise.
 MIN_CONTRAST = 6.0
 # Bits (of 64) that the hashes of two pictures may differ in. Measured, see docs/data-check.md.
 MAX_DISTANCE = 10
 # Least correlation of the two grey pictures.
 MIN_CORRELATION = 0.9
-# From here on it is the same picture, saved anew: bits, correlation, mean difference of the grey
-# levels (of 255), and largest of the mean colours, which JPEG shifts where colours are strong.
+# From here on it is the same picture, saved anew: bits, correlation, and mean difference of the
+# grey levels, and of the colours, of 255.
 _TIGHT_DISTANCE = 6
 _TIGHT_CORRELATION = 0.985
 _TIGHT_LEVELS = 4.0
-_TIGHT_COLOUR = 8.0
 # The hash in six parts. Of two hashes with at most 10 different bits one part has at most one.
 _PARTS = (0, 11, 22, 33, 43, 54, 64)
 # Pairs that are looked at; a film cut into pictures has as many as the square of its length.
@@ -41,12 +42,12 @@ class Picture:
     Attributes:
         hash: 64 bits, see `compute_hash`.
         grey: SIDE * SIDE grey levels, row by row.
-        mean: mean colour, levels of red, green and blue.
+        colours: levels of red, green and blue of COLOURS * COLOURS areas, row by row.
     """
 
     hash: int
     grey: bytes
-    mean: tuple[float, float, float]
+    colours: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +72,8 @@ def build_picture(image: Image.Image) -> Picture | None:
     grey = np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX))
     if grey.std() < MIN_CONTRAST:
         return None
-    mean = np.asarray(image.resize((1, 1), Image.Resampling.BOX))
-    red, green, blue = (float(level) for level in mean.ravel())
-    return Picture(compute_hash(grey), grey.tobytes(), (red, green, blue))
+    colours = image.resize((COLOURS, COLOURS), Image.Resampling.BOX)
+    return Picture(compute_hash(grey), grey.tobytes(), colours.tobytes())
 
 
 def compute_hash(grey: Array) -> int:
@@ -157,25 +157,26 @@ def _near_in_part(hashes: Array, low: int, width: int) -> Iterator[tuple[Array, 
 
 def _compare(pictures: Sequence[Picture], pairs: Array) -> tuple[Array, Array]:
     """(P,) whether they show the same, and (P,) whether they are the same picture."""
-    sides = [[pictures[place] for place in column] for column in pairs.T.tolist()]
-    first, second = (
-        np.frombuffer(b"".join(p.grey for p in side), np.uint8)
-        .reshape(-1, SIDE * SIDE)
-        .astype(np.float32)
-        for side in sides
-    )
-    levels = np.abs(first - second).mean(1)
-    colours = [np.array([picture.mean for picture in side]) for side in sides]
-    shifts = np.abs(colours[0] - colours[1]).max(1)
-    correlations = _correlate(first, second)
-    hashes = [np.array([picture.hash for picture in side], dtype=np.uint64) for side in sides]
+    first, second = ([pictures[place] for place in column] for column in pairs.T.tolist())
+    one, other = (_stack(p.grey for p in side) for side in (first, second))
+    colours = (_stack(p.colours for p in side) for side in (first, second))
+    correlations = _correlate(one, other)
+    distances = [(p.hash ^ q.hash).bit_count() for p, q in zip(first, second, strict=True)]
     is_tight = (
-        (np.bitwise_count(hashes[0] ^ hashes[1]) <= _TIGHT_DISTANCE)
+        (np.array(distances) <= _TIGHT_DISTANCE)
         & (correlations >= _TIGHT_CORRELATION)
-        & (levels <= _TIGHT_LEVELS)
-        & (shifts <= _TIGHT_COLOUR)
+        & (_difference(one, other) <= _TIGHT_LEVELS)
+        & (_difference(*colours) <= _TIGHT_LEVELS)
     )
     return correlations >= MIN_CORRELATION, is_tight
+
+
+def _stack(rows: Iterable[bytes]) -> Array:
+    return np.stack([np.frombuffer(row, np.uint8) for row in rows]).astype(np.float32)
+
+
+def _difference(first: Array, second: Array) -> Array:
+    return np.asarray(np.abs(first - second).mean(1))
 
 
 def _correlate(first: Array, second: Array) -> Array:
