@@ -114,6 +114,10 @@ def test_a_model_that_cannot_be_built_here_is_a_note(config: Path, run_cli: Cli)
     result = run_cli("data", "check", config, "--set", "model.name=hf-hub:timm/nothing")
     assert result.exit_code == 0
     assert "what a run will need is not estimated" in result.stderr
+    lenet = ("--set", "model.name=lenet5", "--set", "data.img_size=8")
+    result = run_cli("data", "check", config, *lenet)
+    assert result.exit_code == 0, result.stderr
+    assert "no_estimate: lenet5 cannot take images of 8x8" in result.stderr
     with pytest.raises(ConfigError):
         build_plan(load_config(config, ["model.name=hf-hub:timm/nothing"])[0], 2)
 

@@ -24,7 +24,7 @@ from mnft.engine.distributed import Ranks
 from mnft.engine.head import find_linear_head
 from mnft.engine.inputs import choose_loader_options
 from mnft.engine.optim import build_optimizer
-from mnft.errors import ConfigError
+from mnft.errors import ConfigError, ModelError
 from mnft.model.factory import build_model
 from mnft.model.freeze import freeze
 from mnft.preprocessing import Preprocessing
@@ -207,7 +207,11 @@ def _count_optimizer_bytes(config: Config, plan: Plan) -> int:
 
 
 def _count_kept_bytes(plan: Plan) -> float:
-    """Bytes in fp32 that autograd keeps of one image until the backward pass."""
+    """Bytes in fp32 that autograd keeps of one image until the backward pass.
+
+    Raises:
+        ModelError: the model does not take images of its input size.
+    """
     own = {p.untyped_storage().data_ptr() for p in plan.model.parameters()}
     kept: dict[int, int] = {}
     alive: list[Tensor] = []
@@ -220,8 +224,11 @@ def _count_kept_bytes(plan: Plan) -> float:
         return tensor
 
     images = torch.zeros(2, *plan.preprocessing.input_size)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        plan.model.train()(images)
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            plan.model.train()(images)
+    except (RuntimeError, ValueError, AssertionError) as error:  # an input that it does not take
+        raise ModelError(f"the model does not take {tuple(images.shape[1:])}: {error}") from error
     return sum(kept.values()) / len(images)
 
 
