@@ -59,15 +59,26 @@ def data_fetch(
 def data_check(
     target: Annotated[Path, typer.Argument(help="A config, or a folder of images.")],
     overrides: Overrides = [],  # noqa: B006 - Typer copies it
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option("--ckpt", help="A run or model folder, to find likely wrong labels with."),
+    ] = None,
+    fix: Annotated[
+        Path | None,
+        typer.Option(
+            "--fix", help="List of files to leave out, to be written or added to (data.exclude)."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Find what would spoil a training: exit code 3 if there is something.
 
-    Files that cannot be decoded, classes that differ between splits, the same image in two splits
-    or in two classes, empty or small classes (as the config splits); and how many of each class.
+    Files that cannot be decoded, classes that differ between splits, the same or nearly the same
+    picture in two splits or two classes, empty or small classes (as the config splits), unusual
+    sizes, colours and endings; for a config what a run will need. `--fix` deletes nothing.
 
-    Examples: `mnft data check photos/`, `mnft data check configs/flowers.yaml --json`
+    Examples: `mnft data check photos/`, `mnft data check configs/flowers.yaml --fix leave_out.txt`
     """
     from mnft.commands import check as command
 
-    command.run(target, overrides, as_json=as_json)
+    command.run(target, overrides, as_json=as_json, checkpoint=checkpoint, fix=fix)

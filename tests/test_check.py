@@ -11,7 +11,8 @@ from conftest import write_image
 from typer.testing import Result
 
 from mnft.config.schema import DataConfig
-from mnft.data.check import CheckReport, Finding, check_folder
+from mnft.data.check import CheckReport, check_folder
+from mnft.data.findings import Finding
 from mnft.data.prepare import prepare_manifest
 from mnft.errors import DataError
 
@@ -19,14 +20,28 @@ Cli = Callable[..., Result]
 Make = Callable[..., Path]
 
 
-def check(root: Path) -> CheckReport:
-    return check_folder(root, lambda *_: None)
+# The folders here hold a few tiny images, which test_check_images.py looks at.
+SIZES = {"few_images", "small_image"}
+
+Facts = tuple[str, bool, str, tuple[str, ...]]
+
+
+def check(root: Path, config: DataConfig | None = None) -> CheckReport:
+    return check_folder(root, lambda *_: None, config).report
+
+
+def findings(root: Path) -> list[Finding]:
+    return [f for f in check(root).findings if f.kind not in SIZES]
 
 
 def only(root: Path) -> Finding:
-    """The one finding of a folder."""
-    (finding,) = check(root).findings
+    """The one finding of a folder, but for those on sizes."""
+    (finding,) = findings(root)
     return finding
+
+
+def facts(finding: Finding) -> Facts:
+    return finding.kind, finding.is_problem, finding.message, finding.paths
 
 
 def copy(source: Path, target: Path) -> None:
@@ -35,8 +50,9 @@ def copy(source: Path, target: Path) -> None:
 
 
 def test_nothing_to_find(make_folder: Make) -> None:
-    report = check(make_folder(splits=("train", "val", "test"), per_class=3))
-    assert report.findings == ()
+    root = make_folder(splits=("train", "val", "test"), per_class=3)
+    report = check(root)
+    assert findings(root) == []
     assert report.splits == ("train", "val", "test")
     assert report.counts == {
         split: {"blue": 3, "green": 3, "red": 3} for split in ("train", "val", "test")
@@ -53,26 +69,26 @@ def test_unreadable(make_folder: Make) -> None:
     root = make_folder(per_class=4)
     (root / "red/bad.jpg").write_bytes(b"<html>")
     (root / "red/gone.jpg").symlink_to("nowhere.jpg")
-    report = check(root)
-    assert report.findings == (
-        Finding("unreadable", True, "not an image of a known type", ("red/bad.jpg",)),
-        Finding("unreadable", True, "cannot be read: No such file or directory", ("red/gone.jpg",)),
-    )
-    assert report.counts == {"all": {"blue": 4, "green": 4, "red": 4}}
+    assert [facts(f) for f in findings(root)] == [
+        ("unreadable", True, "not an image of a known type", ("red/bad.jpg",)),
+        ("unreadable", True, "cannot be read: No such file or directory", ("red/gone.jpg",)),
+    ]
+    assert check(root).counts == {"all": {"blue": 4, "green": 4, "red": 4}}
 
 
 def test_leak(make_folder: Make) -> None:
     root = make_folder(splits=("train", "val"), per_class=3)
     copy(root / "train/red/000.png", root / "val/red/x.png")
     what = "the same image in train and val"
-    assert only(root) == Finding("leak", True, what, ("train/red/000.png", "val/red/x.png"))
+    paths = ("train/red/000.png", "val/red/x.png")
+    assert facts(only(root)) == ("leak", True, what, paths)
 
 
 def test_label_conflict(make_folder: Make) -> None:
     root = make_folder(per_class=3)
     copy(root / "red/000.png", root / "blue/x.png")
     what = "the same image in classes blue and red"
-    assert only(root) == Finding("label_conflict", True, what, ("blue/x.png", "red/000.png"))
+    assert facts(only(root)) == ("label_conflict", True, what, ("blue/x.png", "red/000.png"))
 
 
 def test_duplicate_is_no_problem(make_folder: Make) -> None:
@@ -87,10 +103,10 @@ def test_duplicate_is_no_problem(make_folder: Make) -> None:
 def test_class_sets(make_folder: Make) -> None:
     root = make_folder(splits=("train", "val"), per_class=3)
     (root / "val/red").rename(root / "val/rot")
-    assert check(root).findings == (
-        Finding("class_set", True, "val has classes that train has not: rot", ()),
-        Finding("class_set", False, "val has no images of: red", ()),
-    )
+    assert [facts(f) for f in findings(root)] == [
+        ("class_set", True, "val has classes that train has not: rot", ()),
+        ("class_set", False, "val has no images of: red", ()),
+    ]
 
 
 def test_no_train_folder_and_one_class(make_folder: Make, tmp_path: Path) -> None:
@@ -107,23 +123,23 @@ def test_no_train_folder_and_one_class(make_folder: Make, tmp_path: Path) -> Non
 def test_empty_class(make_folder: Make) -> None:
     root = make_folder(per_class=3)
     (root / "zebra").mkdir()
-    assert only(root) == Finding("empty_class", True, "no usable image", ("zebra",))
+    assert facts(only(root)) == ("empty_class", True, "no usable image", ("zebra",))
     (root / "zebra/1.jpg").write_bytes(b"")
-    kinds = [(f.kind, f.paths) for f in check(root).findings]
+    kinds = [(f.kind, f.paths) for f in findings(root)]
     assert kinds == [("unreadable", ("zebra/1.jpg",)), ("empty_class", ("zebra",))]
 
 
 def test_empty_class_of_a_split(make_folder: Make) -> None:
     root = make_folder(splits=("train", "val"), per_class=3)
     (root / "train/zebra").mkdir()
-    assert only(root) == Finding("empty_class", True, "no usable image", ("train/zebra",))
+    assert facts(only(root)) == ("empty_class", True, "no usable image", ("train/zebra",))
 
 
 @pytest.mark.parametrize(("splits", "smallest"), [((), 3), (("train", "test"), 2)])
 def test_small_class(make_folder: Make, splits: tuple[str, ...], smallest: int) -> None:
     """What the check passes can be split, and what it refuses cannot."""
     root = make_folder("fits", splits=splits, per_class=smallest)
-    assert check(root).findings == ()
+    assert findings(root) == []
     prepare_manifest(DataConfig(root=str(root)), lambda *_: None)
     root = make_folder("too small", splits=splits, per_class=smallest)
     file = next((root / "train" if splits else root).rglob("red/000.png"))
@@ -149,7 +165,7 @@ def test_small_class_depends_on_the_fractions_as_in_training(
     copy(root / "red/000.png", root / "red/001.png")  # one image fewer than files
     write_image(root / "red/extra.png", (200, 10, 10), seed=99)
     config = DataConfig(root=str(root), **fractions)
-    report = check_folder(root, lambda *_: None, config)
+    report = check(root, config)
     assert ("small_class" not in {f.kind for f in report.findings}) == fits
     if fits:
         prepare_manifest(config, lambda *_: None)
@@ -171,9 +187,9 @@ def test_problems_come_first(make_folder: Make) -> None:
     root = make_folder(per_class=3)
     copy(root / "blue/000.png", root / "blue/x.png")
     copy(root / "red/000.png", root / "green/x.png")
-    report = check(root)
-    assert [f.is_problem for f in report.findings] == [True, False]
-    assert report.num_problems == 1
+    assert [f.is_problem for f in findings(root)] == [True, False]
+    assert [f.is_problem for f in check(root).findings] == [True, False, False, False]
+    assert check(root).num_problems == 1
 
 
 # The command
@@ -218,16 +234,20 @@ def test_json(make_folder: Make, run_cli: Cli) -> None:
         "val": {"blue": 3, "green": 3, "red": 4},
     }
     assert content["problems"] == 1
-    assert content["findings"] == [
-        {
-            "kind": "leak",
-            "is_problem": True,
-            "message": "the same image in train and val",
-            "paths": ["train/red/000.png", "val/red/x.png"],
-        }
-    ]
+    assert content["findings"][0] == {
+        "kind": "leak",
+        "is_problem": True,
+        "message": "the same image in train and val",
+        "paths": ["train/red/000.png", "val/red/x.png"],
+        "leave_out": ["train/red/000.png"],
+        "look_at": [],
+    }
+    assert {f["kind"] for f in content["findings"][1:]} == SIZES
+    assert 0.3 < content["mean"][0] < 0.45
+    assert content["not_compared"] == 19
     clean = run_cli("data", "check", make_folder("clean", per_class=3), "--json")
-    assert (clean.exit_code, json.loads(clean.stdout)["findings"]) == (0, [])
+    assert clean.exit_code == 0
+    assert {f["kind"] for f in json.loads(clean.stdout)["findings"]} == SIZES
 
 
 def test_a_config_names_the_folder(make_folder: Make, run_cli: Cli, tmp_path: Path) -> None:
@@ -287,10 +307,12 @@ def test_many_findings_are_cut_short_but_not_in_json(make_folder: Make, run_cli:
     for number in range(20):
         copy(root / "blue/000.png", root / f"blue/copy{number:02d}.png")
     result = run_cli("data", "check", root)
-    assert result.stderr.count("warning: unreadable") == 50
-    assert "and 11 more; --json lists all" in result.stderr
+    assert result.stderr.count("warning: unreadable: red/") == 10
+    assert "warning: unreadable: and 50 more; --json lists all" in result.stderr
+    assert ["unreadable", "problem", "60", "60"] in [x.split() for x in result.stderr.splitlines()]
+    assert "and 16 more: the same image more than once" in result.stderr
     content = json.loads(run_cli("data", "check", root, "--json").stdout)
-    assert len(content["findings"]) == 61
+    assert [f["kind"] for f in content["findings"]].count("unreadable") == 60
     assert len(content["findings"][-1]["paths"]) == 21
 
 

@@ -36,6 +36,9 @@ class DataConfig(Section):
     on_bad_image: Literal["fail", "skip"] = "fail"
     """What to do with files that cannot be decoded: `fail` stops before training with their list,
     `skip` leaves them out and lists them in split.json."""
+    exclude: str | None = None
+    """List of files to leave out, one path relative to `data.root` a line, as `mnft data check
+    --fix FILE` writes it; split.json names what it left out. Empty: none."""
     workers: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = "auto"
     """Processes that decode and augment images; 0 does it in the main process; `auto` chooses from
     the cores, at most 8 a training process."""

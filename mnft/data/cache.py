@@ -58,6 +58,27 @@ def make_room(cache: Path, keep: Path, needed: int, limit: int) -> str | None:
     return None
 
 
+def measure_room(cache: Path, keep: Path, limit: int) -> int:
+    """Bytes that `make_room` could make for a store; nothing is removed.
+
+    Args:
+        cache: the folder that holds the stores; need not exist.
+        keep: the store.
+        limit: bytes that all stores may have together.
+    """
+    stores = {p.parent: _size(p.parent) for p in cache.glob("*/*/index.bin")}
+    kept = sum(size for store, size in stores.items() if store.parent == keep.parent)
+    return min(limit - kept, measure_free(cache) + sum(stores.values()) - kept - _RESERVE_BYTES)
+
+
+def measure_free(folder: Path) -> int:
+    """Free bytes on the disk that a folder is on, or will be on."""
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
+    return _free(there)
+
+
 def _size(store: Path) -> int:
     return sum(file.stat().st_size for file in store.iterdir() if file.is_file())
 

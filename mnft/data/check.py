@@ -1,31 +1,23 @@
-"""Find what would spoil a training: files, classes and splits; looks at bytes and decodes once."""
+"""Find what would spoil a training: files, classes, copies and splits, in one look at each file."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mnft.config.schema import DataConfig
+from mnft.data.check_classes import find_class_faults
+from mnft.data.check_copies import count_compared, find_copies, find_near_copies
+from mnft.data.check_images import find_image_faults, find_loose_images
 from mnft.data.decode import Inspection
-from mnft.data.folder import IMAGE_SUFFIXES, FolderScan, scan_folder
-from mnft.data.inspection import inspect_files
-from mnft.data.manifest import choose_fractions, compute_split_counts
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that would spoil a training, or that a person should know.
-
-    `kind` is "unreadable", "leak", "label_conflict", "class_set", "empty_class", "small_class",
-    "no_class" or "duplicate"; `is_problem` says whether the check fails for it.
-    """
-
-    kind: str
-    is_problem: bool
-    message: str
-    paths: tuple[str, ...]
+from mnft.data.examine import Examined, compute_statistics, examine_files
+from mnft.data.exclude import Exclusion, exclude
+from mnft.data.findings import Expectations, Finding, Material
+from mnft.data.folder import FolderScan, ImageFile, scan_folder
+from mnft.data.manifest import Manifest, build_manifest
+from mnft.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +29,10 @@ class CheckReport:
         splits: that the folder has.
         counts: images that decode, by split ("all" where there are none) and class.
         ignored: files that are not taken as images.
+        excluded: images that `data.exclude` leaves out.
+        not_compared: images too small or too plain for being compared with others.
+        mean: of each channel, in 0..1, of the images to learn from; None without images.
+        std: standard deviation likewise.
         findings: problems first.
     """
 
@@ -44,6 +40,10 @@ class CheckReport:
     splits: tuple[str, ...]
     counts: Mapping[str, Mapping[str, int]]
     ignored: tuple[str, ...]
+    excluded: tuple[str, ...]
+    not_compared: int
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
     findings: tuple[Finding, ...]
 
     @property
@@ -51,125 +51,124 @@ class CheckReport:
         """Findings that make the check fail."""
         return sum(finding.is_problem for finding in self.findings)
 
+    def with_findings(self, more: list[Finding]) -> CheckReport:
+        """The report with further findings in their places."""
+        return replace(self, findings=_sort([*self.findings, *more]))
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """The report, and what later steps need of the material.
+
+    Attributes:
+        report: what was found.
+        images: that are not excluded.
+        inspections: of the files that are not excluded, by path.
+        manifest: how a training would split them; None where it would refuse to.
+    """
+
+    report: CheckReport
+    images: tuple[ImageFile, ...]
+    inspections: Mapping[str, Inspection]
+    manifest: Manifest | None
+
 
 def check_folder(
-    root: Path, on_progress: Callable[[int, int], None], config: DataConfig | None = None
-) -> CheckReport:
+    root: Path,
+    on_progress: Callable[[int, int], None],
+    config: DataConfig | None = None,
+    expected: Expectations | None = None,
+) -> Checked:
     """Check an image folder.
 
     Args:
         root: the folder.
         on_progress: called with the files inspected and all files.
-        config: how the folder will be split, and whether unreadable files are a problem; the
-            defaults where there is none.
+        config: how the folder will be split, what it leaves out, and whether unreadable files are a
+            problem; the defaults where there is none.
+        expected: what a training makes of the images.
 
     Raises:
         DataError: the folder is none, or holds no class folders.
+        ConfigError: the list that `data.exclude` names cannot be used.
     """
     config = config or DataConfig(root=str(root))
-    scan = scan_folder(root)
-    inspections = inspect_files(root, [image.path for image in scan.images], on_progress)
+    exclusion = exclude(scan_folder(root), config.exclude)
+    scan = exclusion.scan
+    examined = examine_files(root, [image.path for image in scan.images], on_progress)
+    inspections = {path: found.inspection for path, found in examined.items()}
+    manifest = _plan(scan, inspections, config)
+    splits = _find_splits(scan, manifest)
+    material = Material(scan, examined, config, expected or Expectations(), splits)
+    counts = _count(material)
+    findings = [
+        *find_image_faults(material),
+        *find_class_faults(material, counts),
+        *find_loose_images(scan),
+        *_unknown(exclusion),
+        *find_copies(material),
+        *find_near_copies(material),
+    ]
+    mean, std = _compute_statistics(scan, examined) or (None, None)
+    report = CheckReport(
+        root=root,
+        splits=scan.splits,
+        counts={split: dict(of_split) for split, of_split in counts.items()},
+        ignored=scan.ignored,
+        excluded=tuple(exclusion.excluded),
+        not_compared=len(material.readable) - count_compared(material),
+        mean=mean,
+        std=std,
+        findings=_sort(findings),
+    )
+    return Checked(report, scan.images, inspections, manifest)
+
+
+def _sort(findings: list[Finding]) -> tuple[Finding, ...]:
+    return tuple(sorted(findings, key=lambda finding: not finding.is_problem))
+
+
+def _plan(
+    scan: FolderScan, inspections: Mapping[str, Inspection], config: DataConfig
+) -> Manifest | None:
+    """The split that a training would make; None where the findings say why there is none."""
+    try:
+        return build_manifest(
+            scan,
+            inspections,
+            val_fraction=config.val_fraction,
+            test_fraction=config.test_fraction,
+            seed=config.split_seed,
+        )
+    except DataError:
+        return None
+
+
+def _find_splits(scan: FolderScan, manifest: Manifest | None) -> dict[str, str | None]:
+    splits = {image.path: image.split for image in scan.images}
+    if manifest is not None:
+        splits |= {sample.path: sample.split for sample in manifest.samples}
+    return splits
+
+
+def _count(material: Material) -> dict[str, Counter[str]]:
+    scan = material.scan
     counts: dict[str, Counter[str]] = {split: Counter() for split in scan.splits or ("all",)}
     for image in scan.images:
-        readable = inspections[image.path].problem is None
-        counts[image.split or "all"][image.class_name] += readable
-    findings = [
-        *_unreadable(inspections, is_problem=config.on_bad_image == "fail"),
-        *_class_sets(scan),
-        *_empty(scan, counts),
-        *_small(scan, inspections, config),
-        *_without_class(scan),
-        *_copies(scan, inspections),
-    ]
-    findings.sort(key=lambda finding: not finding.is_problem)
-    plain = {split: dict(of_split) for split, of_split in counts.items()}
-    return CheckReport(root, scan.splits, plain, scan.ignored, tuple(findings))
+        is_readable = material.inspection(image).problem is None
+        counts[image.split or "all"][image.class_name] += is_readable
+    return counts
 
 
-def _unreadable(inspections: Mapping[str, Inspection], *, is_problem: bool) -> list[Finding]:
-    return [
-        Finding("unreadable", is_problem, str(inspection.problem), (path,))
-        for path, inspection in inspections.items()
-        if inspection.problem is not None
-    ]
+def _compute_statistics(
+    scan: FolderScan, examined: Mapping[str, Examined]
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    learned = [image.path for image in scan.images if image.split in (None, "train")]
+    return compute_statistics([looks for path in learned if (looks := examined[path].looks)])
 
 
-def _class_sets(scan: FolderScan) -> list[Finding]:
-    learned = scan.class_names("train" if scan.splits else None)
-    if len(learned) == 1:
-        what = f"one class ({learned[0]}), a classifier needs at least two"
-        return [Finding("class_set", True, what, ())]
-    if "train" not in scan.splits:
-        missing = [Finding("class_set", True, "there is no train folder", ())]
-        return missing if scan.splits else []
-    train = set(learned)
-    findings = []
-    for split in scan.splits[1:]:
-        names = set(scan.class_names(split))
-        if unknown := sorted(names - train):
-            what = f"{split} has classes that train has not: {', '.join(unknown)}"
-            findings.append(Finding("class_set", True, what, ()))
-        if absent := sorted(train - names):
-            what = f"{split} has no images of: {', '.join(absent)}"
-            findings.append(Finding("class_set", False, what, ()))
-    return findings
-
-
-def _empty(scan: FolderScan, counts: Mapping[str, Counter[str]]) -> list[Finding]:
-    folders = [f"{split}/{name}" if split else name for split, name in scan.empty_classes]
-    folders += [f"{s}/{n}" if scan.splits else n for s, c in counts.items() for n in c if not c[n]]
-    return [Finding("empty_class", True, "no usable image", (folder,)) for folder in folders]
-
-
-def _small(
-    scan: FolderScan, inspections: Mapping[str, Inspection], config: DataConfig
-) -> list[Finding]:
-    """Classes with too few different images for the splits that will be made of them."""
-    fractions = choose_fractions(
-        scan.splits, val_fraction=config.val_fraction, test_fraction=config.test_fraction
-    )
-    if not fractions:
+def _unknown(exclusion: Exclusion) -> list[Finding]:
+    if not exclusion.unknown:
         return []
-    parts = ", ".join(["train", *fractions])
-    contents = defaultdict(set)
-    for image in scan.images:
-        if image.split in (None, "train") and inspections[image.path].problem is None:
-            contents[image.class_name].add(inspections[image.path].sha256)
-    return [
-        Finding(
-            "small_class",
-            True,
-            f"{len(found)} different images, too few to split into {parts}",
-            (f"train/{name}" if scan.splits else name,),
-        )
-        for name, found in sorted(contents.items())
-        if compute_split_counts(len(found), fractions) is None
-    ]
-
-
-def _without_class(scan: FolderScan) -> list[Finding]:
-    loose = tuple(p for p in scan.ignored if Path(p).suffix.lower() in IMAGE_SUFFIXES)
-    return [Finding("no_class", False, "in no class folder, not used", loose)] if loose else []
-
-
-def _copies(scan: FolderScan, inspections: Mapping[str, Inspection]) -> list[Finding]:
-    by_content = defaultdict(list)
-    for image in scan.images:
-        if inspections[image.path].problem is None:
-            by_content[inspections[image.path].sha256].append(image)
-    findings = []
-    for images in by_content.values():
-        if len(images) < 2:
-            continue
-        paths = tuple(image.path for image in images)
-        splits = {image.split for image in images}
-        classes = {image.class_name for image in images}
-        if len(splits) > 1:
-            what = f"the same image in {' and '.join(sorted(map(str, splits)))}"
-            findings.append(Finding("leak", True, what, paths))
-        if len(classes) > 1:
-            what = f"the same image in classes {' and '.join(sorted(classes))}"
-            findings.append(Finding("label_conflict", True, what, paths))
-        if len(splits) == len(classes) == 1:
-            findings.append(Finding("duplicate", False, "the same image more than once", paths))
-    return findings
+    what = "in the list of data.exclude, and no image of the folder"
+    return [Finding("exclude_unknown", False, what, tuple(exclusion.unknown))]

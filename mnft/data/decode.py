@@ -13,6 +13,7 @@ from collections.abc import Container
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
@@ -59,6 +60,14 @@ _SIDEWAYS = {5, 6, 7, 8}
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
+class Decoded(NamedTuple):
+    """An upright RGB image, the size it has when it is decoded whole, and its type by content."""
+
+    image: Image.Image
+    size: tuple[int, int]
+    format: str
+
+
 @dataclass(frozen=True, slots=True)
 class Inspection:
     """What one look at a file found.
@@ -94,7 +103,7 @@ def decode(path: Path, *, sha256: str | None = None) -> Image.Image:
             pixels, or is another than it was.
     """
     try:
-        content = _read(path)
+        content = read_content(path)
         if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
             raise DataError("its content has changed")
         return decode_bytes(content)
@@ -110,11 +119,11 @@ def decode_bytes(content: bytes, *, min_side: int | None = None) -> Image.Image:
         min_side: where given, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (scaled DCT,
             several times faster) as long as no side of it falls below this many pixels.
     """
-    return _decode(content, min_side)[0]
+    return decode_whole(content, min_side).image
 
 
-def _decode(content: bytes, min_side: int | None) -> tuple[Image.Image, tuple[int, int]]:
-    """The upright image, and the size it has when it is decoded whole."""
+def decode_whole(content: bytes, min_side: int | None) -> Decoded:
+    """Do what `decode_bytes` does, and tell what else is known of the file then."""
     if not content:
         raise DataError("the file is empty")
     try:
@@ -128,7 +137,7 @@ def _decode(content: bytes, min_side: int | None) -> tuple[Image.Image, tuple[in
             image.load()
             orientation = _orientation(image)
             size = (height, width) if orientation in _SIDEWAYS else (width, height)
-            return _turn_upright(_to_rgb(image), orientation), size
+            return Decoded(_turn_upright(_to_rgb(image), orientation), size, str(image.format))
     except UnidentifiedImageError as error:
         raise DataError("not an image of a known type") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -146,7 +155,7 @@ def inspect(path: Path, known: Container[str] = ()) -> Inspection:
         known: SHA-256 of contents that were decoded before, and need not be again.
     """
     try:
-        content = _read(path)
+        content = read_content(path)
     except DataError as error:
         return Inspection("", None, error.message)
     sha256 = hashlib.sha256(content).hexdigest()
@@ -154,12 +163,17 @@ def inspect(path: Path, known: Container[str] = ()) -> Inspection:
         return Inspection(sha256, None, None)
     try:
         # What is damaged shows at an eighth of the size too: all of the data is read.
-        return Inspection(sha256, _decode(content, min_side=1)[1], None)
+        return Inspection(sha256, decode_whole(content, min_side=1).size, None)
     except DataError as error:
         return Inspection(sha256, None, error.message)
 
 
-def _read(path: Path) -> bytes:
+def read_content(path: Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     try:
         return path.read_bytes()
     except OSError as error:

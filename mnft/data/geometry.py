@@ -67,6 +67,13 @@ class TrainGeometry:
         """Text that is the same for the same pixels."""
         return json.dumps({"kind": "train", **asdict(self)})
 
+    def count_bytes(self, width: int, height: int) -> int:
+        """Bytes of the pixels of an image of this size, to a row or column."""
+        short = min(width, height)
+        share = min(1.0, self.short_side / short)
+        long = min(max(width, height), _MAX_ASPECT * short)
+        return round(short * share) * round(long * share) * self.channels
+
     def decode(self, content: bytes) -> Pixels:
         """The content of an image file to (H, W, C) uint8, H and W its own.
 

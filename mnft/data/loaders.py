@@ -166,8 +166,13 @@ def choose_workers(
     shared = Path("/dev/shm")
     if shared.is_dir():
         free = shutil.disk_usage(shared).free // processes
-        workers = min(workers, free // (batch_bytes * (_PREFETCH + 2)))
+        workers = min(workers, free // count_shared_bytes(1, batch_bytes))
     return workers
+
+
+def count_shared_bytes(workers: int, batch_bytes: int) -> int:
+    """Shared memory that loading processes need: batches under way, ready and in use."""
+    return workers * batch_bytes * (_PREFETCH + 2)
 
 
 class _Raw(NamedTuple):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Container, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from mnft.config.schema import DataConfig
 from mnft.data.cache import find_cache_folder
 from mnft.data.decode import Inspection
+from mnft.data.exclude import Exclusion, exclude
 from mnft.data.folder import FolderScan, scan_folder
 from mnft.data.inspection import inspect_files
-from mnft.data.manifest import Manifest, Sample, build_manifest
+from mnft.data.manifest import LeftOut, Manifest, Sample, build_manifest
 from mnft.data.store import find_known_contents
 from mnft.errors import DataError
 
@@ -43,9 +45,11 @@ def prepare_manifest(
     Raises:
         DataError: the folder cannot be used, or holds files that do not decode and
             `data.on_bad_image` is "fail".
+        ConfigError: the list that `data.exclude` names cannot be used.
     """
     try:
-        scan = scan_folder(Path(config.root).expanduser())
+        exclusion = exclude(scan_folder(Path(config.root).expanduser()), config.exclude)
+        scan = exclusion.scan
         known = frozenset[str]()
         if config.store != "off":
             known = find_known_contents(find_cache_folder(config.store), scan.root)
@@ -58,7 +62,20 @@ def prepare_manifest(
         _log.warning("left out: %s: %s", entry.path, entry.reason)
     if len(manifest.left_out) > _SHOWN:
         _log.warning("left out: %d more, see split.json", len(manifest.left_out) - _SHOWN)
-    return manifest
+    return _record(manifest, exclusion, config.exclude)
+
+
+def _record(manifest: Manifest, exclusion: Exclusion, name: str | None) -> Manifest:
+    """The manifest with the files that a list has taken away."""
+    if exclusion.unknown:
+        _log.warning(
+            "data.exclude: %d paths of %s are no image of the folder: %s",
+            len(exclusion.unknown),
+            name,
+            ", ".join(exclusion.unknown[:_SHOWN]),
+        )
+    excluded = tuple(LeftOut(path, f"excluded by {name}") for path in exclusion.excluded)
+    return replace(manifest, left_out=manifest.left_out + excluded)
 
 
 def _prepare_unchecked(

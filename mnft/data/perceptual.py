@@ -1,0 +1,186 @@
+"""Pictures that look the same: a hash of what they show, and a comparison of what it finds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from scipy.fft import dctn
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+# Side of the grey picture that is hashed and compared, in pixels. Smaller images say too little.
+SIDE = 32
+# Areas of which the colours are compared, in a row.
+COLOURS = 4
+# Least standard deviation of that picture's grey levels; a plain area has a hash of its noise.
+MIN_CONTRAST = 6.0
+# Bits (of 64) that the hashes of two pictures may differ in. Measured, see docs/data-check.md.
+MAX_DISTANCE = 10
+# Least correlation of the two grey pictures.
+MIN_CORRELATION = 0.9
+# From here on it is the same picture, saved anew: bits, correlation, and mean difference of the
+# grey levels, and of the colours, of 255.
+_TIGHT_DISTANCE = 6
+_TIGHT_CORRELATION = 0.985
+_TIGHT_LEVELS = 4.0
+# The hash in six parts. Of two hashes with at most 10 different bits one part has at most one.
+_PARTS = (0, 11, 22, 33, 43, 54, 64)
+# Pairs that are looked at; a film cut into pictures has as many as the square of its length.
+MAX_PAIRS = 5_000_000
+_AT_ONCE = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What is compared of an image.
+
+    Attributes:
+        hash: 64 bits, see `compute_hash`.
+        grey: SIDE * SIDE grey levels, row by row.
+        colours: levels of red, green and blue of COLOURS * COLOURS areas, row by row.
+    """
+
+    hash: int
+    grey: bytes
+    colours: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Pictures that look alike.
+
+    Attributes:
+        places: (P, 2) int64, places in the list of pictures, the smaller first, ascending.
+        is_tight: (P,) bool, whether they are the same picture saved anew.
+        is_complete: False where the search stopped at MAX_PAIRS.
+    """
+
+    places: Array
+    is_tight: Array
+    is_complete: bool
+
+
+def build_picture(image: Image.Image) -> Picture | None:
+    """What to compare an RGB image by; None where it is too small or too plain to be compared."""
+    if min(image.size) < SIDE:
+        return None
+    grey = np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX))
+    if grey.std() < MIN_CONTRAST:
+        return None
+    colours = image.resize((COLOURS, COLOURS), Image.Resampling.BOX)
+    return Picture(compute_hash(grey), grey.tobytes(), colours.tobytes())
+
+
+def compute_hash(grey: Array) -> int:
+    """The DCT hash of Zauner (2010), "Implementation and Benchmarking of Perceptual Image Hash
+    Functions", section 3.2.1: 64 low frequencies, without the lowest, against their median.
+
+    Where the paper blurs and takes every n-th pixel, means of areas are taken here.
+
+    Args:
+        grey: (SIDE, SIDE) uint8.
+
+    Returns:
+        64 bits, of which 32 are set but where frequencies are equal.
+    """
+    frequencies = dctn(grey.astype(np.float32), norm="ortho")[1:9, 1:9].ravel()
+    bits = np.packbits(frequencies > np.median(frequencies))
+    return int.from_bytes(bits.tobytes(), "big")
+
+
+def find_alike(pictures: Sequence[Picture]) -> Pairs:
+    """All pairs of pictures that show the same: near hashes, confirmed by the pictures."""
+    hashes = np.array([picture.hash for picture in pictures], dtype=np.uint64)
+    pairs, is_complete = find_pairs(hashes)
+    kept, tight = [np.empty((0, 2), dtype=np.int64)], [np.empty(0, dtype=bool)]
+    for start in range(0, len(pairs), _AT_ONCE):
+        some = pairs[start : start + _AT_ONCE]
+        is_alike, is_tight = _compare(pictures, some)
+        kept.append(some[is_alike])
+        tight.append(is_tight[is_alike])
+    return Pairs(np.concatenate(kept), np.concatenate(tight), is_complete)
+
+
+def find_pairs(hashes: Array) -> tuple[Array, bool]:
+    """All pairs of hashes with at most MAX_DISTANCE different bits.
+
+    Only hashes are compared of which one part of six differs in at most one bit, which all such
+    pairs have (Norouzi, Punjani, Fleet 2012, "Fast Search in Hamming Space with Multi-Index
+    Hashing", section 3.1).
+
+    Args:
+        hashes: (N,) uint64.
+
+    Returns:
+        (P, 2) places, the smaller first, ascending; and whether those are all.
+    """
+    found = [np.empty(0, dtype=np.int64)]
+    count = 0
+    for low, high in pairwise(_PARTS):
+        for first, second in _near_in_part(hashes, low, high - low):
+            pair = first < second
+            codes = first[pair] * len(hashes) + second[pair]
+            found.append(codes)
+            count += len(codes)
+            if count > MAX_PAIRS:
+                return _decode_pairs(found, len(hashes)), False
+    return _decode_pairs(found, len(hashes)), True
+
+
+def _decode_pairs(found: Sequence[Array], count: int) -> Array:
+    codes = np.unique(np.concatenate(found))
+    return np.stack(np.divmod(codes, max(count, 1)), axis=1)
+
+
+def _near_in_part(hashes: Array, low: int, width: int) -> Iterator[tuple[Array, Array]]:
+    """Near pairs, in both orders, among those that differ in at most one bit of a part."""
+    keys = (hashes >> np.uint64(low)) & np.uint64((1 << width) - 1)
+    order = np.argsort(keys, kind="stable")
+    starts = np.searchsorted(keys[order], np.arange((1 << width) + 1))
+    for key in np.unique(keys).tolist():
+        own = order[starts[key] : starts[key + 1]]
+        near = [key, *(key ^ (1 << bit) for bit in range(width))]
+        others = np.concatenate([order[starts[other] : starts[other + 1]] for other in near])
+        # In parts: a million pictures with one key would be a table of a terabyte.
+        step = max(1, (1 << 24) // len(others))
+        for start in range(0, len(own), step):
+            some = own[start : start + step]
+            distances = np.bitwise_count(hashes[some][:, None] ^ hashes[others][None, :])
+            rows, columns = np.nonzero(distances <= MAX_DISTANCE)
+            yield some[rows], others[columns]
+
+
+def _compare(pictures: Sequence[Picture], pairs: Array) -> tuple[Array, Array]:
+    """(P,) whether they show the same, and (P,) whether they are the same picture."""
+    first, second = ([pictures[place] for place in column] for column in pairs.T.tolist())
+    one, other = (_stack(p.grey for p in side) for side in (first, second))
+    colours = (_stack(p.colours for p in side) for side in (first, second))
+    correlations = _correlate(one, other)
+    distances = [(p.hash ^ q.hash).bit_count() for p, q in zip(first, second, strict=True)]
+    is_tight = (
+        (np.array(distances) <= _TIGHT_DISTANCE)
+        & (correlations >= _TIGHT_CORRELATION)
+        & (_difference(one, other) <= _TIGHT_LEVELS)
+        & (_difference(*colours) <= _TIGHT_LEVELS)
+    )
+    return correlations >= MIN_CORRELATION, is_tight
+
+
+def _stack(rows: Iterable[bytes]) -> Array:
+    return np.stack([np.frombuffer(row, np.uint8) for row in rows]).astype(np.float32)
+
+
+def _difference(first: Array, second: Array) -> Array:
+    return np.asarray(np.abs(first - second).mean(1))
+
+
+def _correlate(first: Array, second: Array) -> Array:
+    first = first - first.mean(1, keepdims=True)
+    second = second - second.mean(1, keepdims=True)
+    squares = (first**2).sum(1) * (second**2).sum(1)
+    return np.asarray((first * second).sum(1) / np.sqrt(squares))
