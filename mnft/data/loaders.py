@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing.queues
+import os
 import shutil
+import signal
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -75,6 +79,7 @@ class LoadedBatches:
             pin_memory=options.device.type == "cuda",
             persistent_workers=options.workers > 0,
             prefetch_factor=_PREFETCH if options.workers else None,
+            worker_init_fn=_end_where_batches_are_lost,
             # Without its own generator the loader would draw from the global one, and the
             # number of workers would change what follows.
             generator=torch.Generator(),
@@ -119,6 +124,23 @@ class LoadedBatches:
         return smaller.round_().clamp_(0, 255)
 
 
+def _end_where_batches_are_lost(_worker: int) -> None:
+    """End a loading process that cannot hand a batch over.
+
+    Its queue would print the error and drop the batch, for which the main process would wait
+    for ever.
+    """
+
+    if sys.platform == "win32":
+        return
+
+    def end(_error: Exception, _batch: object) -> None:
+        os.kill(os.getpid(), signal.SIGBUS)
+
+    signal.signal(signal.SIGBUS, signal.SIG_DFL)  # torch's own handler prints
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(end)  # type: ignore
+
+
 def _until_lost(loader: Iterable[_RawBatch]) -> Iterator[_RawBatch]:
     """The batches, until a loading process is lost.
 
@@ -138,7 +160,7 @@ def explain_lost_worker(error: BaseException) -> DataError | None:
 
     Torch raises some of it from a signal handler, wherever the main process is at that moment.
     """
-    text = str(error)
+    text = f"{error} {error.__cause__ or ''}"
     is_full = isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename
     if is_full or any(words in text for words in _SHARED_MEMORY):
         return DataError(

@@ -259,10 +259,10 @@ def test_a_loading_process_is_killed(place: Place) -> None:
 
 
 @pytest.mark.skipif(not may_mount(), reason="this system lets users mount nothing")
-@pytest.mark.parametrize(("size", "says"), [("4k", "a batch takes"), ("200k", "no room")])
+@pytest.mark.parametrize(("size", "says"), [("4k", "a batch takes"), ("60k", "no room")])
 def test_shared_memory_is_too_small(place: Place, size: str, says: str) -> None:
     """Refused at once where no batch fits; else when a batch does not."""
-    sets = ("data.store=off", "data.workers=2", "train.batch_size=24", "eval.batch_size=24")
+    sets = ("data.store=off", "data.workers=2", "train.batch_size=8", "eval.batch_size=4")
     small = Warm(f"mount -t tmpfs -o size={size} none /dev/shm")
     place.warm, usual = small, place.warm
     try:
