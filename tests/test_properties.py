@@ -329,7 +329,8 @@ def test_the_model_folder_of_every_mobilenet_round_trips(name: str, tmp_path: Pa
     images = torch.randn(2, *built.preprocessing.input_size)
     with torch.inference_mode():
         expected = built.model.eval()(images)
-        assert expected.shape == (2, 3)
+        if not name.endswith("_enc"):  # an encoder has no classes
+            assert expected.shape == (2, 3)
         assert expected.isfinite().all()
         assert torch.equal(opened.model(images), expected)
         assert torch.equal(plain(images), expected)
