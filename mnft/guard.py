@@ -67,20 +67,22 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             console.show_error(MnftError(f"{where}: {error.strerror}"))
             raise typer.Exit(MnftError.exit_code) from None
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if (known := _explain(error)) is None:
                 raise
-            console.show_error(_too_little_memory(error))
-            raise typer.Exit(MnftError.exit_code) from None
+            console.show_error(known)
+            raise typer.Exit(known.exit_code) from None
 
     return run
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def _explain(error: BaseException) -> MnftError | None:
+    """What torch's plain errors mean; None where it is a bug."""
     if "torch" not in sys.modules:  # which is slow to import
-        return isinstance(error, MemoryError)
+        return _too_little_memory(error) if isinstance(error, MemoryError) else None
+    from mnft.data.loaders import explain_lost_worker
     from mnft.engine.memory import is_out_of_memory
 
-    return is_out_of_memory(error)
+    return _too_little_memory(error) if is_out_of_memory(error) else explain_lost_worker(error)
 
 
 def _too_little_memory(error: BaseException) -> MnftError:

@@ -100,3 +100,28 @@ def fault_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from faults_support import write_images
 
     return write_images(tmp_path_factory.mktemp("faults") / "images")
+
+
+# Of tests/faults, what the default suite runs: one of each kind of fault, together under a minute.
+QUICK_FAULTS = (
+    "test_killed_anywhere_and_resumed_equals_uninterrupted[plain-3]",
+    "test_a_signal_stops_within_seconds_and_loses_nothing[SIGTERM-143-epoch]",
+    "test_files_may_not_grow[200000]",
+    "test_the_log_cannot_be_written",
+    "test_the_run_folder_is_deleted",
+    "test_an_image_that_changes[train-another picture]",
+    "test_a_store_that_is_cut_off_in_use",
+    "test_the_newest_states_are_damaged[1]",
+    "test_the_best_model_is_damaged[a flipped bit]",
+    "test_a_loading_process_is_killed",
+    "test_memory_runs_out[12]",
+    "test_two_runs_of_one_name_at_the_same_moment",
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave the other faults to `make test-all`."""
+    for item in items:
+        if item.path.parent.name == "faults" and item.name not in QUICK_FAULTS:
+            item.add_marker("slow")

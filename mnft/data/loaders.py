@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import multiprocessing.queues
+import os
 import shutil
+import signal
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -74,6 +79,7 @@ class LoadedBatches:
             pin_memory=options.device.type == "cuda",
             persistent_workers=options.workers > 0,
             prefetch_factor=_PREFETCH if options.workers else None,
+            worker_init_fn=_end_where_batches_are_lost,
             # Without its own generator the loader would draw from the global one, and the
             # number of workers would change what follows.
             generator=torch.Generator(),
@@ -118,6 +124,23 @@ class LoadedBatches:
         return smaller.round_().clamp_(0, 255)
 
 
+def _end_where_batches_are_lost(_worker: int) -> None:
+    """End a loading process that cannot hand a batch over.
+
+    Its queue would print the error and drop the batch, for which the main process would wait
+    for ever.
+    """
+
+    if sys.platform == "win32":
+        return
+
+    def end(_error: Exception, _batch: object) -> None:
+        os.kill(os.getpid(), signal.SIGBUS)
+
+    signal.signal(signal.SIGBUS, signal.SIG_DFL)  # torch's own handler prints
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(end)  # type: ignore
+
+
 def _until_lost(loader: Iterable[_RawBatch]) -> Iterator[_RawBatch]:
     """The batches, until a loading process is lost.
 
@@ -127,21 +150,31 @@ def _until_lost(loader: Iterable[_RawBatch]) -> Iterator[_RawBatch]:
     try:
         yield from loader
     except (RuntimeError, OSError, EOFError) as error:
-        text = str(error)
-        if any(words in text for words in _SHARED_MEMORY):
-            raise DataError(
-                "a process that loads images found no room in /dev/shm",
-                hint="enlarge it (docker run --shm-size=2g), or lower data.workers; 0 needs none",
-                key="data.workers",
-            ) from error
-        if isinstance(error, RuntimeError) and "DataLoader worker" not in text:
+        if (lost := explain_lost_worker(error)) is None:
             raise
-        if isinstance(error, RuntimeError) and "Caught" in text:
-            raise
-        raise DataError(
+        raise lost from error
+
+
+def explain_lost_worker(error: BaseException) -> DataError | None:
+    """What a loading process that is lost makes torch raise, in words; None for other errors.
+
+    Torch raises some of it from a signal handler, wherever the main process is at that moment.
+    """
+    text = f"{error} {error.__cause__ or ''}"
+    is_full = isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename
+    if is_full or any(words in text for words in _SHARED_MEMORY):
+        return DataError(
+            "a process that loads images found no room in /dev/shm",
+            hint="enlarge it (docker run --shm-size=2g), or lower data.workers; 0 needs none",
+        )
+    if isinstance(error, EOFError | ConnectionError) or (
+        isinstance(error, RuntimeError) and text.startswith("DataLoader worker")
+    ):
+        return DataError(
             "a process that loads images was killed, often because memory ran out",
             hint="go on with `mnft train --resume RUN`, and fewer of them: --set data.workers=N",
-        ) from error
+        )
+    return None
 
 
 def choose_workers(
@@ -158,16 +191,23 @@ def choose_workers(
         device: where training runs.
         batch_bytes: size of one uint8 batch.
         processes: training processes on this machine.
+
+    Raises:
+        DataError: a number is wanted, and shared memory cannot hold a single batch.
     """
+    shared = Path("/dev/shm")
+    free = shutil.disk_usage(shared).free // processes if shared.is_dir() else None
     if isinstance(wanted, int):
+        if wanted and free is not None and free < batch_bytes:
+            raise DataError(
+                f"/dev/shm has {free / 1e6:.1f} MB free, a batch takes {batch_bytes / 1e6:.1f} MB",
+                hint="enlarge it (docker run --shm-size=2g), or set data.workers: 0",
+                key="data.workers",
+            )
         return wanted
     cores = count_cores() // processes
     workers = min(8, max(1, cores - 1)) if device.type == "cuda" else min(4, cores // 2)
-    shared = Path("/dev/shm")
-    if shared.is_dir():
-        free = shutil.disk_usage(shared).free // processes
-        workers = min(workers, free // count_shared_bytes(1, batch_bytes))
-    return workers
+    return workers if free is None else min(workers, free // count_shared_bytes(1, batch_bytes))
 
 
 def count_shared_bytes(workers: int, batch_bytes: int) -> int:

@@ -14,13 +14,17 @@ from mnft.errors import TrainError
 
 _log = logging.getLogger(__name__)
 # What torch says in a plain RuntimeError: on the CPU (Linux and Windows), on Apple's GPUs, and
-# when a library cannot allocate its workspace on a GPU.
+# when a library cannot allocate its workspace on a GPU or (oneDNN) the CPU; and Python of a
+# thread whose stack has no room.
 _WORDS = (
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",
     "MPS backend out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
+    "could not create a primitive",
+    "std::bad_alloc",
+    "can't start new thread",
 )
 
 

@@ -56,7 +56,8 @@ class Warm:
 
     def close(self) -> None:
         self._process.kill()
-        self._process.wait()
+        with self._process:  # closes the pipes
+            pass
 
 
 @dataclass

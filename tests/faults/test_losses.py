@@ -88,7 +88,7 @@ def test_images_that_are_deleted_are_not_missed_where_they_are_stored(place: Pla
 
 
 DAMAGE = {
-    "another picture": "shutil.copy(path.with_name('007.png'), path)",
+    "another picture": "shutil.copy(path.with_name('001.png'), path)",
     "cut off": "path.write_bytes(path.read_bytes()[:100])",
     "empty": "path.write_bytes(b'')",
     "gone": "path.unlink()",
@@ -259,26 +259,25 @@ def test_a_loading_process_is_killed(place: Place) -> None:
 
 
 @pytest.mark.skipif(not may_mount(), reason="this system lets users mount nothing")
-def test_shared_memory_is_too_small(place: Place) -> None:
-    small = Warm("mount -t tmpfs -o size=4k none /dev/shm")
+@pytest.mark.parametrize(("size", "says"), [("4k", "a batch takes"), ("60k", "no room")])
+def test_shared_memory_is_too_small(place: Place, size: str, says: str) -> None:
+    """Refused at once where no batch fits; else when a batch does not."""
+    sets = ("data.store=off", "data.workers=2", "train.batch_size=8", "eval.batch_size=4")
+    small = Warm(f"mount -t tmpfs -o size={size} none /dev/shm")
     place.warm, usual = small, place.warm
     try:
-        failed = place.train(*WORKERS)
-        failed.fails_clearly(1, "/dev/shm", "data.workers")
-        auto = place.call(
-            "train",
-            place.config,
-            *("--set", "data.store=off"),
-            *("--set", "data.workers=auto"),
-            *("--set", "run.name=auto"),
-        )
-        assert auto.code == 0, auto.err
+        place.train(*sets).fails_clearly(1, "/dev/shm", "data.workers", says)
+        auto = [
+            part for s in (sets[0], "data.workers=auto", "run.name=auto") for part in ("--set", s)
+        ]
+        ended = place.call("train", place.config, *auto)
+        assert ended.code == 0, ended.err
     finally:
         small.close()
     place.warm = usual
-    resumed = place.resume()
+    resumed = place.resume() if place.run.exists() else place.train(*sets)
     assert resumed.code == 0, resumed.err
-    assert_same_run(run_whole(place, *WORKERS).run, place.run)
+    assert_same_run(run_whole(place, *sets).run, place.run)
 
 
 LIMIT = """
