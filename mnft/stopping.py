@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mnft.errors import Interrupted
 
 _CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
+_MOMENT_S = 0.5
 _process = 0
 _patient = 0
 _asked: Interrupted | None = None
@@ -45,6 +47,19 @@ def raise_if_asked() -> None:
         raise asked
 
 
+def await_signal() -> None:
+    """Wait a moment for a signal that is on its way, and raise what it asks for.
+
+    A scheduler signals all processes of a job one after the other; that another one has ended may
+    be known here before the signal is.
+
+    Raises:
+        Interrupted: a signal has come.
+    """
+    time.sleep(_MOMENT_S)
+    raise_if_asked()
+
+
 @contextmanager
 def patiently() -> Iterator[None]:
     """Put off the first signal: whoever works inside asks for it, or it is raised at the end.
@@ -68,6 +83,7 @@ def _on_signal(number: int, _frame: object) -> None:
     global _asked
     if os.getpid() != _process:  # a loading process, which ends in silence
         raise KeyboardInterrupt
+    _forget_children()
     which = signal.Signals(number)
     name = "Ctrl-C" if which is signal.SIGINT else which.name
     asked = Interrupted(_CODES[which], f"by {name}", by=name)
@@ -76,3 +92,12 @@ def _on_signal(number: int, _frame: object) -> None:
         return
     _asked = None
     raise asked
+
+
+def _forget_children() -> None:
+    """Processes that load images may get the same signal; their end is no news from now on.
+
+    Torch's handler would raise an error for each, wherever this process is by then.
+    """
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)

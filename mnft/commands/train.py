@@ -14,6 +14,7 @@ from mnft.commands.resuming import AUTO, check_resumable, find_run
 from mnft.config.load import load_config, save_config
 from mnft.config.schema import Config
 from mnft.config.source import Source, dump_yaml
+from mnft.data.loaders import explain_lost_worker
 from mnft.data.manifest import Manifest, save_manifest
 from mnft.engine import stages
 from mnft.engine.device import keep_freed_memory
@@ -34,6 +35,7 @@ from mnft.runs.folder import (
     remove_leftovers,
 )
 from mnft.runs.tensorboard import open_writer
+from mnft.stopping import await_signal
 
 
 def run(
@@ -182,7 +184,12 @@ def _fit(
 
 
 def _run_fit(training: Training, *, keeper: Any, observer: Any) -> FitResult:
-    return stages.train(training, keeper=keeper, observer=observer, progress=console.progress)
+    try:
+        return stages.train(training, keeper=keeper, observer=observer, progress=console.progress)
+    except (RuntimeError, DataError) as error:
+        if explain_lost_worker(error.__cause__ or error):
+            await_signal()
+        raise
 
 
 def _announce(config: Config, folder: RunFolder, training: Training, *, resumed: bool) -> None:
