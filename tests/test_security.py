@@ -10,6 +10,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import socket
 import stat
 import subprocess
@@ -88,7 +89,8 @@ def test_hostile_names_are_harmless_in_every_output(hostile: Path, run_cli: Cli)
     done.append(run_cli("eval", "--ckpt", best))
     done.append(run_cli("predict", "--ckpt", best, hostile))
     done.append(run_cli("predict", "--ckpt", best, hostile, "--json"))
-    done.append(run_cli("compare", best, best, "--split", "test", "-o", "out"))
+    shutil.copytree(best, "<script>|`m`")
+    done.append(run_cli("compare", best, "<script>|`m`", "--split", "test", "-o", "out"))
     for number, result in enumerate(done):
         assert result.exit_code == 0, result.stderr
         if number not in {4, 5}:  # predict, see below: these are data for a pipe
@@ -102,7 +104,9 @@ def test_hostile_names_are_harmless_in_every_output(hostile: Path, run_cli: Cli)
     assert_harmless_csv(done[4].stdout)
     metrics = json.loads(next(Path("runs").rglob("metrics.json")).read_text())
     assert {row["name"] for row in metrics["per_class"]} == set(HOSTILE)
-    assert_no_tags(next(Path("out").rglob("*.md")).read_text(encoding="utf-8"))
+    page = next(Path("out").rglob("*.md")).read_text(encoding="utf-8")
+    assert "script" in page
+    assert_no_tags(page)
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]])

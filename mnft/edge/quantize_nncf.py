@@ -210,6 +210,9 @@ def save_openvino(model: Any, path: Path) -> None:
     """Write an OpenVINO model: .xml, with .bin beside it."""
     import openvino
 
+    # OpenVINO maps the weights of a model that it runs: what is there must not be written over.
+    for old in (path, path.with_suffix(".bin")):
+        old.unlink(missing_ok=True)
     openvino.save_model(model, path, compress_to_fp16=False)
     # A fifth of the text is indentation, which is a tenth of a small int8 model.
     files.write_text(path, re.sub(r">\s+<", "><", path.read_text(encoding="utf-8")))
