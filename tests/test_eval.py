@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -477,6 +478,9 @@ def test_a_model_that_gives_no_numbers(run: Path, evaluate: Cli) -> None:
     weights = load_file(path)
     weights["conv1.bias"] = torch.full((6,), float("nan"))
     save_file(weights, path)
+    record = json.loads((path.parent / "mnft.json").read_text())
+    record["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (path.parent / "mnft.json").write_text(json.dumps(record))
     result = evaluate(run)
     assert result.exit_code == 1
     assert "finite" in result.stderr

@@ -289,6 +289,9 @@ def spoil(folder: Path) -> None:
     weights["conv1.weight"][0] *= 1e-5
     weights["conv1.bias"][0] = 0
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    record = json.loads((folder / "mnft.json").read_text())
+    del record["sha256"]
+    (folder / "mnft.json").write_text(json.dumps(record))
 
 
 def make_noise() -> np.ndarray[Any, np.dtype[Any]]:

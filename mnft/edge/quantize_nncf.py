@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -91,8 +94,19 @@ class NncfQuantizer:
             The layers that it left in float.
 
         Raises:
-            ExportError: NNCF cannot take this model.
+            ExportError: NNCF cannot take this model, or ended its process.
         """
+        # In a process of its own: in this one OpenVINO was seen to crash after other attempts.
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            try:
+                return pool.submit(self._write_controlled, path, control).result()
+            except BrokenProcessPool as error:
+                raise ExportError(
+                    "NNCF ended its process while it looked for layers to leave in float",
+                    hint="leave the search out: --set quantize.float_layers=0",
+                ) from error
+
+    def _write_controlled(self, path: Path, control: Control) -> list[str]:
         with self._explaining(), TemporaryDirectory(prefix="mnft-nncf-") as plain:
             import nncf
 
