@@ -208,3 +208,54 @@ def test_recover_takes_folders_without_a_name(
     monkeypatch.chdir(tmp_path)
     files.recover_folder(Path(name))
     assert names(tmp_path) == []
+
+
+# Flushed: what a loss of power leaves
+
+
+def test_content_is_on_the_disk_before_its_name_and_the_name_before_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rename that reached the disk before the content would leave an empty file."""
+    done: list[str] = []
+    flush, rename = os.fsync, Path.replace
+
+    def fsync(handle: int) -> None:
+        done.append(f"flush {Path(f'/proc/self/fd/{handle}').readlink().name}")
+        flush(handle)
+
+    def replace(self: Path, target: Path) -> Path:
+        done.append(f"rename {self.name} {Path(target).name}")
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", replace)
+    files.write_text(tmp_path / "a.txt", "new")
+    (content, name, folder) = done
+    temporary = name.split()[1]
+    assert content == f"flush {temporary}"
+    assert name == f"rename {temporary} a.txt"
+    assert folder == f"flush {tmp_path.name}"
+
+
+def test_all_of_a_folder_is_on_the_disk_before_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[str] = []
+    flush = os.fsync
+
+    def fsync(handle: int) -> None:
+        assert not (tmp_path / "folder").exists() or handle_path(handle) == tmp_path
+        flushed.append(handle_path(handle).name)
+        flush(handle)
+
+    def handle_path(handle: int) -> Path:
+        return Path(f"/proc/self/fd/{handle}").readlink()
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with files.atomic_folder(tmp_path / "folder") as temporary:
+        (temporary / "inner").mkdir()
+        (temporary / "inner/x").write_text("x")
+        (temporary / "y").write_text("y")
+    assert {"x", "y", "inner", temporary.name} <= set(flushed)
+    assert flushed[-1] == tmp_path.name
