@@ -264,3 +264,11 @@ def find_training(pid: int) -> int:
     for _ in range(3):
         below |= {child for child, parent, _ in rows if parent in below}
     return next(int(c) for c, _, args in rows if c in below and "-m mnft train" in args)
+
+
+def test_the_scripts_of_the_page_are_valid_bash() -> None:
+    page = (ROOT / "docs/unattended.md").read_text(encoding="utf-8")
+    scripts = re.findall(r"```bash\n(.*?)```", page, re.S)
+    assert len(scripts) == 2
+    for script in scripts:
+        assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0

@@ -275,8 +275,8 @@ def test_decoding_is_not_repeated_by_the_next_run(parts, monkeypatch):
     parts()
     from mnft.data import decode as decoding
 
-    real, decoded = decoding._decode, []
-    monkeypatch.setattr(decoding, "_decode", lambda *a, **o: decoded.append(a) or real(*a, **o))
+    real, decoded = decoding.decode_whole, []
+    monkeypatch.setattr(decoding, "decode_whole", lambda *a, **o: decoded.append(a) or real(*a, **o))
     _, manifest, _, inputs = parts(train={"seed": 5})
     assert "decoded before" in inputs.note
     assert len(decoded) == len(manifest.split("test"))  # which training does not store
@@ -290,13 +290,13 @@ def decodes(monkeypatch):
     from mnft.data import decode as decoding
 
     counts: Counter[bytes] = Counter()
-    real = decoding._decode
+    real = decoding.decode_whole
 
     def counting(content, *args, **options):
         counts[content] += 1
         return real(content, *args, **options)
 
-    monkeypatch.setattr(decoding, "_decode", counting)
+    monkeypatch.setattr(decoding, "decode_whole", counting)
     return counts
 
 

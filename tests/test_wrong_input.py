@@ -269,7 +269,7 @@ TABLE = [
     row("eval unfinished run", EVAL, 1, "runs/done has no best model: it has not finished an epoch | hint: go on with", None, done_run, remove("runs/done/best")),
     row("eval model without run", "eval --ckpt models/best", 1, "models/best does not lie in a run | hint: name a folder of images: --data DIR", None, done_run, move("runs/done/best", "models/best")),
     row("eval damaged model", EVAL, 1, "runs/done/best/config.json: damaged", None, done_run, write("runs/done/best/config.json", "{")),
-    row("eval damaged weights", EVAL, 1, "runs/done/best: cannot be loaded", None, done_run, write("runs/done/best/model.safetensors", "x")),
+    row("eval damaged weights", EVAL, 1, "runs/done/best/model.safetensors: damaged: it is not what was written", None, done_run, write("runs/done/best/model.safetensors", "x")),
     row("eval unknown class", f"{EVAL} --data other", 1, "other: classes that the model does not know: rde | hint: the model knows blue, green, red", None, done_run, image("other/rde/a.png")),
     row("eval missing images", f"{EVAL} --data other", 1, "other: no such folder", None, done_run),
     row("eval unknown split", f"{EVAL} --split vall", 2, "--split: found 'vall', expected one of train, val, test | hint: did you mean val?", None, done_run),
