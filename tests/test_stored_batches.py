@@ -276,7 +276,9 @@ def test_decoding_is_not_repeated_by_the_next_run(parts, monkeypatch):
     from mnft.data import decode as decoding
 
     real, decoded = decoding.decode_whole, []
-    monkeypatch.setattr(decoding, "decode_whole", lambda *a, **o: decoded.append(a) or real(*a, **o))
+    monkeypatch.setattr(
+        decoding, "decode_whole", lambda *a, **o: decoded.append(a) or real(*a, **o)
+    )
     _, manifest, _, inputs = parts(train={"seed": 5})
     assert "decoded before" in inputs.note
     assert len(decoded) == len(manifest.split("test"))  # which training does not store
