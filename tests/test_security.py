@@ -109,7 +109,7 @@ def test_hostile_names_are_harmless_in_every_output(hostile: Path, run_cli: Cli)
     assert_no_tags(page)
 
 
-@pytest.mark.parametrize("form", [[], ["--json"]])
+@pytest.mark.parametrize("form", [[], pytest.param(["--json"], marks=pytest.mark.slow)])
 def test_predict_cleans_names_on_a_terminal_alone(tmp_path: Path, form: list[str]) -> None:
     """A real terminal, from the pty module, and a pipe."""
     name = "\x1b[31mred\x07\u202e.png"

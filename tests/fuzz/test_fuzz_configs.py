@@ -163,7 +163,7 @@ def check(content: bytes, path: Path, cli: Cli, seen: dict[str, int]) -> None:
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("count", [200, pytest.param(2_500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [100, pytest.param(2_500, marks=pytest.mark.slow)])
 def test_mutated_configs(
     count: int, run_cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
