@@ -112,7 +112,8 @@ def _run(
             load_state(training.state, run_folder.resume)
         config = training.config
         folder = run_folder or broadcast(ranks, lambda: _start(config, path, source, manifest))
-        claim = claim or _claim(folder, ranks, stack)
+        if not run_folder:  # not `if not claim`, which the other processes never have
+            claim = _claim(folder, ranks, stack)
         resumed = run_folder is not None
         result = _fit(config, folder, training, manifest, ranks, claim, resumed=resumed)
     if ranks.is_main:
