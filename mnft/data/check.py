@@ -16,7 +16,8 @@ from mnft.data.examine import Examined, compute_statistics, examine_files
 from mnft.data.exclude import Exclusion, exclude
 from mnft.data.findings import Expectations, Finding, Material
 from mnft.data.folder import FolderScan, ImageFile, scan_folder
-from mnft.data.manifest import Manifest, build_manifest
+from mnft.data.manifest import Manifest
+from mnft.data.prepare import split_folder
 from mnft.errors import DataError
 
 
@@ -133,13 +134,7 @@ def _plan(
 ) -> Manifest | None:
     """The split that a training would make; None where the findings say why there is none."""
     try:
-        return build_manifest(
-            scan,
-            inspections,
-            val_fraction=config.val_fraction,
-            test_fraction=config.test_fraction,
-            seed=config.split_seed,
-        )
+        return split_folder(config, scan, inspections)
     except DataError:
         return None
 

@@ -89,7 +89,7 @@ def _prepare_unchecked(
     inspections = inspect_files(scan.root, paths, on_progress, _Everything())
     if _problems(inspections):
         return None
-    manifest = _split(config, scan, inspections)
+    manifest = split_folder(config, scan, inspections)
     tested = [sample.path for sample in manifest.split("test")]
     checked = inspect_files(scan.root, tested, lambda _done, _total: None, known)
     return None if _problems(checked) else manifest
@@ -112,10 +112,17 @@ def _prepare(
             hint="mend or remove them (`mnft data check --json` lists them all), or leave them out "
             "with data.on_bad_image: skip",
         )
-    return _split(config, scan, inspections)
+    return split_folder(config, scan, inspections)
 
 
-def _split(config: DataConfig, scan: FolderScan, inspections: Mapping[str, Inspection]) -> Manifest:
+def split_folder(
+    config: DataConfig, scan: FolderScan, inspections: Mapping[str, Inspection]
+) -> Manifest:
+    """Split a folder as a config says; see `build_manifest`.
+
+    Raises:
+        DataError: it cannot be split so.
+    """
     return build_manifest(
         scan,
         inspections,

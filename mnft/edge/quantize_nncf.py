@@ -47,7 +47,7 @@ class NncfQuantizer:
 
     @property
     def can_be_controlled(self) -> bool:
-        """Whether `write_controlled` works: NNCF runs OpenVINO's models alone."""
+        """Whether `write_controlled` works: it judges compiled models of OpenVINO alone."""
         return self._form == "openvino"
 
     def write(

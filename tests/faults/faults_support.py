@@ -16,11 +16,11 @@ from typing import Any
 import torch
 import yaml
 from conftest import COLOURS, write_image
+from test_train import assert_equal, epochs_of
 
 HERE = Path(__file__).parent
 # A shell that may mount, seen by nobody else; needs no rights where the system allows it to users.
 NAMESPACE = ("unshare", "--map-root-user", "--mount", "sh", "-c")
-TIMES = {"seconds", "images_per_s", "data_wait", "peak_memory_mb"}
 
 
 def may_mount() -> bool:
@@ -178,18 +178,6 @@ def write_images(root: Path, *, train: int = 8, val: int = 4) -> Path:
     return root
 
 
-def log_of(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-
-
-def epochs_of(run: Path) -> list[dict[str, Any]]:
-    return [
-        {k: v for k, v in entry.items() if k not in TIMES}
-        for entry in log_of(run)
-        if entry["event"] == "epoch"
-    ]
-
-
 def assert_same_run(a: Path, b: Path) -> None:
     """The same bits in both models and the state, the same epochs in the log."""
     for part in ("best", "last"):
@@ -201,19 +189,3 @@ def assert_same_run(a: Path, b: Path) -> None:
     kinds = {"config.yaml", "written.yaml", "split.json", "log.jsonl", "best", "last"}
     names = {path.name for path in b.iterdir() if not path.name.startswith("resume")}
     assert names == kinds  # nothing half-written is left
-
-
-def assert_equal(a: Any, b: Any, where: str = "state") -> None:
-    """Equal bit for bit, through dicts and lists, apart from times."""
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a.keys() - TIMES:
-            assert_equal(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
-        for index, pair in enumerate(zip(a, b, strict=True)):
-            assert_equal(*pair, f"{where}[{index}]")
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    else:
-        assert a == b, where
