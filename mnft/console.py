@@ -164,11 +164,12 @@ class TrainingDisplay:
         epoch = f"epoch {result.epoch:>{width}}/{result.epochs}"
         if result.stage == "head":
             epoch = f"{'head':<{len(epoch)}}"
+        waited = "" if result.data_wait is None else f"  {result.data_wait:.1%} wait"
         line = (
             f"{epoch}"
             f"  loss {result.train_loss:.4f}  acc {result.train_accuracy:6.2%}"
             f"  val_loss {result.val_loss:.4f}  val_acc {result.val_accuracy:6.2%}"
-            f"  {result.images_per_s:.0f} img/s  {result.data_wait:.1%} wait"
+            f"  {result.images_per_s:.0f} img/s{waited}"
             f"  {result.peak_memory_mb / 1000:.1f} GB  {result.seconds:.1f} s{mark}"
         )
         # Another console than the bar's would write into the bar's line.

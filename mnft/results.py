@@ -71,8 +71,9 @@ class EpochResult:
 
     Losses are mean cross-entropies in nats, accuracies and F1 shares in [0, 1]. The training
     figures are taken while the weights change, the val figures at the epoch's end. `stage` names
-    the part of the training that the epoch belongs to. `data_wait` is the share in [0, 1] of the
-    training's seconds that went by until batches were there, `peak_memory_mb` the most memory
+    the part of the training that the epoch belongs to. `data_wait` is the fraction of
+    the training's seconds that went by until batches were there, None where the images lie in the
+    device's memory and nothing is waited for; `peak_memory_mb` is the most memory
     (10^6 bytes) that the device had given out; 0 where it is not known.
     """
 
@@ -88,7 +89,7 @@ class EpochResult:
     seconds: float
     is_best: bool
     stage: str = "finetune"
-    data_wait: float = 0.0
+    data_wait: float | None = 0.0
     peak_memory_mb: float = 0.0
 
 

@@ -39,6 +39,7 @@ LAYERS = {
     "mnft.engine.distill": 3,
     "mnft.engine.teacher": 3,
     "mnft.engine.state": 3,
+    "mnft.engine.average": 3,
     "mnft.runs.*": 3,
     "mnft.engine.fit": 4,
     "mnft.engine.inputs": 4,

@@ -38,7 +38,13 @@ def build(path: Path):
 def test_bench_shows_what_limits(config, run_cli):
     result = run_cli("bench", str(config), "--rounds", "2", "--batches", "2")
     assert result.exit_code == 0, result.stderr
-    for part in ("loading alone", "updates alone, one batch", "training", "evaluation"):
+    for part in (
+        "loading alone",
+        "fixed-batch limit",
+        "updates alone, same batch",
+        "training",
+        "evaluation",
+    ):
         assert part in result.stdout
     assert "limit    " in result.stderr
     assert not (config.parent / "runs").exists()
@@ -47,7 +53,7 @@ def test_bench_shows_what_limits(config, run_cli):
 def test_bench_as_json(config, run_cli):
     result = run_cli("bench", str(config), "--rounds", "1", "--json")
     found = json.loads(result.stdout)
-    for part in ("loading", "computing", "training", "evaluating"):
+    for part in ("loading", "fixed_batch", "computing", "training", "evaluating"):
         assert found[part]["lowest"] <= found[part]["median"] <= found[part]["highest"]
         assert found[part]["lowest"] > 0
     assert 0 <= found["wait"] <= 1
@@ -62,13 +68,13 @@ def test_bench_tells_a_slow_loader_from_a_slow_model(config, monkeypatch):
 
     training = build(config)
     assert bench(training, batches=2, rounds=1).wait < 0.9
-    real = StoredBatches._batch
+    real = StoredBatches._take
 
-    def slow(self, keys):
+    def slow(self, stored, keys):
         time.sleep(0.2)
-        return real(self, keys)
+        return real(self, stored, keys)
 
-    monkeypatch.setattr(StoredBatches, "_batch", slow)
+    monkeypatch.setattr(StoredBatches, "_take", slow)
     result = bench(build(config), batches=2, rounds=1)
     assert result.limit == "loading"
     assert result.wait > 0.5
@@ -76,7 +82,7 @@ def test_bench_tells_a_slow_loader_from_a_slow_model(config, monkeypatch):
 
 
 def test_the_limit_is_the_model_where_loading_is_much_faster():
-    speeds = [Speed(x, x, x) for x in (100.0, 40.0, 30.0, 90.0)]
+    speeds = [Speed(x, x, x) for x in (100.0, 45.0, 40.0, 30.0, 90.0)]
     assert BenchResult(*speeds, wait=0.1, rounds=1, batches=1).limit == "computing"
 
 

@@ -202,6 +202,8 @@ def check_batchnorm(ranks):
 class Shares:
     """Batches in memory, as data.loaders gives them."""
 
+    in_device_memory = False
+
     def __init__(self, images, targets, sampler):
         self.images, self.targets, self.sampler = images, targets, sampler
 

@@ -65,6 +65,8 @@ def build_model(limit: int, where: str = "forward", error: Exception = OOM) -> n
 class Shares:
     """Batches in memory, as the data package gives them; each after a pause."""
 
+    in_device_memory = False
+
     def __init__(self, sampler: EpochSampler, pause_s: float = 0.0) -> None:
         generator = torch.Generator().manual_seed(1)
         self.images = torch.randn(100, 3, 6, 6, generator=generator)
@@ -179,6 +181,31 @@ def test_other_errors_are_not_taken_for_memory(caplog: pytest.LogCaptureFixture)
     assert not caplog.records
 
 
+def test_only_statistics_that_change_are_kept_for_another_attempt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One copy for each type of number, of the BatchNorm layers that learn; else none."""
+    copied: list[int] = []
+    real = torch._foreach_copy_
+
+    def record(to: list[Tensor], what: list[Tensor]) -> None:
+        copied.append(len(to))
+        real(to, what)
+
+    monkeypatch.setattr(torch, "_foreach_copy_", record)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.Flatten())
+    model.append(nn.Linear(64, 3))
+    train(model, images=32)
+    assert sorted(copied) == [2, 2, 4, 4]  # two updates: counters; means and variances
+    copied.clear()
+    model[1].requires_grad_(False)
+    train(model, images=32)
+    assert sorted(copied) == [1, 1, 2, 2]
+    copied.clear()
+    train(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 3)), images=32)
+    assert not copied
+
+
 # Waiting and the loss
 
 
@@ -186,6 +213,12 @@ def test_the_time_until_batches_are_there() -> None:
     slow = train(build_model(100), pause_s=0.05)
     assert 0.15 <= slow.waited <= slow.seconds
     assert train(build_model(100)).waited < 0.05
+
+
+def test_images_in_the_device_memory_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host's time until the next batch is there would be that of the GPU's own work."""
+    monkeypatch.setattr(Shares, "in_device_memory", True)
+    assert train(build_model(100), pause_s=0.01).waited is None
 
 
 def test_the_loss_sees_the_images_of_each_part() -> None:

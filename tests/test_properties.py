@@ -215,8 +215,8 @@ def test_draws_stay_within_the_image(
     seeds = [(seed + number) % 2**63 for number in range(len(sizes))]
     shapes = np.array(sizes, dtype=np.int64)
     for draws in (draw(seeds, shapes, augment), draw_centre(shapes, 0.875, 1.0)):
-        top, left, height, width = draws.boxes.T
-        assert draws.boxes.dtype == np.int64
+        top, left, height, width = draws.boxes.numpy().T
+        assert draws.boxes.dtype == torch.int64
         assert (top >= 0).all()
         assert (left >= 0).all()
         assert (height >= 1).all()
@@ -256,10 +256,11 @@ def test_batches_keep_shape_type_and_range(
             crop = images[number][top : top + height, left : left + width]
             assert pixels[number].min() >= crop.min()
             assert pixels[number].max() <= crop.max()
-    varied = adjust(pixels, draws, (0.5,) * channels, jitter=augment.color_jitter > 0)
+    steps = {"jitter": augment.color_jitter > 0, "erase": augment.random_erasing > 0}
+    varied = adjust(pixels, draws, (0.5,) * channels, **steps)
     assert varied.shape == pixels.shape
     assert varied.dtype == pixels.dtype
-    real = adjust(pixels.float(), draws, (0.5,) * channels, jitter=augment.color_jitter > 0)
+    real = adjust(pixels.float(), draws, (0.5,) * channels, **steps)
     assert real.min() >= 0
     assert real.max() <= 255
     assert all(np.array_equal(a, b) for a, b in zip(images, copies, strict=True))

@@ -10,6 +10,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
 from mnft.config.schema import AugmentConfig
+from mnft.data import resample
 from mnft.data.draws import Draws, draw
 from mnft.data.resample import DeviceImages, adjust, resample_on_cpu, resample_on_device
 from mnft.data.store import StoredImages
@@ -42,8 +43,21 @@ def draws_for(stored: StoredImages, **augment) -> Draws:
     return draw(seeds, stored.sizes, AugmentConfig(hflip=0.5, vflip=0.3, **augment))
 
 
+def on_device(images: DeviceImages, positions: list[int], draws: Draws, size, interpolation, **how):
+    height, width = draws.boxes[:, 2:].amax(0).tolist()
+    return resample_on_device(
+        images,
+        torch.tensor(positions),
+        draws,
+        size,
+        interpolation,
+        longest=(height, width),
+        **how,
+    )
+
+
 def pillow(pixels: np.ndarray, draws: Draws, number: int, size, interpolation: str) -> np.ndarray:
-    top, left, height, width = draws.boxes[number]
+    top, left, height, width = draws.boxes[number].tolist()
     image = Image.fromarray(pixels.squeeze())
     crop = image.crop((left, top, left + width, top + height))
     out = np.asarray(crop.resize(size[::-1], Image.Resampling[interpolation.upper()]))
@@ -82,10 +96,10 @@ def test_on_the_cpu_as_pillow_does(stored, interpolation, size):
 def test_a_device_computes_what_the_cpu_does(stored, interpolation, size):
     draws = draws_for(stored)
     positions = [3, 1, 4, 1, 5, 9, 2, 6, 0, 8]
-    chosen = Draws(*(getattr(draws, name)[positions] for name in Draws.__slots__))
+    chosen = draws[positions]
     expected = resample_on_cpu([stored[p] for p in positions], chosen, size, interpolation)
     device = DeviceImages(stored, CPU)
-    out = resample_on_device(device, positions, chosen, size, interpolation, CPU)
+    out = on_device(device, positions, chosen, size, interpolation)
     assert out.shape == expected.shape
     assert torch.equal(out, out.round())
     assert_close(out.numpy(), expected.numpy(), interpolation)
@@ -96,10 +110,8 @@ def test_half_precision_as_on_a_gpu_changes_a_level_at_most(stored):
     draws = draws_for(stored)
     positions = list(range(len(stored)))
     images = DeviceImages(stored, CPU)
-    exact = resample_on_device(images, positions, draws, (32, 32), "bilinear", CPU)
-    half = resample_on_device(
-        images, positions, draws, (32, 32), "bilinear", CPU, dtype=torch.float16
-    )
+    exact = on_device(images, positions, draws, (32, 32), "bilinear")
+    half = on_device(images, positions, draws, (32, 32), "bilinear", dtype=torch.float16)
     assert (exact - half).abs().max() <= 1
 
 
@@ -107,16 +119,43 @@ def test_images_on_the_device_are_those_of_the_store(stored):
     device = DeviceImages(stored, CPU)
     for position, (height, width) in enumerate(stored.sizes.tolist()):
         box = torch.tensor([[0, 0, height, width]])
-        assert np.array_equal(
-            device.take([position], box, height, width)[0].numpy(), stored[position]
-        )
+        taken = device.take(torch.tensor([position]), box, height, width)
+        assert np.array_equal(taken[0].numpy(), stored[position])
+
+
+def test_images_go_to_the_device_in_copies_of_many(stored, monkeypatch):
+    """A buffer that holds two or three of the images, and one that is smaller than any of them."""
+    whole = DeviceImages(stored, CPU)._flat
+    for size in (20_000, 10):
+        monkeypatch.setattr(resample, "_STAGING_BYTES", size)
+        assert torch.equal(DeviceImages(stored, CPU)._flat, whole)
+
+
+def test_a_large_batch_is_gathered_in_parts(stored, monkeypatch):
+    draws = draws_for(stored)
+    images, positions = DeviceImages(stored, CPU), list(range(len(stored)))
+    whole = on_device(images, positions, draws, (32, 32), "bilinear")
+    monkeypatch.setattr(resample, "_IMAGES_A_GATHER", 3)
+    largest = 0
+    real = torch.index_select
+
+    def record(pixels, dim, index, **options):
+        nonlocal largest
+        largest = max(largest, index.numel())
+        return real(pixels, dim, index, **options)
+
+    monkeypatch.setattr(torch, "index_select", record)
+    assert torch.equal(on_device(images, positions, draws, (32, 32), "bilinear"), whole)
+    height, width = draws.boxes[:, 2:].amax(0).tolist()
+    assert largest == 3 * height * width
 
 
 def jitter_draws(factors: list[tuple[float, float, float]]) -> Draws:
     count = len(factors)
-    none = np.zeros(count, dtype=bool)
-    boxes = np.zeros((count, 4), dtype=np.int64)
-    return Draws(boxes, none, none, np.array(factors), np.zeros((count, 4)))
+    none = torch.zeros(count, dtype=torch.bool)
+    boxes = torch.zeros(count, 4, dtype=torch.int64)
+    factors = torch.tensor(factors, dtype=torch.float64)
+    return Draws(boxes, none, none, factors, torch.zeros(count, 4, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
@@ -125,7 +164,7 @@ def test_colours_change_as_torchvision_changes_them(dtype):
         [torch.from_numpy(smooth_image(i, 24, 24).copy()).permute(2, 0, 1) for i in range(4)]
     )
     factors = [(0.7, 1.0, 1.0), (1.3, 0.6, 1.0), (1.0, 1.4, 0.2), (0.9, 1.2, 1.4)]
-    out = adjust(images.to(dtype), jitter_draws(factors), (0.5,) * 3, jitter=True)
+    out = adjust(images.to(dtype), jitter_draws(factors), (0.5,) * 3, jitter=True, erase=False)
     assert out.dtype == dtype
     for number, (brightness, contrast, saturation) in enumerate(factors):
         expected = tv.adjust_brightness(images[number], brightness)
@@ -136,15 +175,15 @@ def test_colours_change_as_torchvision_changes_them(dtype):
 
 def test_grey_images_have_no_saturation():
     images = torch.full((1, 1, 8, 8), 100.0)
-    out = adjust(images, jitter_draws([(1.2, 1.0, 0.0)]), (0.5,), jitter=True)
+    out = adjust(images, jitter_draws([(1.2, 1.0, 0.0)]), (0.5,), jitter=True, erase=False)
     assert torch.allclose(out, torch.full((1, 1, 8, 8), 120.0))
 
 
 def test_erased_rectangles_take_the_mean_colour():
     draws = jitter_draws([(1.0, 1.0, 1.0)] * 2)
-    draws.erase[1] = (0.25, 0.5, 0.5, 0.25)
+    draws.erase[1] = torch.tensor((0.25, 0.5, 0.5, 0.25))
     images = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
-    out = adjust(images, draws, (0.2, 0.4, 0.6), jitter=False)
+    out = adjust(images, draws, (0.2, 0.4, 0.6), jitter=False, erase=True)
     assert not out[0].any()
     assert out[1, :, 4:12, 8:12].float().mean(dim=(1, 2)).tolist() == [51, 102, 153]
     assert out[1].count_nonzero() == 3 * 8 * 4
@@ -152,7 +191,9 @@ def test_erased_rectangles_take_the_mean_colour():
 
 def test_nothing_to_adjust_gives_the_same_pixels():
     images = torch.arange(3 * 64, dtype=torch.uint8).view(1, 3, 8, 8)
-    assert adjust(images, jitter_draws([(1.0, 1.0, 1.0)]), (0.5,) * 3, jitter=False) is images
+    draws = jitter_draws([(1.0, 1.0, 1.0)])
+    assert adjust(images, draws, (0.5,) * 3, jitter=False, erase=False) is images
+    assert adjust(images, draws, (0.5,) * 3, jitter=False, erase=True).equal(images)
 
 
 def test_the_pixels_of_batches_are_distributed_as_those_of_the_pipeline_of_single_images(stored):
@@ -167,12 +208,12 @@ def test_the_pixels_of_batches_are_distributed_as_those_of_the_pipeline_of_singl
     draws = draw(list(range(count)), sizes, augment)
     on_cpu = resample_on_cpu([pixels] * count, draws, (16, 16), "bilinear").float()
     device = DeviceImages(stored, CPU)
-    on_device = resample_on_device(device, [position] * count, draws, (16, 16), "bilinear", CPU)
+    resampled = on_device(device, [position] * count, draws, (16, 16), "bilinear")
     single = v2.Compose([v2.RandomResizedCrop(16, scale=(0.35, 1.0)), v2.RandomHorizontalFlip()])
     torch.manual_seed(0)
     image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
     reference = torch.stack([single(image) for _ in range(count)]).float()
-    for batch in (on_cpu, on_device):
+    for batch in (on_cpu, resampled):
         error = reference.std(0) * (2 / count) ** 0.5
         deviations = (batch.mean(0) - reference.mean(0)).abs() / error.clamp(min=0.2)
         assert deviations.max() < 5

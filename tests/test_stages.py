@@ -354,3 +354,29 @@ def test_frozen_batchnorm_keeps_its_statistics_and_learns_its_scales(pretrained)
     assert frozen["bn1.weight"]
     assert frozen["bn1.bias"]
     assert frozen["conv1.0.weight" if "conv1.0.weight" in frozen else "conv1.weight"]
+
+
+@pytest.mark.parametrize(
+    ("name", "clones"), [("mobilenetv2_035", 35), ("mobilenetv3_small_050", 19)]
+)
+def test_activations_keep_their_input_and_give_the_same_bits(make_folder, name, clones):
+    """In place, ReLU6 and Hardswish make autograd clone their input: a copy for nothing."""
+    values = {
+        "data": {"root": str(make_folder(per_class=4)), "img_size": 32, "workers": 0},
+        "model": {"name": name, "pretrained": False},
+        "train": {"precision": "fp32", "batch_size": 4, "ema_decay": 0.9},
+    }
+    state = build(values).state
+    # The average only evaluates, where in-place saves memory: it is the model as timm builds it.
+    images = torch.randn(2, 3, 32, 32)
+    found = []
+    for net in (state.model, state.ema.module):
+        with torch.profiler.profile() as profile:
+            loss = net.train()(images).square().sum()
+        loss.backward()
+        counts = {event.key: event.count for event in profile.key_averages()}
+        found.append((counts.get("aten::clone", 0), loss, [p.grad for p in net.parameters()]))
+    (ours, loss, gradients), (theirs, expected, expected_gradients) = found
+    assert theirs - ours == clones
+    assert torch.equal(loss, expected)
+    assert all(map(torch.equal, gradients, expected_gradients))

@@ -46,7 +46,8 @@ def _show(result: BenchResult, store: str, batch_size: int | str) -> None:
     console.note(f"store    {store}")
     rows = [
         ("loading alone", result.loading),
-        ("updates alone, one batch", result.computing),
+        ("fixed-batch limit", result.fixed_batch),
+        ("updates alone, same batch", result.computing),
         ("training", result.training),
         ("evaluation", result.evaluating),
     ]

@@ -83,6 +83,10 @@ class Batches(Protocol):
     def sampler(self) -> EpochSampler | EvalSampler:
         """What gives the keys of each batch."""
 
+    @property
+    def in_device_memory(self) -> bool:
+        """Whether the images lie in the device's memory, so that no step waits for loading."""
+
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[Batch]: ...

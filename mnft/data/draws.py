@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from mnft.config.schema import AugmentConfig
 
@@ -22,33 +24,48 @@ _ERASE_SCALE, _ERASE_RATIO = (0.02, 0.33), (0.3, 3.3)
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """What happens to each of B images.
+    """What happens to each of B images, as tensors on one device.
 
     Attributes:
-        boxes: (B, 4) top, left, height, width of the crop in pixels of the image.
-        hflip: (B,) whether it is flipped left-right.
-        vflip: (B,) whether it is flipped upside down.
-        jitter: (B, 3) factors of brightness, contrast and saturation.
-        erase: (B, 4) top, left, height, width of the erased rectangle as shares of the result;
-            no height where there is none.
+        boxes: (B, 4) int64, top, left, height, width of the crop in pixels of the image.
+        hflip: (B,) bool, whether the image is flipped left-right.
+        vflip: (B,) bool, whether the image is flipped upside down.
+        jitter: (B, 3) float64, factors of brightness, contrast and saturation.
+        erase: (B, 4) float64, top, left, height, width of the erased rectangle as fractions of the
+            result; no height where there is none.
     """
 
-    boxes: Ints
-    hflip: Bools
-    vflip: Bools
-    jitter: Floats
-    erase: Floats
+    boxes: Tensor
+    hflip: Tensor
+    vflip: Tensor
+    jitter: Tensor
+    erase: Tensor
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __getitem__(self, images: slice | list[int]) -> Draws:
+        """The choices for some of the images."""
+        return Draws(*(part[images] for part in self.parts))
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """The five tensors, in the order of the attributes."""
+        return self.boxes, self.hflip, self.vflip, self.jitter, self.erase
 
 
 def draw(seeds: Sequence[int], sizes: Ints, augment: AugmentConfig) -> Draws:
     """Choose crops, flips, colours and erased rectangles with the distributions of torchvision.
 
-    The choices of an image follow from its seed and size alone, whatever the batch it is in.
+    The choices of an image follow from its seed and size only, whatever the batch it is in.
 
     Args:
-        seeds: of each image.
+        seeds: the seed of each image.
         sizes: (B, 2) height and width of each image.
         augment: the `augment` section.
+
+    Returns:
+        The choices, on the CPU.
     """
     count = len(seeds)
     uniforms = _Uniforms(np.array(seeds, dtype=np.int64))
@@ -61,7 +78,7 @@ def draw(seeds: Sequence[int], sizes: Ints, augment: AugmentConfig) -> Draws:
     if augment.random_erasing:
         erase = np.where(chosen[:, None], _draw_rectangles(uniforms), 0.0)
     flips = uniforms.take(2) < (augment.hflip, augment.vflip)
-    return Draws(boxes, flips[:, 0], flips[:, 1], jitter, erase)
+    return _as_tensors(boxes, flips[:, 0], flips[:, 1], jitter, erase)
 
 
 def draw_centre(sizes: Ints, share: float, aspect: float) -> Draws:
@@ -69,16 +86,29 @@ def draw_centre(sizes: Ints, share: float, aspect: float) -> Draws:
 
     Args:
         sizes: (B, 2) height and width of each image.
-        share: of the shorter side that the crop keeps (`crop_pct`).
+        share: the fraction of the shorter side that the crop keeps (`crop_pct`).
         aspect: width over height of the model's input.
     """
     height, width = sizes[:, :1], sizes[:, 1:]
     h = np.minimum(height, width / aspect) * share
     sides = np.maximum(np.round(np.hstack([h, h * aspect])), 1)
     places = np.floor((np.hstack([height, width]) - sides) / 2)
-    none = np.zeros(len(sizes), dtype=bool)
-    boxes = np.hstack([places, sides]).astype(np.int64)
-    return Draws(boxes, none, none, np.ones((len(sizes), 3)), np.zeros((len(sizes), 4)))
+    return _unvaried(np.hstack([places, sides]).astype(np.int64))
+
+
+def draw_whole(sizes: Ints) -> Draws:
+    """Each image as it is; for (B, 2) sizes."""
+    return _unvaried(np.hstack([np.zeros_like(sizes), sizes]))
+
+
+def _unvaried(boxes: Ints) -> Draws:
+    none = np.zeros(len(boxes), dtype=bool)
+    return _as_tensors(boxes, none, none, np.ones((len(boxes), 3)), np.zeros((len(boxes), 4)))
+
+
+def _as_tensors(boxes: Ints, hflip: Bools, vflip: Bools, jitter: Floats, erase: Floats) -> Draws:
+    arrays = (boxes, hflip, vflip, jitter, erase)
+    return Draws(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
 
 
 class _Uniforms:

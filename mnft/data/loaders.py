@@ -66,6 +66,7 @@ class LoadedBatches:
         sums: Sequence[str] | None = None,
     ) -> None:
         self.sampler = sampler
+        self.in_device_memory = False
         self._growth = growth
         self._preprocessing = preprocessing
         self._options = options

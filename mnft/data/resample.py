@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,10 @@ from mnft.data.store import StoredImages
 
 # Parts of a batch that are handed to threads.
 _PARTS = 4
+# Images whose pixels are gathered at once on a device.
+_IMAGES_A_GATHER = 64
+# Size of the copies that bring the images to a device.
+_STAGING_BYTES = 64_000_000
 
 
 def resample_on_cpu(
@@ -42,14 +45,15 @@ def resample_on_cpu(
     out = np.empty((len(images), *size, images[0].shape[2]), dtype=np.uint8)
     smooth = interpolation != "nearest"
     mode = interpolation if smooth else "nearest-exact"
+    boxes, hflip, vflip = draws.boxes.tolist(), draws.hflip.tolist(), draws.vflip.tolist()
 
     def resample(number: int) -> None:
-        top, left, height, width = draws.boxes[number].tolist()
+        top, left, height, width = boxes[number]
         crop = torch.from_numpy(images[number][top : top + height, left : left + width])
         # In this order torch sees channels-last strides, for which it has its fastest kernels.
         image = crop.unsqueeze(0).permute(0, 3, 1, 2)
         resized = F.interpolate(image, size=size, mode=mode, antialias=smooth)
-        if axes := [axis for axis, on in ((3, draws.hflip), (2, draws.vflip)) if on[number]]:
+        if axes := [axis for axis, on in ((3, hflip), (2, vflip)) if on[number]]:
             resized = resized.flip(axes)
         out[number] = resized[0].permute(1, 2, 0).numpy()
 
@@ -71,75 +75,89 @@ class DeviceImages:
 
     Args:
         stored: the images; their part of the file is copied.
-        device: where to.
+        device: the device that holds them.
     """
 
     def __init__(self, stored: StoredImages, device: torch.device) -> None:
         self.sizes = stored.sizes
         self.channels = stored.channels
+        self.device = device
         nbytes = stored.sizes.prod(axis=1) * stored.channels
+        ends = np.cumsum(nbytes)
         self._flat = torch.empty(int(nbytes.sum()), dtype=torch.uint8, device=device)
-        starts, end = [], 0
-        for position in range(len(stored)):
-            image = torch.from_numpy(stored[position].reshape(-1))
-            self._flat[end : end + len(image)] = image.to(device)
-            starts.append(end // stored.channels)
-            end += len(image)
-        self._starts = torch.tensor(starts, device=device)
-        self._widths = torch.tensor(stored.sizes[:, 1], device=device)
+        # Through a buffer that holds many images: each copy to a GPU waits for the one before.
+        staging = np.empty(max(_STAGING_BYTES, int(nbytes.max(initial=0))), dtype=np.uint8)
+        filled = done = 0
+        for position, size in enumerate(nbytes.tolist()):
+            if filled + size > len(staging):
+                self._flat[done : done + filled] = torch.from_numpy(staging[:filled]).to(device)
+                done, filled = done + filled, 0
+            staging[filled : filled + size] = stored[position].reshape(-1)
+            filled += size
+        self._flat[done : done + filled] = torch.from_numpy(staging[:filled]).to(device)
+        self._starts = torch.from_numpy((ends - nbytes) // stored.channels).to(device)
+        self._widths = torch.from_numpy(np.ascontiguousarray(stored.sizes[:, 1])).to(device)
 
-    def take(self, positions: Sequence[int], boxes: Tensor, height: int, width: int) -> Tensor:
+    def take(self, positions: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
         """Boxes of images, in the corner of (B, height, width, C) uint8; the rest is arbitrary.
 
         Args:
-            positions: of B images.
+            positions: (B,) int64 on the device, positions of the images.
             boxes: (B, 4) int64 on the device: top, left, height, width.
-            height: at least that of all boxes.
-            width: likewise.
+            height: at least the height of all boxes.
+            width: at least the width of all boxes.
         """
-        where = torch.as_tensor(positions, device=self._flat.device)
-        rows = torch.arange(height, device=self._flat.device)
-        columns = torch.arange(width, device=self._flat.device)
-        rows = boxes[:, :1] + torch.minimum(rows, boxes[:, 2:3] - 1)
-        columns = boxes[:, 1:2] + torch.minimum(columns, boxes[:, 3:4] - 1)
-        first = self._starts[where][:, None] + rows * self._widths[where][:, None]
-        return self._flat.view(-1, self.channels)[first[:, :, None] + columns[:, None, :]]
+        pixels = self._flat.view(-1, self.channels)
+        out = pixels.new_empty(len(positions), height, width, self.channels)
+        rows = torch.arange(height, device=self.device)
+        columns = torch.arange(width, device=self.device)
+        # The index takes 8 bytes a pixel, more than the pixels: a large batch would need
+        # gigabytes for it at once.
+        for start in range(0, len(positions), _IMAGES_A_GATHER):
+            part = slice(start, start + _IMAGES_A_GATHER)
+            where, box = positions[part], boxes[part]
+            row = box[:, :1] + torch.minimum(rows, box[:, 2:3] - 1)
+            column = box[:, 1:2] + torch.minimum(columns, box[:, 3:4] - 1)
+            first = self._starts[where][:, None] + row * self._widths[where][:, None]
+            index = first[:, :, None] + column[:, None, :]
+            torch.index_select(pixels, 0, index.view(-1), out=out[part].view(-1, self.channels))
+        return out
 
 
 def resample_on_device(
     images: DeviceImages,
-    positions: Sequence[int],
+    positions: Tensor,
     draws: Draws,
     size: tuple[int, int],
     interpolation: str,
-    device: torch.device,
     *,
+    longest: tuple[int, int],
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """The same as `resample_on_cpu` on a device, as two matrix products for the whole batch.
 
     A separable filter is a matrix from the pixels of a crop's column (or row) to those of the
-    result, here with Pillow's antialiased filters; a flip turns its rows round.
+    result, here with Pillow's antialiased filters; a flip reverses its rows. Nothing is copied
+    between host and device.
 
     Args:
-        images: stored, on the device.
-        positions: of the B images.
-        draws: crops and flips.
+        images: stored images, on the device.
+        positions: (B,) int64 on the device, positions of the images.
+        draws: crops and flips, on the device.
         size: height and width of the result.
         interpolation: "bilinear", "bicubic" or "nearest".
-        device: where the images are.
-        dtype: of the products; None is half precision on a GPU, which holds 0..255 exactly and is
-            many times faster there.
+        longest: height and width that no crop exceeds.
+        dtype: arithmetic of the products; None is half precision on a GPU, which holds 0..255
+            exactly and is many times faster there.
 
     Returns:
         (B, C, *size) float, rounded to whole numbers in [0, 255].
     """
-    boxes = torch.from_numpy(draws.boxes).to(device, non_blocking=True)
-    height, width = (int(side) for side in draws.boxes[:, 2:].max(axis=0))
-    dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
-    crops = images.take(positions, boxes, height, width).permute(0, 3, 1, 2).to(dtype)
-    down = _filter_matrix(boxes[:, 2], height, size[0], interpolation, _on(draws.vflip, device))
-    across = _filter_matrix(boxes[:, 3], width, size[1], interpolation, _on(draws.hflip, device))
+    height, width = longest
+    dtype = dtype or (torch.float16 if images.device.type == "cuda" else torch.float32)
+    crops = images.take(positions, draws.boxes, height, width).permute(0, 3, 1, 2).to(dtype)
+    down = _filter_matrix(draws.boxes[:, 2], height, size[0], interpolation, draws.vflip)
+    across = _filter_matrix(draws.boxes[:, 3], width, size[1], interpolation, draws.hflip)
     rows = torch.matmul(crops, across.to(dtype).transpose(1, 2)[:, None])
     out = torch.matmul(down.to(dtype)[:, None], rows)
     return out.float().round_().clamp_(0, 255)
@@ -175,52 +193,54 @@ def _cubic(x: Tensor) -> Tensor:
     return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
 
 
-def adjust(images: Tensor, draws: Draws, mean: Sequence[float], *, jitter: bool) -> Tensor:
+def adjust(
+    images: Tensor, draws: Draws, mean: Sequence[float], *, jitter: bool, erase: bool
+) -> Tensor:
     """Colour jitter and random erasing on a whole batch.
 
-    Brightness, then contrast, then saturation, blended as torchvision's `adjust_*` do.
+    Brightness, then contrast, then saturation, blended as torchvision's `adjust_*` do. Nothing is
+    copied between host and device.
 
     Args:
         images: (B, C, H, W), values 0 to 255.
-        draws: factors and rectangles.
+        draws: factors and rectangles, on the device of the images.
         mean: channel means in [0, 1], which erased rectangles take.
         jitter: whether colours change at all.
+        erase: whether rectangles are erased at all.
 
     Returns:
         (B, C, H, W) of the type of `images`, values 0 to 255.
     """
     out = images
     if jitter:
-        factors = torch.from_numpy(draws.jitter).to(images.device, torch.float32)
-        brightness, contrast, saturation = factors.T[:, :, None, None, None]
+        brightness, contrast, saturation = draws.jitter.float().T[:, :, None, None, None]
         out = (out.float() * brightness).clamp_(0, 255)
         level = _grey(out).mean(dim=(1, 2, 3), keepdim=True)
         out = out.sub_(level).mul_(contrast).add_(level).clamp_(0, 255)
         grey = _grey(out)
         out = (out - grey).mul_(saturation).add_(grey).clamp_(0, 255)
-    if draws.erase.any():
-        fill = torch.tensor(mean, device=images.device)[None, :, None, None] * 255
-        out = torch.where(_erased(draws, out), fill.round().to(out.dtype), out)
+    if erase:
+        inside = _erased(draws.erase, *images.shape[2:])
+        out = out if jitter else out.clone()
+        # Channel by channel: a tensor of the means would have to be copied to the device.
+        for channel, value in zip(out.unbind(1), mean, strict=True):
+            channel.masked_fill_(inside, round(255 * value))
     return out if out.dtype == images.dtype else out.round_().to(images.dtype)
 
 
 def _grey(images: Tensor) -> Tensor:
+    """(B, 1, H, W), the luma that torchvision computes."""
     if images.shape[1] == 1:
         return images
-    weights = torch.tensor([0.2989, 0.587, 0.114], device=images.device)
-    return (images * weights[None, :, None, None]).sum(dim=1, keepdim=True)
+    red, green, blue = torch.split(images, 1, dim=1)
+    return torch.add(0.2989 * red, green, alpha=0.587).add_(blue, alpha=0.114)
 
 
-def _erased(draws: Draws, images: Tensor) -> Tensor:
-    height, width = images.shape[2:]
-    rectangles = np.round(draws.erase * (height, width, height, width))
-    box = torch.from_numpy(rectangles).to(images.device, torch.float32)[:, :, None, None]
-    rows = torch.arange(height, device=images.device)[None, :, None]
-    columns = torch.arange(width, device=images.device)[None, None, :]
-    top, left, tall, wide = box.unbind(dim=1)
-    inside = (rows >= top) & (rows < top + tall) & (columns >= left) & (columns < left + wide)
-    return inside[:, None]
-
-
-def _on(flags: Any, device: torch.device) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(flags)).to(device)
+def _erased(rectangles: Tensor, height: int, width: int) -> Tensor:
+    """(B, H, W), whether a pixel lies in the rectangle of its image."""
+    top, left, tall, wide = rectangles[:, :, None, None].unbind(1)
+    top, tall = (top * height).round(), (tall * height).round()
+    left, wide = (left * width).round(), (wide * width).round()
+    rows = torch.arange(height, device=rectangles.device)[None, :, None]
+    columns = torch.arange(width, device=rectangles.device)[None, None, :]
+    return (rows >= top) & (rows < top + tall) & (columns >= left) & (columns < left + wide)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 
 from mnft.config.schema import AugmentConfig
 from mnft.data.batches import WHOLE, Batch, Growth, finish
-from mnft.data.draws import Draws, draw, draw_centre
+from mnft.data.draws import Draws, Ints, draw, draw_centre, draw_whole
 from mnft.data.resample import DeviceImages, adjust, resample_on_cpu, resample_on_device
 from mnft.data.samplers import EpochSampler, EvalSampler, Key
 from mnft.data.store import StoredImages
@@ -22,6 +22,8 @@ from mnft.seeding import derive_seed
 
 # Of a GPU's free memory, what the images may take; the rest is for the model's activations.
 _DEVICE_SHARE = 0.4
+# Images whose random choices are copied to a GPU at once: 7 MB.
+_IMAGES_A_COPY = 65_536
 
 
 def fits_on_device(stored: Sequence[StoredImages], device: torch.device) -> bool:
@@ -76,61 +78,143 @@ class StoredBatches:
         self._growth = growth
         self._pool: ThreadPoolExecutor | None = None
 
+    @property
+    def in_device_memory(self) -> bool:
+        """Whether the images lie in the device's memory, so that no step waits for loading."""
+        return isinstance(self._images, DeviceImages)
+
     def __len__(self) -> int:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Batch]:
-        threads = torch.get_num_threads()
-        if threads > 1 and not isinstance(self._images, DeviceImages):
+        if isinstance(self._images, DeviceImages):
+            yield from self._batches_on_device(self._images)
+            return
+        if (threads := torch.get_num_threads()) > 1:
             self._pool = self._pool or ThreadPoolExecutor(threads)
         for keys in self.sampler:
-            yield self._batch(keys)
+            positions = [key.position for key in keys]
+            targets = self._targets[positions].to(self._device, non_blocking=True)
+            pixels = self._take(self._images, keys).to(self._device, non_blocking=True)
+            yield self._finish(pixels, targets, keys)
 
-    def _batch(self, keys: list[Key]) -> Batch:
-        positions = [key.position for key in keys]
-        pixels = self._take(positions) if self._augment is None else self._vary(keys, self._augment)
-        targets = self._targets[positions].to(self._device, non_blocking=True)
+    def _take(self, stored: StoredImages, keys: list[Key]) -> Tensor:
+        """(B, C, H, W) uint8 on the CPU, cropped and varied."""
+        pixels = [stored[key.position] for key in keys]
+        if self._augment is None:
+            return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
+        draws = self._draw(stored.sizes, keys)
+        interpolation = self._preprocessing.interpolation
+        images = resample_on_cpu(pixels, draws, self._size(), interpolation, self._pool)
+        return self._adjust(images, draws)
+
+    def _batches_on_device(self, stored: DeviceImages) -> Iterator[Batch]:
+        """The batches of an epoch without a wait for the device in any of them.
+
+        A copy from the host to a GPU waits until the GPU has done all that it was given before, so
+        everything that is drawn goes up at once for the whole epoch (for every 65,536 images of a
+        long one), and a batch slices what it needs.
+        """
+        for batches in _spans(self.sampler):
+            tensors, longest = self._plan(stored.sizes, batches)
+            positions, targets, *choices = _upload(tensors, self._device)
+            draws = Draws(*choices)
+            start = 0
+            for batch, (height, width) in zip(batches, longest, strict=True):
+                part = slice(start, start + len(batch))
+                start += len(batch)
+                if self._augment is None:
+                    boxes = draws.boxes[part]
+                    images = stored.take(positions[part], boxes, height, width).permute(0, 3, 1, 2)
+                else:
+                    images = resample_on_device(
+                        stored,
+                        positions[part],
+                        draws[part],
+                        self._size(),
+                        self._preprocessing.interpolation,
+                        longest=(height, width),
+                    )
+                    images = self._adjust(images, draws[part])
+                yield self._finish(images, targets[part], batch)
+
+    def _plan(
+        self, sizes: Ints, batches: list[list[Key]]
+    ) -> tuple[list[Tensor], list[tuple[int, int]]]:
+        """Positions, targets and choices of all images; height and width of each batch's crops.
+
+        The host must know the largest crop of a batch, and reading it from a GPU would be a wait.
+        """
+        keys = [key for batch in batches for key in batch]
+        positions = torch.tensor([key.position for key in keys])
+        draws = self._draw(sizes, keys)
+        sides = torch.split(draws.boxes[:, 2:], [len(batch) for batch in batches])
+        longest = [(int(h), int(w)) for h, w in (part.amax(0).tolist() for part in sides)]
+        return [positions, self._targets[positions], *draws.parts], longest
+
+    def _draw(self, sizes: Ints, keys: list[Key]) -> Draws:
+        sizes = sizes[[key.position for key in keys]]
+        if self._augment is None:
+            return draw_whole(sizes)
+        if self._augment == "centre":
+            _, height, width = self._preprocessing.input_size
+            return draw_centre(sizes, self._preprocessing.crop_pct, width / height)
+        return draw([key.seed or 0 for key in keys], sizes, self._augment)
+
+    def _adjust(self, images: Tensor, draws: Draws) -> Tensor:
+        if not isinstance(self._augment, AugmentConfig):
+            return images
+        return adjust(
+            images,
+            draws,
+            self._preprocessing.mean,
+            jitter=self._augment.color_jitter > 0,
+            erase=self._augment.random_erasing > 0,
+        )
+
+    def _finish(self, images: Tensor, targets: Tensor, keys: list[Key]) -> Batch:
         images, targets = finish(
-            pixels.to(self._device, non_blocking=True),
+            images,
             targets,
             self._preprocessing,
             mix=self._mix,
             seed=derive_seed(keys[0].seed or 0),
             channels_last=self._channels_last,
         )
-        return Batch(images, targets, positions, [])
-
-    def _take(self, positions: list[int]) -> Tensor:
-        """(B, C, H, W) uint8, as stored."""
-        if isinstance(self._images, DeviceImages):
-            height, width = (int(side) for side in self._images.sizes[0])
-            box = torch.tensor([[0, 0, height, width]], device=self._device)
-            images = self._images.take(positions, box.expand(len(positions), 4), height, width)
-            return images.permute(0, 3, 1, 2)
-        stacked = np.stack([self._images[position] for position in positions])
-        return torch.from_numpy(stacked).permute(0, 3, 1, 2)
-
-    def _vary(self, keys: list[Key], augment: AugmentConfig | Literal["centre"]) -> Tensor:
-        """(B, C, side, side), values 0 to 255, cropped and varied."""
-        positions = [key.position for key in keys]
-        sizes = self._images.sizes[positions]
-        if augment == "centre":
-            _, height, width = self._preprocessing.input_size
-            draws = draw_centre(sizes, self._preprocessing.crop_pct, width / height)
-            return self._resample(positions, draws, (height, width))
-        draws = draw([key.seed or 0 for key in keys], sizes, augment)
-        images = self._resample(positions, draws, self._size())
-        return adjust(images, draws, self._preprocessing.mean, jitter=augment.color_jitter > 0)
-
-    def _resample(self, positions: list[int], draws: Draws, size: tuple[int, int]) -> Tensor:
-        how = self._preprocessing.interpolation
-        if isinstance(self._images, DeviceImages):
-            return resample_on_device(self._images, positions, draws, size, how, self._device)
-        chosen = [self._images[position] for position in positions]
-        return resample_on_cpu(chosen, draws, size, how, self._pool)
+        return Batch(images, targets, [key.position for key in keys], [])
 
     def _size(self) -> tuple[int, int]:
+        """Height and width of the images of this epoch."""
         _, height, width = self._preprocessing.input_size
-        assert isinstance(self.sampler, EpochSampler)
+        if not isinstance(self.sampler, EpochSampler):
+            return height, width
         epoch = self.sampler.epoch
         return self._growth.side(height, epoch), self._growth.side(width, epoch)
+
+
+def _spans(batches: Iterable[list[Key]]) -> Iterator[list[list[Key]]]:
+    """The batches in lists of at most `_IMAGES_A_COPY` images, or one batch."""
+    span: list[list[Key]] = []
+    images = 0
+    for batch in batches:
+        if span and images + len(batch) > _IMAGES_A_COPY:
+            yield span
+            span, images = [], 0
+        span.append(batch)
+        images += len(batch)
+    if span:
+        yield span
+
+
+def _upload(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """The same tensors, of N rows each, on a device, by one copy.
+
+    They travel as float64, which holds whole numbers up to 2^53 exactly.
+    """
+    columns = [tensor.reshape(len(tensor), -1) for tensor in tensors]
+    packed = torch.cat([column.double() for column in columns], dim=1).to(device)
+    parts = torch.split(packed, [column.shape[1] for column in columns], dim=1)
+    return [
+        part.to(tensor.dtype).reshape(tensor.shape)
+        for part, tensor in zip(parts, tensors, strict=True)
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -89,8 +90,8 @@ def normalize(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     Returns:
         (B, C, H, W) float32: (images / 255 - mean) / std.
     """
-    mean = torch.tensor(preprocessing.mean, device=images.device)
-    std = torch.tensor(preprocessing.std, device=images.device)
+    mean = _constants(preprocessing.mean, images.device)
+    std = _constants(preprocessing.std, images.device)
     out = images.to(torch.float32)
     rows = out.permute(0, 2, 3, 1)
     if rows.is_contiguous():
@@ -101,6 +102,12 @@ def normalize(images: Tensor, preprocessing: Preprocessing) -> Tensor:
         return out
     shape = (1, -1, 1, 1)
     return out.div_(255).sub_(mean.view(shape)).div_(std.view(shape))
+
+
+@functools.cache
+def _constants(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Numbers on a device; kept, as every copy to a GPU waits until the GPU has nothing to do."""
+    return torch.tensor(values, device=device)
 
 
 def build_mix(augment: AugmentConfig, num_classes: int) -> v2.Transform | None:

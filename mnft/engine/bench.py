@@ -12,9 +12,11 @@ import torch
 
 from mnft.data.batches import Batch, Batches
 from mnft.data.samplers import EpochSampler, EvalSampler
+from mnft.engine.device import autocast
 from mnft.engine.evaluate import compute_outputs
 from mnft.engine.loop import train_one_epoch
 from mnft.engine.training import Training
+from mnft.model.freeze import set_training_mode
 
 _WARMUP = 3
 
@@ -40,15 +42,19 @@ class BenchResult:
 
     Attributes:
         loading: batches alone, as the training gets them.
-        computing: updates alone, on one batch that stays on the device.
+        fixed_batch: the limit: forward, loss, backward and one fused optimizer on one batch that
+            stays on the device, without anything that mnft does besides.
+        computing: mnft's updates alone, on that batch.
         training: both, as in an epoch.
         evaluating: the val split, loading included.
-        wait: share of the training's time spent waiting for data, in [0, 1].
+        wait: fraction of the training's time spent waiting for data. Where images lie in the
+            device's memory: what making batches of them adds to the time of the updates.
         rounds: of each measurement.
         batches: in a round.
     """
 
     loading: Speed
+    fixed_batch: Speed
     computing: Speed
     training: Speed
     evaluating: Speed
@@ -85,24 +91,31 @@ def bench(
     fixed = next(iter(train))
     device = training.options.loop.device
     _train(training, _Part([fixed] * min(_WARMUP, count), train.sampler))
-    found: dict[str, list[float]] = {"loading": [], "computing": [], "training": [], "eval": []}
+    found: dict[str, list[float]] = {
+        name: [] for name in ("loading", "fixed_batch", "computing", "training", "evaluating")
+    }
     waits = []
+    fixed_step = _build_fixed_step(training, fixed)
+    fixed_step()
     for round_number in range(rounds):
         train.sampler.set_epoch(round_number + 1)
         found["loading"].append(_load(train, count, device))
-        found["computing"].append(_train(training, _Part([fixed] * count, train.sampler))[0])
+        started = time.perf_counter()
+        for _ in range(count):
+            fixed_step()
+        _synchronize(device)
+        found["fixed_batch"].append(count * len(fixed.images) / (time.perf_counter() - started))
+        updates, _ = _train(training, _Part([fixed] * count, train.sampler))
+        found["computing"].append(updates)
         train.sampler.set_epoch(round_number + 1)
         rate, wait = _train(training, _Part(itertools.islice(train, count), train.sampler, count))
         found["training"].append(rate)
-        waits.append(wait)
-        found["eval"].append(_evaluate(training))
+        waits.append(max(0.0, 1 - rate / updates) if train.in_device_memory else wait)
+        found["evaluating"].append(_evaluate(training))
         on_progress(round_number + 1, rounds)
     speeds = {name: Speed(statistics.median(r), min(r), max(r)) for name, r in found.items()}
     return BenchResult(
-        loading=speeds["loading"],
-        computing=speeds["computing"],
-        training=speeds["training"],
-        evaluating=speeds["eval"],
+        **speeds,
         wait=statistics.median(waits),
         rounds=rounds,
         batches=count,
@@ -119,6 +132,7 @@ class _Part:
         count: int | None = None,
     ) -> None:
         self.sampler = sampler
+        self.in_device_memory = False
         self._batches = batches
         self._count = len(batches) if isinstance(batches, list) else count or 0
 
@@ -151,7 +165,26 @@ def _train(training: Training, batches: Batches) -> tuple[float, float]:
         on_step=lambda *_: None,
     )
     _synchronize(training.options.loop.device)
-    return result.num_images / result.seconds, result.waited / result.seconds
+    return result.num_images / result.seconds, (result.waited or 0.0) / result.seconds
+
+
+def _build_fixed_step(training: Training, batch: Batch) -> Callable[[], None]:
+    """One update with nothing but the arithmetic, on one batch, with one group of parameters."""
+    model, loop = training.state.model, training.options.loop
+    set_training_mode(model, freeze_batchnorm=loop.freeze_batchnorm)
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    fused = loop.device.type in {"cpu", "cuda"}
+    optimizer = torch.optim.AdamW(learning, lr=1e-6, fused=fused)
+
+    def step() -> None:
+        with autocast(loop.device, loop.dtype):
+            logits = model(batch.images)
+        loss = training.criterion(logits, batch.targets, batch.images) / len(batch.images)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
 
 
 def _evaluate(training: Training) -> float:

@@ -160,7 +160,7 @@ def _describe(
         seconds=0.0,
         is_best=_is_better(metrics, state.best, options.monitor),
         stage=options.stage,
-        data_wait=min(1.0, trained.waited / max(trained.seconds, 1e-9)),
+        data_wait=None if trained.waited is None else trained.waited / max(trained.seconds, 1e-9),
         peak_memory_mb=peak_memory_mb(options.loop.device),
     )
 

@@ -16,8 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mnft.data.batches import Batch, Batches
 from mnft.data.samplers import EpochSampler
-from mnft.engine.device import autocast
-from mnft.engine.distributed import Ranks, sum_over_ranks
+from mnft.engine.device import autocast, seed_stream
+from mnft.engine.distributed import Ranks, gather, sum_over_ranks
 from mnft.engine.memory import free_memory, is_out_of_memory
 from mnft.engine.optim import Loss
 from mnft.engine.pauses import Pauses
@@ -57,7 +57,8 @@ class LoopOptions:
 class LoopResult:
     """Mean loss and accuracy over the epoch's images (of all processes), and their number.
 
-    `waited` is the part of `seconds` that went by until batches were there. `accumulation_steps`
+    `waited` is the part of `seconds` that went by until batches were there, None where they come
+    from the device's memory. `accumulation_steps`
     are the parts that batches are cut into now: more than before where memory ran out.
     """
 
@@ -65,7 +66,7 @@ class LoopResult:
     accuracy: float
     num_images: int
     seconds: float
-    waited: float = 0.0
+    waited: float | None = 0.0
     accumulation_steps: int = 1
 
 
@@ -104,6 +105,8 @@ def train_one_epoch(
     sampler = batches.sampler
     assert isinstance(sampler, EpochSampler)
     set_training_mode(state.model, freeze_batchnorm=options.freeze_batchnorm)
+    if state.ema is not None:
+        state.ema.begin_epoch(state.model)
     gradients = _Gradients(state, forward, criterion, options, sampler)
     tally = Tally(state.partial, options.device, state.schedule.lr)
     if state.partial is not None:
@@ -114,8 +117,8 @@ def train_one_epoch(
     for batch in _until_stopped(batches, pauses):
         tally.waited += time.perf_counter() - asked
         if seed is not None:
-            torch.manual_seed(derive_seed(seed, tally.updates))
-        tally.add(gradients.compute(tally.updates, batch))
+            seed_stream(derive_seed(seed, tally.updates), options.device)
+        tally.add(gradients.compute(tally.updates, batch), len(batch.images))
         _update(state, options)
         now = asked = time.perf_counter()
         if pauses is not None and pauses.is_due():
@@ -123,12 +126,15 @@ def train_one_epoch(
             asked = time.perf_counter()
         if now - reported > _REPORT_INTERVAL_S:
             reported = now
-            so_far = _result(tally.totals, tally.seconds)
+            so_far = _result(tally.sums, tally.images, tally.seconds)
             if options.ranks.world_size == 1:  # several stop together, at the epoch's end
                 _check_finite(so_far)
             on_step(tally.updates, len(batches), so_far)
             asked = time.perf_counter()
-    result = _result(sum_over_ranks(options.ranks, tally.totals), 0.0)
+    if state.ema is not None:
+        state.ema.end_epoch()
+    images = sum(gather(options.ranks, tally.images))
+    result = _result(sum_over_ranks(options.ranks, tally.sums), images, 0.0)
     _check_finite(result)
     if pauses is not None:
         state.partial = tally.describe(sampler.epoch, gradients.accumulation_steps)
@@ -137,7 +143,8 @@ def train_one_epoch(
     return replace(
         result,
         seconds=tally.seconds,  # `_result` has waited for the device
-        waited=tally.waited,
+        # On a device the time of the next batch includes that of updates that it still works on.
+        waited=None if batches.in_device_memory else tally.waited,
         accumulation_steps=gradients.accumulation_steps,
     )
 
@@ -172,17 +179,25 @@ class _Gradients:
         self._criterion = criterion
         self._options = options
         self._sampler = sampler
-        # A failed attempt has changed statistics of BatchNorm; a copy of all takes 0.1% of a step.
-        self._buffers = list(state.model.buffers()) if options.ranks.world_size == 1 else []
-        self._saved = [buffer.clone() for buffer in self._buffers]
+        # A failed attempt has changed the statistics of the BatchNorm layers that learn; those in
+        # evaluation mode keep theirs, and copying all of them would be 156 launches a step for
+        # MobileNetV2. One list a dtype, as torch copies mixed lists one tensor after the other.
+        self._buffers: list[tuple[list[Tensor], list[Tensor]]] = []
+        if options.ranks.world_size == 1:
+            training = (module for module in state.model.modules() if module.training)
+            buffers = [b for module in training for b in module.buffers(recurse=False)]
+            for dtype in {buffer.dtype for buffer in buffers}:
+                same = [buffer for buffer in buffers if buffer.dtype == dtype]
+                self._buffers.append((same, [buffer.clone() for buffer in same]))
 
     def compute(self, step: int, batch: Batch) -> Tensor:
         """Add the gradient of a whole batch to the parameters.
 
         Returns:
-            (3,) float: summed loss, correct answers, images.
+            (2,) float: summed loss and correct answers.
         """
-        _copy(self._buffers, to=self._saved)
+        for buffers, saved in self._buffers:
+            torch._foreach_copy_(saved, buffers)
         while True:
             count = _number_of_parts(self._sampler, step, self.accumulation_steps, self._options)
             try:
@@ -192,7 +207,8 @@ class _Gradients:
                     raise
             # Not within `except`: the error holds the tensors of the attempt.
             self._state.optimizer.zero_grad()
-            _copy(self._saved, to=self._buffers)
+            for buffers, saved in self._buffers:
+                torch._foreach_copy_(buffers, saved)
             free_memory()
 
     def _attempt(self, step: int, batch: Batch, count: int) -> Tensor:
@@ -232,11 +248,6 @@ class _Gradients:
         return True
 
 
-def _copy(tensors: list[Tensor], *, to: list[Tensor]) -> None:
-    if tensors:
-        torch._foreach_copy_(to, tensors)
-
-
 def _update(state: TrainState, options: LoopOptions) -> None:
     if options.clip_grad is not None:
         state.scaler.unscale_(state.optimizer)
@@ -247,7 +258,7 @@ def _update(state: TrainState, options: LoopOptions) -> None:
     state.num_updates += 1
     state.schedule.after_update(state.num_updates)
     if state.ema is not None:
-        state.ema.update(state.model, step=state.num_updates)
+        state.ema.update(state.num_updates)
 
 
 def _number_of_parts(sampler: EpochSampler, step: int, wanted: int, options: LoopOptions) -> int:
@@ -291,8 +302,7 @@ def _communication(forward: nn.Module, *, last: bool) -> AbstractContextManager[
 def _count(loss: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
     labels = targets.argmax(1) if targets.ndim == 2 else targets
     correct = (logits.argmax(1) == labels).sum()
-    images = torch.tensor(len(labels), device=loss.device)
-    return torch.stack([loss.detach(), correct.float(), images.float()])
+    return torch.stack([loss.detach(), correct.float()])
 
 
 def _check_finite(result: LoopResult) -> None:
@@ -302,7 +312,6 @@ def _check_finite(result: LoopResult) -> None:
         )
 
 
-def _result(totals: Tensor, seconds: float) -> LoopResult:
-    loss, correct, images = totals.tolist()
-    images = max(images, 1)
-    return LoopResult(loss / images, correct / images, int(images), seconds)
+def _result(sums: Tensor, images: int, seconds: float) -> LoopResult:
+    loss, correct = sums.tolist()
+    return LoopResult(loss / max(images, 1), correct / max(images, 1), images, seconds)

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mnft.config.recipe import Choice, apply_recipe
 from mnft.config.schema import Config
 from mnft.data.manifest import Manifest
+from mnft.engine.average import WeightAverage
 from mnft.engine.depthwise import speed_up_depthwise
 from mnft.engine.device import (
     autocast,
@@ -233,6 +233,12 @@ def _build_state(
 ) -> TrainState:
     optimizer = build_optimizer(model, config.optim)
     decay = config.train.ema_decay
+    average = None if decay is None else WeightAverage(model, decay)
+    # Their backward needs the input, which autograd would clone before they overwrite it: 35 copies
+    # a forward pass for MobileNetV2. Not in the average, which only evaluates.
+    for module in model.modules():
+        if isinstance(module, nn.ReLU6 | nn.Hardswish | nn.SiLU):
+            module.inplace = False
     return TrainState(
         model=model,
         optimizer=optimizer,
@@ -244,7 +250,7 @@ def _build_state(
             mode="min" if config.eval.monitor == "loss" else "max",
         ),
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
-        ema=None if decay is None else ModelEmaV3(model, decay=decay, use_warmup=True),
+        ema=average,
     )
 
 

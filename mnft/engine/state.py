@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import nn
 
 from mnft import files
+from mnft.engine.average import WeightAverage
 from mnft.engine.optim import Schedule
 from mnft.errors import CheckpointError
 from mnft.results import EpochResult
@@ -72,7 +72,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     scaler: torch.amp.GradScaler
-    ema: ModelEmaV3 | None = None
+    ema: WeightAverage | None = None
     history: list[EpochResult] = field(default_factory=list)
     best: EpochResult | None = None
     num_updates: int = 0
