@@ -373,6 +373,10 @@ def test_wrong_input(
     before = snapshot(tmp_path)
 
     result = run_cli(*shlex.split(command))  # raises what is no message
+    if record := os.environ.get("MNFT_GOLDEN_MESSAGES"):  # tests/golden/golden.py
+        message = result.stderr.replace(str(tmp_path), "HERE").replace(str(trained), "TRAINED")
+        with Path(record).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps([command, result.exit_code, message]) + "\n")
 
     assert result.exit_code == exit_code, result.stderr
     assert "Traceback" not in result.output
