@@ -980,4 +980,4 @@ def test_out_of_memory_is_a_message(train: Trainer, monkeypatch: pytest.MonkeyPa
     result = train(name="run")
     assert result.exit_code == 1
     assert "too little memory: CUDA out of memory" in result.stderr
-    assert "train.accumulation_steps" in result.stderr
+    assert "data.img_size" in result.stderr

@@ -18,7 +18,7 @@ from mnft.data.batches import Batch, Batches
 from mnft.data.samplers import EpochSampler
 from mnft.engine.device import autocast
 from mnft.engine.distributed import Ranks, sum_over_ranks
-from mnft.engine.memory import free_memory, is_out_of_memory
+from mnft.engine.memory import explaining_memory, free_memory, is_out_of_memory
 from mnft.engine.optim import Loss
 from mnft.engine.pauses import Pauses
 from mnft.engine.state import TrainState
@@ -111,7 +111,7 @@ def train_one_epoch(
         gradients.accumulation_steps = parts
         state.partial = None
     reported = asked = time.perf_counter()
-    for batch in _until_stopped(batches, pauses):
+    for batch in _until_stopped(batches, pauses, options.device):
         tally.waited += time.perf_counter() - asked
         if seed is not None:
             torch.manual_seed(derive_seed(seed, tally.updates))
@@ -142,13 +142,20 @@ def train_one_epoch(
     )
 
 
-def _until_stopped(batches: Batches, pauses: Pauses | None) -> Iterator[Batch]:
-    """The batches; where a signal has ended the processes that load them, those until then."""
-    try:
-        yield from batches
-    except (RuntimeError, DataError):
-        if pauses is None or not pauses.is_stopping:
-            raise
+def _until_stopped(
+    batches: Batches, pauses: Pauses | None, device: torch.device
+) -> Iterator[Batch]:
+    """The batches; where a signal has ended the processes that load them, those until then.
+
+    Raises:
+        TrainError: a batch itself does not fit into memory, which no cutting into parts mends.
+    """
+    with explaining_memory(device, hint="lower train.batch_size, data.img_size or data.workers"):
+        try:
+            yield from batches
+        except (RuntimeError, DataError):
+            if pauses is None or not pauses.is_stopping:
+                raise
 
 
 class _Gradients:
