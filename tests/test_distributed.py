@@ -142,19 +142,25 @@ from torch.nn.parallel import DistributedDataParallel
 from timm.layers import BatchNormAct2d
 from mnft.data.batches import Batch
 from mnft.data.samplers import EpochSampler
-from mnft.config.schema import ScheduleConfig
+from mnft.config.schema import Config, ScheduleConfig
+from mnft.engine import stages, teaching
 from mnft.engine.distributed import (
     broadcast, gather, process_group, sum_over_ranks, synchronize_batchnorm,
 )
 from mnft.engine.evaluate import compute_outputs
+from mnft.engine.head import Features
+from mnft.engine.inputs import no_progress
 from mnft.engine.loop import LoopOptions, train_one_epoch
 from mnft.engine.optim import Criterion, Schedule
 from mnft.engine.state import TrainState
 from mnft.engine.distributed import Ranks
+from mnft.engine.teacher import Teacher
 from mnft.errors import DataError
+from mnft.preprocessing import Preprocessing
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
+IMAGES = Preprocessing((3, 32, 32), (0.5,) * 3, (0.5,) * 3, "bilinear", 1.0)
 
 
 def check_batchnorm(ranks):
@@ -295,11 +301,44 @@ def check_messages(ranks):
         raise AssertionError
 
 
+def check_heads(ranks):
+    """Fitted once: features that differ by process give one head, the main process's."""
+    def compute(*_args, **_kwargs):
+        generator = torch.Generator().manual_seed(7 + ranks.rank)
+        targets = torch.arange(30) % 3
+        values = torch.randn(30, 84, generator=generator) + targets[:, None]
+        return Features(values, targets)
+
+    stages._compute = teaching._compute = compute
+    loop = SimpleNamespace(device=CPU, dtype=torch.float32, ranks=ranks)
+    options = SimpleNamespace(loop=loop, eval_dtype=torch.float32, num_classes=3, seed=0)
+    training = SimpleNamespace(
+        options=options, class_weights=None, train_view=None, val=None
+    )
+    fitted, _, _ = stages._fit_head(training, no_progress)
+    teacher = Teacher(
+        timm.create_model("lenet5", num_classes=3), IMAGES, False, None, None, True, "lenet5"
+    )
+    teaching.load_teacher = lambda *_args, **_kwargs: teacher
+    _, words = teaching.build_teaching_loss(
+        Criterion(0.0, None), Config(data={"root": "."}, distill={"teacher": "lenet5"}),
+        class_names=("a", "b", "c"), student=IMAGES, views=([], []), device=CPU,
+        dtype=torch.float32, ranks=ranks, progress=no_progress,
+    )
+    assert "its head fitted" in words
+    of_teacher = teacher.model.get_classifier().weight.detach()
+    assert fitted.weight.shape == of_teacher.shape == (3, 84)
+    for weight in (fitted.weight, of_teacher):
+        ours, theirs = gather(ranks, weight)
+        assert torch.equal(ours, theirs)
+
+
 with process_group() as ranks:
     assert ranks.world_size == 2
     check_messages(ranks)
     check_batchnorm(ranks)
     check_evaluation(ranks, check_training(ranks))
+    check_heads(ranks)
     sys.stdout.write(f"checked {ranks.rank}\\n")  # one write: the lines must not mix
 '''
 
