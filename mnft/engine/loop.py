@@ -6,18 +6,16 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parallel import DistributedDataParallel
 
 from mnft.data.batches import Batch, Batches
 from mnft.data.samplers import EpochSampler
 from mnft.engine.device import autocast
-from mnft.engine.distributed import Ranks, sum_over_ranks
+from mnft.engine.distributed import Ranks, sum_over_ranks, without_exchange
 from mnft.engine.memory import explaining_memory, free_memory, is_out_of_memory
 from mnft.engine.optim import Loss
 from mnft.engine.pauses import Pauses
@@ -207,7 +205,7 @@ class _Gradients:
         counts = []
         parts = _parts(batch.images, batch.targets, count)
         for number, (images, targets) in enumerate(parts, start=1):
-            with _communication(self._forward, last=number == count):
+            with without_exchange(self._forward, unless=number == count):
                 with autocast(self._options.device, self._options.dtype):
                     logits = _forward(self._forward, images)
                 loss = self._criterion(logits, targets, images)
@@ -285,14 +283,6 @@ def _forward(forward: nn.Module, images: Tensor) -> Tensor:
             "has two images or more",
         ) from error
     return logits
-
-
-def _communication(forward: nn.Module, *, last: bool) -> AbstractContextManager[None]:
-    """Exchange gradients between processes only after the last part of a batch."""
-    if isinstance(forward, DistributedDataParallel) and not last:
-        silent: AbstractContextManager[None] = forward.no_sync()
-        return silent
-    return nullcontext()
 
 
 def _count(loss: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
