@@ -12,17 +12,31 @@ import time
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import COLOURS
 from PIL import Image
 from safetensors.torch import load_file
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from typer.testing import Result
 
-from mnft.engine.distributed import Ranks, broadcast, gather, one_voice, process_group
+from mnft.engine import distributed
+from mnft.engine.distributed import (
+    Ranks,
+    broadcast,
+    gather,
+    one_voice,
+    process_group,
+    synchronize_batchnorm,
+)
 from mnft.errors import DataError, Interrupted
 
 Cli = Callable[..., Result]
@@ -133,31 +147,37 @@ def test_an_error_ends_both_processes_and_is_said_once(config: Path) -> None:
 
 
 SCRIPT = '''
-import copy, sys
+import copy, sys, warnings
 from dataclasses import dataclass
 from types import SimpleNamespace
 import numpy as np, timm, torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from timm.layers import BatchNormAct2d
 from mnft.data.batches import Batch
 from mnft.data.samplers import EpochSampler
-from mnft.config.schema import ScheduleConfig
+from mnft.config.schema import Config, ScheduleConfig
+from mnft.engine import distributed, setup, stages, teaching
 from mnft.engine.distributed import (
-    broadcast, gather, process_group, sum_over_ranks, synchronize_batchnorm,
+    broadcast, gather, process_group, sum_over_ranks, synchronize_batchnorm, without_exchange,
 )
 from mnft.engine.evaluate import compute_outputs
+from mnft.engine.head import Features
+from mnft.engine.inputs import no_progress
 from mnft.engine.loop import LoopOptions, train_one_epoch
 from mnft.engine.optim import Criterion, Schedule
 from mnft.engine.state import TrainState
 from mnft.engine.distributed import Ranks
+from mnft.engine.teacher import Teacher
 from mnft.errors import DataError
+from mnft.preprocessing import Preprocessing
 
+warnings.simplefilter("error")
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
+IMAGES = Preprocessing((3, 32, 32), (0.5,) * 3, (0.5,) * 3, "bilinear", 1.0)
 
 
-def check_batchnorm(ranks):
+def check_batchnorm(ranks, device=CPU):
     """Outputs, gradients and statistics of BatchNorm on the concatenated batch."""
     kinds = [
         (nn.BatchNorm1d(4), (7, 4)),
@@ -165,6 +185,7 @@ def check_batchnorm(ranks):
         (nn.BatchNorm2d(4), (7, 4, 3, 2)),
         (nn.BatchNorm2d(4, affine=False), (7, 4, 3, 2)),
         (nn.BatchNorm2d(4, momentum=None), (7, 4, 3, 2)),
+        (nn.BatchNorm2d(4, track_running_stats=False), (7, 4, 3, 2)),
         (BatchNormAct2d(4), (7, 4, 3, 2)),
     ]
     for number, (layer, shape) in enumerate(kinds):
@@ -173,11 +194,13 @@ def check_batchnorm(ranks):
             with torch.no_grad():
                 layer.weight.copy_(torch.rand(4, generator=generator) + 0.5)
                 layer.bias.copy_(torch.randn(4, generator=generator))
+        layer = layer.to(device)
         own = synchronize_batchnorm(nn.Sequential(copy.deepcopy(layer)))
         images = torch.randn(shape, generator=generator)
         # A mean far from 0, where E[x^2] - E[x]^2 would lose the variance.
         images += torch.tensor([0.0, 1.0, 50.0, -200.0]).view(1, 4, *[1] * (len(shape) - 2))
-        factor = torch.randn(shape, generator=generator)
+        images = images.to(device)
+        factor = torch.randn(shape, generator=generator).to(device)
         whole = images.clone().requires_grad_()
         part = slice(0, 3) if ranks.is_main else slice(3, 7)  # uneven
         mine = images[part].clone().requires_grad_()
@@ -192,11 +215,83 @@ def check_batchnorm(ranks):
             for name, parameter in layer.named_parameters():
                 total = sum_over_ranks(ranks, own[0].get_parameter(name).grad.clone())
                 torch.testing.assert_close(total, parameter.grad, **close)
-        torch.testing.assert_close(own[0].running_mean, layer.running_mean, **close)
-        torch.testing.assert_close(own[0].running_var, layer.running_var, **close)
-        assert own[0].num_batches_tracked == layer.num_batches_tracked == 2
+        buffers = [dict(module.named_buffers()) for module in (own[0], layer)]
+        torch.testing.assert_close(*buffers, **close)
+        assert layer.num_batches_tracked is None or layer.num_batches_tracked == 2
         own.eval(), layer.eval()
-        torch.testing.assert_close(own(images), layer(images))
+        torch.testing.assert_close(own(images), layer(images), **close)
+
+
+def check_batchnorm_of_gpus(ranks):
+    """The path of GPUs, with kernels of the CPU in the place of those that only CUDA has."""
+    def expand(values, like):
+        return values.view(1, -1, *[1] * (like.ndim - 2))
+
+    def axes(like):
+        return [axis for axis in range(like.ndim) if axis != 1]
+
+    def stats(x, eps):
+        return x.mean(axes(x)), (x.var(axes(x), correction=0) + eps).rsqrt()
+
+    def gather_stats(x, means, invstds, running_mean, running_var, momentum, eps, counts):
+        counts = counts[:, None]
+        mean = (means * counts).sum(0) / counts.sum()
+        var = ((invstds**-2 - eps + (means - mean) ** 2) * counts).sum(0) / counts.sum()
+        if running_mean is not None:
+            running_mean.lerp_(mean, momentum)
+            running_var.lerp_(var * counts.sum() / (counts.sum() - 1), momentum)
+        return mean, (var + eps).rsqrt()
+
+    def elemt(x, weight, bias, mean, invstd, eps):
+        out = (x - expand(mean, x)) * expand(invstd, x)
+        return out if weight is None else out * expand(weight, x) + expand(bias, x)
+
+    def backward_reduce(dy, x, mean, invstd, weight, *needed):
+        sum_dy = dy.sum(axes(x))
+        sum_dy_xmu = (dy * (x - expand(mean, x))).sum(axes(x))
+        return sum_dy, sum_dy_xmu, sum_dy_xmu * invstd, sum_dy.clone()
+
+    def backward_elemt(dy, x, mean, invstd, weight, sum_dy, sum_dy_xmu, counts):
+        assert counts.dtype == torch.int32
+        scale = invstd if weight is None else invstd * weight
+        slope = invstd**2 * sum_dy_xmu / counts.sum()
+        centred = dy - expand(sum_dy / counts.sum(), x) - (x - expand(mean, x)) * expand(slope, x)
+        return centred * expand(scale, x)
+
+    # Into torch's dispatcher: a call that does not fit a kernel's signature fails here too.
+    library = torch.library.Library("aten", "IMPL")
+    for name, kernel in {
+        "stats": stats, "gather_stats_with_counts": gather_stats, "elemt": elemt,
+        "backward_reduce": backward_reduce, "backward_elemt": backward_elemt,
+    }.items():
+        library.impl(f"batch_norm_{name}", kernel, "CPU")
+    plain = distributed._normalize
+    distributed._normalize = distributed._NormalizeOnGpu.apply
+    check_batchnorm(ranks)
+    distributed._normalize = plain
+    frozen = synchronize_batchnorm(nn.Sequential(nn.BatchNorm2d(4)))
+    frozen[0].weight.requires_grad_(False)
+    frozen(torch.randn(3, 4, 2, 2)).sum().backward()
+    assert frozen[0].weight.grad is None and frozen[0].bias.grad is not None
+
+
+def check_wrapping(ranks):
+    """No buffers are copied before a pass; gradients are exchanged after the last part alone."""
+    model = timm.create_model("lenet5", num_classes=3)
+    model.register_buffer("own", torch.zeros(()))
+    wrapped = setup._wrap(model, CPU, ranks, compiled=False)
+    model.own.fill_(ranks.rank)
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(ranks.rank))
+    for forward in (wrapped, torch.compile(wrapped, backend="eager")):
+        gradients = []
+        for last in (False, True):
+            with without_exchange(forward, unless=last):
+                forward(images).square().sum().backward()
+            gradients.append(gather(ranks, model.get_classifier().weight.grad))
+        assert not torch.equal(*gradients[0])
+        assert torch.equal(*gradients[1])
+        model.zero_grad()
+    assert model.own == ranks.rank
 
 
 class Shares:
@@ -223,7 +318,7 @@ def train(name, ranks, images, targets, **settings):
     forward = model
     if ranks.world_size > 1:
         synchronize_batchnorm(model)
-        forward = DistributedDataParallel(model)
+        forward = setup._wrap(model, CPU, ranks, compiled=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     schedule = Schedule(optimizer, ScheduleConfig(), epochs=1, updates_per_epoch=3, mode="max")
     state = TrainState(model, optimizer, schedule, torch.amp.GradScaler("cpu", enabled=False))
@@ -297,11 +392,46 @@ def check_messages(ranks):
         raise AssertionError
 
 
+def check_heads(ranks):
+    """Fitted once: features that differ by process give one head, the main process's."""
+    def compute(*_args, **_kwargs):
+        generator = torch.Generator().manual_seed(7 + ranks.rank)
+        targets = torch.arange(30) % 3
+        values = torch.randn(30, 84, generator=generator) + targets[:, None]
+        return Features(values, targets)
+
+    stages._compute = teaching._compute = compute
+    loop = SimpleNamespace(device=CPU, dtype=torch.float32, ranks=ranks)
+    options = SimpleNamespace(loop=loop, eval_dtype=torch.float32, num_classes=3, seed=0)
+    training = SimpleNamespace(
+        options=options, class_weights=None, train_view=None, val=None
+    )
+    fitted, _, _ = stages._fit_head(training, no_progress)
+    teacher = Teacher(
+        timm.create_model("lenet5", num_classes=3), IMAGES, False, None, None, True, "lenet5"
+    )
+    teaching.load_teacher = lambda *_args, **_kwargs: teacher
+    _, words = teaching.build_teaching_loss(
+        Criterion(0.0, None), Config(data={"root": "."}, distill={"teacher": "lenet5"}),
+        class_names=("a", "b", "c"), student=IMAGES, views=([], []), device=CPU,
+        dtype=torch.float32, ranks=ranks, progress=no_progress,
+    )
+    assert "its head fitted" in words
+    of_teacher = teacher.model.get_classifier().weight.detach()
+    assert fitted.weight.shape == of_teacher.shape == (3, 84)
+    for weight in (fitted.weight, of_teacher):
+        ours, theirs = gather(ranks, weight)
+        assert torch.equal(ours, theirs)
+
+
 with process_group() as ranks:
     assert ranks.world_size == 2
     check_messages(ranks)
     check_batchnorm(ranks)
+    check_batchnorm_of_gpus(ranks)
+    check_wrapping(ranks)
     check_evaluation(ranks, check_training(ranks))
+    check_heads(ranks)
     sys.stdout.write(f"checked {ranks.rank}\\n")  # one write: the lines must not mix
 '''
 
@@ -309,6 +439,98 @@ with process_group() as ranks:
 def test_the_parts_in_two_processes(tmp_path: Path) -> None:
     """BatchNorm, an epoch without BatchNorm, accumulation, evaluation and messages."""
     (tmp_path / "script.py").write_text(textwrap.dedent(SCRIPT))
+    done = torchrun("script.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.split("\n")) == ["", "checked 0", "checked 1"]
+
+
+class Transfers(TorchDispatchMode):
+    """Takes down what touches two devices; reading a value of a fake tensor is an error itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        tensors = [v for v in tree_leaves((args, kwargs, out)) if isinstance(v, torch.Tensor)]
+        self.calls += 1
+        if {tensor.device.type for tensor in tensors} != {"cuda"}:
+            self.found.append(str(func))
+        return out
+
+
+def test_synchronized_batchnorm_never_waits_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a fake GPU: no copy between host and device, and no value is read."""
+
+    def channels(images: torch.Tensor) -> torch.Tensor:
+        return images.new_empty(images.shape[1], dtype=torch.float32)
+
+    shapes: dict[str, Callable[..., Any]] = {
+        "stats": lambda x, _eps: (channels(x), channels(x)),
+        "gather_stats_with_counts": lambda x, *_: (channels(x), channels(x)),
+        "elemt": lambda x, *_: torch.empty_like(x),
+        "backward_reduce": lambda _dy, x, *_: tuple(channels(x) for _ in range(4)),
+        "backward_elemt": lambda _dy, x, *_: torch.empty_like(x),
+    }
+    group = SimpleNamespace(all_reduce=lambda _: None, get_world_size=lambda: 2, get_rank=lambda: 1)
+    monkeypatch.setattr(distributed, "dist", group)
+    with (
+        torch.library._scoped_library("aten", "IMPL", "Meta") as library,
+        FakeTensorMode(),
+        torch.device("cuda"),
+    ):
+        for name, kernel in shapes.items():
+            library.impl(f"batch_norm_{name}", kernel)
+        layer = synchronize_batchnorm(nn.BatchNorm2d(4))
+        images = torch.empty(3, 4, 5, 5, dtype=torch.bfloat16)
+        ctx = SimpleNamespace(needs_input_grad=(True,) * 3 + (False,) * 4)
+        ctx.save_for_backward = lambda *saved: setattr(ctx, "saved_tensors", saved)
+        with Transfers() as transfers:
+            out = layer(images)
+            running = (layer.running_mean, layer.running_var)
+            step = distributed._NormalizeOnGpu
+            step.forward(ctx, images, layer.weight, layer.bias, *running, 0.1, 1e-5)
+            gradients = step.backward(ctx, torch.empty_like(images))
+    assert out.dtype == torch.bfloat16
+    assert [g.shape for g in gradients[:3]] == [images.shape, (4,), (4,)]
+    assert ctx.saved_tensors[0] is images  # in its own precision
+    assert transfers.calls > 20
+    assert transfers.found == []
+
+
+GPU_SCRIPT = """
+import torch.distributed as dist
+from mnft.engine.distributed import Ranks
+
+dist.init_process_group("gloo")  # NCCL refuses two processes on one GPU
+ranks = Ranks(dist.get_rank(), 2)
+gpu = torch.device("cuda", 0)
+check_batchnorm(ranks, gpu)
+layer = nn.BatchNorm2d(8).to(gpu)
+ours = synchronize_batchnorm(copy.deepcopy(layer))
+theirs = nn.SyncBatchNorm.convert_sync_batchnorm(layer)
+images = torch.randn(3 + ranks.rank, 8, 9, 9, device=gpu).to(torch.bfloat16)
+for layout in (torch.contiguous_format, torch.channels_last):
+    results = []
+    for module in (ours, theirs):
+        own = images.clone(memory_format=layout).requires_grad_()
+        out = module(own)
+        out.float().square().sum().backward()
+        results.append([out, own.grad, module.weight.grad, module.running_var.clone()])
+    torch.testing.assert_close(*results)
+dist.destroy_process_group()
+sys.stdout.write(f"checked {ranks.rank}\\n")
+"""
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_synchronized_batchnorm_on_a_gpu(tmp_path: Path) -> None:
+    """Two processes on one GPU: what one process learns, and what torch's SyncBatchNorm gives."""
+    checks = SCRIPT.partition("class Shares")[0]
+    (tmp_path / "script.py").write_text(textwrap.dedent(checks + GPU_SCRIPT))
     done = torchrun("script.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.split("\n")) == ["", "checked 0", "checked 1"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -92,12 +92,13 @@ def train(
     ranks: Ranks = Ranks(),  # noqa: B008
     criterion: Loss | None = None,
     pause_s: float = 0.0,
+    shares: type[Shares] = Shares,
 ) -> LoopResult:
     """One epoch with SGD."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     schedule = Schedule(optimizer, ScheduleConfig(), epochs=1, updates_per_epoch=3, mode="max")
     state = TrainState(model, optimizer, schedule, torch.amp.GradScaler("cpu", enabled=False))
-    batches: Any = Shares(EpochSampler(images, batch_size, seed=4), pause_s)
+    batches: Any = shares(EpochSampler(images, batch_size, seed=4), pause_s)
     return train_one_epoch(
         state,
         model,
@@ -167,6 +168,24 @@ def test_no_part_is_a_single_image_where_batchnorm_learns() -> None:
 def test_a_batch_size_that_is_no_power_of_two() -> None:
     assert train(build_model(2), batch_size=10).accumulation_steps == 5
     assert train(build_model(3), batch_size=9).accumulation_steps == 4
+
+
+def test_a_batch_that_does_not_fit_itself_is_not_cut(caplog: pytest.LogCaptureFixture) -> None:
+    """Only a smaller batch helps where its images are already too many."""
+
+    class Hungry(Shares):
+        def __iter__(self) -> Iterator[Batch]:
+            for number, batch in enumerate(super().__iter__()):
+                if number == 1:
+                    raise torch.AcceleratorError("CUDA error: out of memory\nSearch for")
+                yield batch
+
+    with pytest.raises(
+        TrainError, match=r"too little memory: CUDA error: out of memory$"
+    ) as raised:
+        train(build_model(100), shares=Hungry)
+    assert "train.batch_size" in str(raised.value.hint)
+    assert not caplog.records
 
 
 def test_several_processes_do_not_cut_on_their_own(caplog: pytest.LogCaptureFixture) -> None:
@@ -239,7 +258,12 @@ def test_the_loss_sees_the_images_of_each_part() -> None:
 # What fit makes of it
 
 
-def run_fit(monkeypatch: pytest.MonkeyPatch, outcomes: list[LoopResult | Exception]) -> Any:
+def run_fit(
+    monkeypatch: pytest.MonkeyPatch,
+    outcomes: list[LoopResult | Exception],
+    evaluate: Callable[..., EpochMetrics] = lambda *_: EpochMetrics(1.0, 0.5, 0.5),
+    processes: int = 1,
+) -> Any:
     """The result of `fit`, and the parts that each epoch began with."""
     model = nn.Linear(1, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -255,12 +279,12 @@ def run_fit(monkeypatch: pytest.MonkeyPatch, outcomes: list[LoopResult | Excepti
         return outcome
 
     monkeypatch.setattr(fit_module, "train_one_epoch", scripted)
-    monkeypatch.setattr(fit_module, "_evaluate", lambda *_: EpochMetrics(1.0, 0.5, 0.5))
+    monkeypatch.setattr(fit_module, "_evaluate", evaluate)
 
     class Train:
         sampler = EpochSampler(4, 2, seed=0)
 
-    loop = LoopOptions(CPU, torch.float32, 1, None, Ranks())
+    loop = LoopOptions(CPU, torch.float32, 1, None, Ranks(0, processes))
     options = FitOptions(len(outcomes), "accuracy", None, 0, 2, torch.float32, loop, stage="head")
     arguments: Any = (state, model, Train(), [], Criterion(0.0, None), options)
     return fit(*arguments, keeper=None, observer=None), began
@@ -282,7 +306,24 @@ def test_too_little_memory_is_an_error_with_a_hint(
 ) -> None:
     with pytest.raises(TrainError, match=r"cpu has too little memory: .*[mM]emory") as raised:
         run_fit(monkeypatch, [error])
+    # The parts are as small as they can be by then.
+    assert "train.accumulation_steps" not in str(raised.value.hint)
+    assert "data.img_size" in str(raised.value.hint)
+
+
+def test_several_processes_are_told_to_cut_their_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TrainError) as raised:
+        run_fit(monkeypatch, [OOM], processes=2)
     assert "train.accumulation_steps" in str(raised.value.hint)
+
+
+def test_evaluation_that_does_not_fit_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> EpochMetrics:
+        raise OOM
+
+    with pytest.raises(TrainError, match="cpu has too little memory") as raised:
+        run_fit(monkeypatch, [LoopResult(1.0, 0.5, 4, 2.0)], fail)
+    assert raised.value.hint == "lower eval.batch_size"
 
 
 def test_other_errors_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

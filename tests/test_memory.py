@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from mnft.engine.memory import find_batch_size, is_out_of_memory, peak_memory_mb, reset_peak_memory
+from mnft.engine.memory import (
+    explaining_memory,
+    find_batch_size,
+    is_out_of_memory,
+    peak_memory_mb,
+    reset_peak_memory,
+)
 from mnft.errors import TrainError
 
 CPU = torch.device("cpu")
@@ -26,8 +32,24 @@ CPU = torch.device("cpu")
         RuntimeError("[enforce fail at ...] DefaultCPUAllocator: not enough memory: you tried to"),
         RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GB)"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        # A GPU that somebody else fills:
+        torch.AcceleratorError(
+            "CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation' in https://docs."
+        ),
+        RuntimeError("CUDA driver error: out of memory"),
+        RuntimeError(
+            "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"
+        ),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+        torch.distributed.DistBackendError(
+            "NCCL error in: NCCLUtils.cpp:94, unhandled cuda error (run with NCCL_DEBUG=INFO for "
+            "details), NCCL version 2.27.5\nncclUnhandledCudaError: Call to CUDA function failed.\n"
+            "Last error:\nCuda failure 2 'out of memory'"
+        ),
     ],
-    ids=lambda error: str(error)[:20],
+    ids=lambda error: str(error)[:40],
 )
 def test_errors_of_memory(error: BaseException) -> None:
     assert is_out_of_memory(error)
@@ -37,6 +59,9 @@ def test_errors_of_memory(error: BaseException) -> None:
     "error",
     [
         RuntimeError("shapes cannot be multiplied"),
+        RuntimeError("DataLoader worker: the workers are out of shared memory"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+        torch.AcceleratorError("CUDA error: device-side assert triggered"),
         ValueError("CUDA out of memory"),
         KeyboardInterrupt(),
     ],
@@ -49,6 +74,19 @@ def test_an_error_that_torch_raises_on_this_cpu() -> None:
     with pytest.raises(RuntimeError) as error:
         torch.empty(2**60, dtype=torch.uint8)
     assert is_out_of_memory(error.value)
+
+
+def test_an_error_of_memory_becomes_one_for_people_and_others_pass() -> None:
+    full = torch.AcceleratorError("CUDA error: out of memory\nSearch for `cudaError...'")
+    with pytest.raises(TrainError) as raised, explaining_memory(CPU, hint="lower it"):
+        raise full
+    assert raised.value.message == "cpu has too little memory: CUDA error: out of memory"
+    assert raised.value.hint == "lower it"
+    assert raised.value.__cause__ is full
+    with pytest.raises(TrainError, match="memory: MemoryError"), explaining_memory(CPU, hint=""):
+        raise MemoryError
+    with pytest.raises(RuntimeError, match="shapes"), explaining_memory(CPU, hint=""):
+        raise RuntimeError("shapes cannot be multiplied")
 
 
 def test_the_peak_of_this_process() -> None:

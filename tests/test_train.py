@@ -31,7 +31,7 @@ from mnft.engine.distributed import Ranks
 from mnft.engine.fit import FitOptions, fit
 from mnft.engine.loop import LoopOptions, LoopResult, train_one_epoch
 from mnft.engine.optim import Criterion, Schedule, compute_balanced_weights
-from mnft.engine.state import TrainState, save_state
+from mnft.engine.state import TrainState, load_state, save_state
 from mnft.metrics import EpochMetrics
 from mnft.model.bundle import load_bundle
 from mnft.results import EpochResult
@@ -833,6 +833,49 @@ def test_plateau_decays_when_the_metric_stands_still() -> None:
     assert seen == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1, 0.1 * 10, 1, 0.1, 0.1])
 
 
+@pytest.mark.parametrize("stopped_after", [1, 4, 7, 8, 13])
+@pytest.mark.parametrize("name", ["none", "cosine", "step", "multistep", "poly", "plateau"])
+def test_rates_after_a_resume_are_those_of_the_uninterrupted_run(
+    tmp_path: Path, name: Any, stopped_after: int
+) -> None:
+    """Of two groups of layer-wise decay, stopped within warmup, at its end and after it."""
+    config = ScheduleConfig(
+        name=name,
+        warmup_epochs=2.5,
+        decay_epochs=3.0,
+        decay_milestones=[3, 4],
+        patience_epochs=0,
+        decay_rate=0.5,
+    )
+    metrics = [0.5, 0.6, 0.7, 0.7, 0.6]  # plateau decays after the fourth epoch
+
+    def build() -> TrainState:
+        model = torch.nn.Linear(1, 1)
+        groups = [{"params": [model.weight], "lr_scale": 0.5}, {"params": [model.bias]}]
+        optimizer = torch.optim.SGD(groups, lr=1.0)
+        schedule = Schedule(optimizer, config, epochs=len(metrics), updates_per_epoch=3, mode="max")
+        return TrainState(model, optimizer, schedule, torch.amp.GradScaler("cpu", enabled=False))
+
+    def run(state: TrainState, until: int) -> list[list[float]]:
+        """The rates of each update and group."""
+        seen = []
+        for update in range(state.num_updates, until):
+            seen.append([group["lr"] for group in state.optimizer.param_groups])
+            state.num_updates = update + 1
+            state.schedule.after_update(update + 1)
+            if (update + 1) % 3 == 0:
+                state.schedule.after_epoch((update + 1) // 3, metrics[update // 3])
+        return seen
+
+    expected = run(build(), 15)
+    assert len({rate for rate, _ in expected}) > 7
+    stopped, resumed = build(), build()
+    assert run(stopped, stopped_after) == expected[:stopped_after]
+    save_state(stopped, tmp_path / "resume.pt")
+    load_state(resumed, tmp_path / "resume.pt")
+    assert run(resumed, 15) == expected[stopped_after:]
+
+
 def test_plateau_that_raises_the_rate_is_refused(train: Trainer) -> None:
     result = train("schedule.name=plateau", "schedule.decay_rate=1.5")
     assert result.exit_code == 2
@@ -937,4 +980,4 @@ def test_out_of_memory_is_a_message(train: Trainer, monkeypatch: pytest.MonkeyPa
     result = train(name="run")
     assert result.exit_code == 1
     assert "too little memory: CUDA out of memory" in result.stderr
-    assert "train.accumulation_steps" in result.stderr
+    assert "data.img_size" in result.stderr

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -17,7 +17,7 @@ from mnft.data.samplers import EpochSampler
 from mnft.engine.device import seed_everything
 from mnft.engine.evaluate import compute_outputs
 from mnft.engine.loop import DIVERGED_HINT, LoopOptions, LoopResult, train_one_epoch
-from mnft.engine.memory import is_out_of_memory, peak_memory_mb, reset_peak_memory
+from mnft.engine.memory import explaining_memory, peak_memory_mb, reset_peak_memory
 from mnft.engine.optim import Loss
 from mnft.engine.pauses import Pauses
 from mnft.engine.state import TrainState
@@ -106,7 +106,7 @@ def fit(
         seed_everything(seed)
         pauses = _build_pauses(state, options, keeper)
         try:
-            with patiently() if pauses else nullcontext():
+            with patiently() if pauses else nullcontext(), _explaining_memory(loop):
                 trained = train_one_epoch(
                     state,
                     forward,
@@ -117,11 +117,8 @@ def fit(
                     seed=seed,
                     pauses=pauses,
                 )
-            metrics = _evaluate(state, val, options)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise _out_of_memory(error, loop) from error
+            with explaining_memory(loop.device, hint="lower eval.batch_size"):
+                metrics = _evaluate(state, val, options)
         except (Interrupted, KeyboardInterrupt):
             # All updates are done: only the evaluation is left.
             if keeper and state.partial is not None:
@@ -179,13 +176,16 @@ def out_of_patience(state: TrainState, options: FitOptions) -> bool:
     return len(state.history) - state.best.epoch >= options.early_stopping
 
 
-def _out_of_memory(error: BaseException, loop: LoopOptions) -> TrainError:
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
-    return TrainError(
-        f"{loop.device} has too little memory: {reason}",
-        hint="train.accumulation_steps cuts a batch into parts that are computed one "
-        "after the other; or lower train.batch_size, eval.batch_size or data.img_size",
-    )
+def _explaining_memory(loop: LoopOptions) -> AbstractContextManager[None]:
+    """One process has cut its batches as finely as it can before an error comes here."""
+    if loop.ranks.world_size == 1:
+        hint = "choose a smaller model, lower data.img_size, or end what else uses the memory"
+    else:
+        hint = (
+            "raise train.accumulation_steps, which cuts a batch into parts that are computed one "
+            "after the other; or lower train.batch_size or data.img_size"
+        )
+    return explaining_memory(loop.device, hint=hint)
 
 
 def _evaluate(state: TrainState, val: Batches, options: FitOptions) -> EpochMetrics:

@@ -6,19 +6,17 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parallel import DistributedDataParallel
 
 from mnft.data.batches import Batch, Batches
 from mnft.data.samplers import EpochSampler
 from mnft.engine.device import autocast, seed_stream
-from mnft.engine.distributed import Ranks, gather, sum_over_ranks
-from mnft.engine.memory import free_memory, is_out_of_memory
+from mnft.engine.distributed import Ranks, gather, sum_over_ranks, without_exchange
+from mnft.engine.memory import explaining_memory, free_memory, is_out_of_memory
 from mnft.engine.optim import Loss
 from mnft.engine.pauses import Pauses
 from mnft.engine.state import TrainState
@@ -114,7 +112,7 @@ def train_one_epoch(
         gradients.accumulation_steps = parts
         state.partial = None
     reported = asked = time.perf_counter()
-    for batch in _until_stopped(batches, pauses):
+    for batch in _until_stopped(batches, pauses, options.device):
         tally.waited += time.perf_counter() - asked
         if seed is not None:
             seed_stream(derive_seed(seed, tally.updates), options.device)
@@ -149,13 +147,20 @@ def train_one_epoch(
     )
 
 
-def _until_stopped(batches: Batches, pauses: Pauses | None) -> Iterator[Batch]:
-    """The batches; where a signal has ended the processes that load them, those until then."""
-    try:
-        yield from batches
-    except (RuntimeError, DataError):
-        if pauses is None or not pauses.is_stopping:
-            raise
+def _until_stopped(
+    batches: Batches, pauses: Pauses | None, device: torch.device
+) -> Iterator[Batch]:
+    """The batches; where a signal has ended the processes that load them, those until then.
+
+    Raises:
+        TrainError: a batch itself does not fit into memory, which no cutting into parts mends.
+    """
+    with explaining_memory(device, hint="lower train.batch_size, data.img_size or data.workers"):
+        try:
+            yield from batches
+        except (RuntimeError, DataError):
+            if pauses is None or not pauses.is_stopping:
+                raise
 
 
 class _Gradients:
@@ -216,7 +221,7 @@ class _Gradients:
         counts = []
         parts = _parts(batch.images, batch.targets, count)
         for number, (images, targets) in enumerate(parts, start=1):
-            with _communication(self._forward, last=number == count):
+            with without_exchange(self._forward, unless=number == count):
                 with autocast(self._options.device, self._options.dtype):
                     logits = _forward(self._forward, images)
                 loss = self._criterion(logits, targets, images)
@@ -289,14 +294,6 @@ def _forward(forward: nn.Module, images: Tensor) -> Tensor:
             "has two images or more",
         ) from error
     return logits
-
-
-def _communication(forward: nn.Module, *, last: bool) -> AbstractContextManager[None]:
-    """Exchange gradients between processes only after the last part of a batch."""
-    if isinstance(forward, DistributedDataParallel) and not last:
-        silent: AbstractContextManager[None] = forward.no_sync()
-        return silent
-    return nullcontext()
 
 
 def _count(loss: Tensor, logits: Tensor, targets: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 from mnft.data.samplers import EpochSampler
 from mnft.engine.device import seed_everything
 from mnft.engine.loop import train_one_epoch
-from mnft.engine.memory import is_out_of_memory
+from mnft.engine.memory import explaining_memory
 from mnft.engine.optim import Loss, Schedule
 from mnft.engine.training import Training
 from mnft.errors import ConfigError, TrainError
@@ -272,23 +272,18 @@ def _train(training: Training, ramp: _Ramp, recorder: _Recorder, seed: int) -> N
     sampler, loop = training.train.sampler, training.options.loop
     assert isinstance(sampler, EpochSampler)
     state = replace(training.state, schedule=ramp, ema=None)
+    hint = "lower train.batch_size or data.img_size, or choose a smaller model"
     try:
-        for epoch in itertools.count(1):
-            sampler.set_epoch(epoch)
-            seed_everything(derive_seed(seed, epoch, loop.ranks.rank))
-            result = train_one_epoch(
-                state, training.forward, training.train, recorder, loop, on_step=lambda *_: None
-            )
-            loop = replace(loop, accumulation_steps=result.accumulation_steps)
+        with explaining_memory(loop.device, hint=hint):
+            for epoch in itertools.count(1):
+                sampler.set_epoch(epoch)
+                seed_everything(derive_seed(seed, epoch, loop.ranks.rank))
+                result = train_one_epoch(
+                    state, training.forward, training.train, recorder, loop, on_step=lambda *_: None
+                )
+                loop = replace(loop, accumulation_steps=result.accumulation_steps)
     except _Done:
         return
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise TrainError(
-            f"{loop.device} has too little memory: {str(error).partition(chr(10))[0]}",
-            hint="lower train.batch_size or data.img_size, or choose a smaller model",
-        ) from error
 
 
 def _smooth(values: Array, width: float) -> Array:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,15 +14,18 @@ import torch
 from mnft.errors import TrainError
 
 _log = logging.getLogger(__name__)
-# What torch says in a plain RuntimeError: on the CPU (Linux and Windows), on Apple's GPUs, and
-# when a library cannot allocate its workspace on a GPU or (oneDNN) the CPU; and Python of a
-# thread whose stack has no room.
+# What torch says where it raises no OutOfMemoryError. "out of memory" is said by CUDA itself (the
+# context, a graph or a library found the GPU full), its driver, Triton, NCCL and Apple's GPUs; then
+# come CUDA's libraries, which cannot allocate their handle or workspace, the CPU (Linux, Windows,
+# oneDNN), and Python of a thread whose stack has no room.
 _WORDS = (
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "_ALLOCATION_FAILED",  # cuDNN 9: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_..., _HOST_...
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",
-    "MPS backend out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
     "could not create a primitive",
     "std::bad_alloc",
     "can't start new thread",
@@ -33,6 +37,26 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
+
+
+@contextmanager
+def explaining_memory(device: torch.device, *, hint: str) -> Iterator[None]:
+    """Turn an error that says that memory ran out into one for people; others pass.
+
+    Args:
+        device: that the work runs on.
+        hint: what to lower for this work.
+
+    Raises:
+        TrainError: memory ran out.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise TrainError(f"{device} has too little memory: {reason}", hint=hint) from error
 
 
 def free_memory() -> None:

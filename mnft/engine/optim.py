@@ -159,13 +159,14 @@ class _Plateau:
         updates_per_epoch: int,
         mode: str,
     ) -> None:
-        self._groups = optimizer.param_groups
+        # Not its `param_groups`, which `Optimizer.load_state_dict` replaces on resume.
+        self._optimizer = optimizer
         self._config = config
         self._warmup_updates = config.warmup_epochs * updates_per_epoch
-        for group in self._groups:
+        for group in optimizer.param_groups:
             # `lr_scale` is the factor of layer-wise decay.
             group["lr"] *= group.get("lr_scale", 1.0)
-        self._rates = [group["lr"] for group in self._groups]
+        self._rates = [group["lr"] for group in optimizer.param_groups]
         if config.decay_rate >= 1:
             raise ConfigError(
                 f"found {config.decay_rate:g}, expected a factor below 1 for plateau",
@@ -182,14 +183,14 @@ class _Plateau:
 
     def after_update(self, num_updates: int) -> None:
         """Set the rates of warmup; what comes later is left as it is."""
-        start = self._config.warmup_lr
+        groups, start = self._optimizer.param_groups, self._config.warmup_lr
         if num_updates < self._warmup_updates:
             share = num_updates / self._warmup_updates
-            for group, rate in zip(self._groups, self._rates, strict=True):
+            for group, rate in zip(groups, self._rates, strict=True):
                 low = start * group.get("lr_scale", 1.0)
                 group["lr"] = low + share * (rate - low)
         elif num_updates < self._warmup_updates + 1:
-            for group, rate in zip(self._groups, self._rates, strict=True):
+            for group, rate in zip(groups, self._rates, strict=True):
                 group["lr"] = rate
 
     def after_epoch(self, epoch: int, metric: float) -> None:

@@ -269,7 +269,12 @@ def _wrap(model: nn.Module, device: torch.device, ranks: Ranks, *, compiled: boo
     forward = model
     if ranks.world_size > 1:
         devices = [device] if device.type == "cuda" else None
-        forward = DistributedDataParallel(model, device_ids=devices)
+        wrapper = DistributedDataParallel(model, device_ids=devices)
+        # All buffers are BatchNorm's, which change alike in every process: nothing to copy before
+        # each pass. As an argument it is deprecated since torch 2.13, and its successor is not in
+        # 2.11.
+        wrapper.broadcast_buffers = False
+        forward = wrapper
     if compiled:
         forward = cast(nn.Module, torch.compile(forward))
     return forward

@@ -8,6 +8,7 @@ import time
 import torch
 
 from mnft.data.batches import Batches
+from mnft.engine.distributed import broadcast
 from mnft.engine.feature_cache import cached, compute_key
 from mnft.engine.fit import Keeper, fit
 from mnft.engine.head import Features, HeadFit, compute_features, fit_head, set_head
@@ -98,13 +99,18 @@ def _fit_head(training: Training, progress: Progress) -> tuple[HeadFit, int, flo
     train = _compute(training, training.train_view, options.loop.dtype, "train", progress)
     val = _compute(training, training.val, options.eval_dtype, "val", progress)
     seconds = time.perf_counter() - started
-    fitted = fit_head(
-        train,
-        val,
-        num_classes=options.num_classes,
-        class_weights=training.class_weights,
-        seed=derive_seed(options.seed, 0),
-        device=options.loop.device,
+    # Once, not in each process: GPUs that differ by a rounding may choose another weight decay,
+    # and DistributedDataParallel has copied the main process's weights before.
+    fitted = broadcast(
+        options.loop.ranks,
+        lambda: fit_head(
+            train,
+            val,
+            num_classes=options.num_classes,
+            class_weights=training.class_weights,
+            seed=derive_seed(options.seed, 0),
+            device=options.loop.device,
+        ),
     )
     _LOGGER.info("head: weight decay %g, chosen on the val split", fitted.weight_decay)
     return fitted, len(train.targets) + len(val.targets), seconds

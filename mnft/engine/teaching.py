@@ -10,7 +10,7 @@ import torch
 from mnft.config.schema import Config
 from mnft.data.batches import Batch, Batches
 from mnft.engine.distill import DistillationLoss, InputAdapter
-from mnft.engine.distributed import Ranks
+from mnft.engine.distributed import Ranks, broadcast
 from mnft.engine.head import Features, compute_features, fit_head, has_linear_head, set_head
 from mnft.engine.inputs import Progress
 from mnft.engine.optim import Loss
@@ -71,9 +71,20 @@ def build_teaching_loss(
             with progress(f"teacher's features of {split}") as on_progress:
                 adapted = _adapt(batches, adapt, on_progress)
                 features.append(_compute(teacher, adapted, device, dtype, ranks))
-        accuracy = _fit(teacher, *features, config=config, class_names=class_names, device=device)
+        # Once, not in each process: see stages.
+        fitted = broadcast(
+            ranks,
+            lambda: fit_head(
+                *features,
+                num_classes=len(class_names),
+                class_weights=None,
+                seed=config.train.seed,
+                device=device,
+            ),
+        )
+        set_head(teacher.model, fitted)
         teacher = replace(teacher, needs_head=False)
-        words += f", its head fitted to the training images: val accuracy {accuracy:.2%}"
+        words += f", its head fitted to the training images: val accuracy {fitted.val.accuracy:.2%}"
     loss = DistillationLoss(criterion, teacher, config.distill, student=student, dtype=dtype)
     return loss, words
 
@@ -101,24 +112,3 @@ def _compute(
             key="distill.teacher",
         )
     return compute_features(teacher.model, batches, device=device, dtype=dtype, ranks=ranks)
-
-
-def _fit(
-    teacher: Teacher,
-    train: Features,
-    val: Features,
-    *,
-    config: Config,
-    class_names: tuple[str, ...],
-    device: torch.device,
-) -> float:
-    fitted = fit_head(
-        train,
-        val,
-        num_classes=len(class_names),
-        class_weights=None,
-        seed=config.train.seed,
-        device=device,
-    )
-    set_head(teacher.model, fitted)
-    return fitted.val.accuracy
