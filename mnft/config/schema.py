@@ -243,7 +243,8 @@ class EvalConfig(Section):
     """How models are judged, in training and by `mnft eval`."""
 
     monitor: Literal["accuracy", "macro_f1", "loss"] = "accuracy"
-    """Figure on the val split that chooses the best epoch, early stopping and plateau."""
+    """Figure on the val split that chooses the best epoch, early stopping and plateau. Of epochs
+    with the same figure the one with the lowest loss is the best, of equal losses the later one."""
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Images in one evaluation batch of a process; does not change the result."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
