@@ -16,7 +16,9 @@ from PIL import Image
 from mnft.config.schema import AugmentConfig
 from mnft.data import loaders
 from mnft.data.batches import LoaderOptions
+from mnft.data.geometry import EvalGeometry, TrainGeometry
 from mnft.data.loaders import LoadedBatches, choose_workers
+from mnft.data.raw_batches import DecodedImages
 from mnft.data.samplers import EpochSampler, EvalSampler
 from mnft.data.transforms import build_eval_transform, build_mix, build_train_transform, normalize
 from mnft.errors import DataError
@@ -39,10 +41,12 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def train_batches(paths: list[Path], *, workers: int = 0, **augment: Any) -> LoadedBatches:
     config = AugmentConfig(**augment)
+    whole = config.policy == "none"
     return LoadedBatches(
-        paths,
+        DecodedImages(paths, TrainGeometry(20, 3, "bilinear")),
         [number % 3 for number in range(len(paths))],
-        transform=build_train_transform(config, SPEC),
+        augment=config if whole else None,
+        transform=None if whole else build_train_transform(config, SPEC),
         preprocessing=SPEC,
         sampler=EpochSampler(len(paths), 4, seed=5),
         options=LoaderOptions(CPU, workers, channels_last=False),
@@ -52,9 +56,8 @@ def train_batches(paths: list[Path], *, workers: int = 0, **augment: Any) -> Loa
 
 def eval_batches(paths: list[Path], *, workers: int = 0, **options: Any) -> LoadedBatches:
     return LoadedBatches(
-        paths,
+        DecodedImages(paths, EvalGeometry(SPEC)),
         list(range(len(paths))),
-        transform=build_eval_transform(SPEC),
         preprocessing=SPEC,
         sampler=EvalSampler(len(paths), 4),
         options=LoaderOptions(CPU, workers, channels_last=options.pop("channels_last", False)),

@@ -291,6 +291,30 @@ def test_the_log_and_the_terminal_say_what_the_recipe_chose(pretrained, run_cli,
     assert start["recipe"]["optim.layer_decay"]
 
 
+def test_an_epoch_as_accurate_as_the_head_takes_its_place_where_its_loss_is_lower(
+    pretrained, monkeypatch
+):
+    """A newcomer's few val images give both the same accuracy."""
+    from mnft.engine import fit as fit_module
+    from mnft.metrics import EpochMetrics
+
+    training = build(pretrained)
+    head = []
+    real = stages.train_head
+
+    def train_head(*args):
+        head.append(real(*args))
+        return head[0]
+
+    def judge(*_args):
+        return EpochMetrics(head[0].val_loss - 0.1, head[0].val_accuracy, head[0].val_macro_f1)
+
+    monkeypatch.setattr(stages, "train_head", train_head)
+    monkeypatch.setattr(fit_module, "_evaluate", judge)
+    best = stages.train(training, keeper=None, observer=None).best
+    assert (best.stage, best.epoch) == ("finetune", 2)
+
+
 def test_an_older_run_without_stages_goes_on_as_it_was(pretrained, run_cli, tmp_path):
     """A run of version 0.1 has no recipe in its config, and no head stage in its state."""
     values = pretrained | {"recipe": "plain"}

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from conftest import COLOURS
+from PIL import Image
+from safetensors.torch import load_file
 from torchvision.transforms import v2
 
 from mnft.config.schema import AugmentConfig, Config
 from mnft.data.batches import WHOLE, Growth, LoaderOptions
+from mnft.data.draws import draw
 from mnft.data.prepare import prepare_manifest
-from mnft.data.resample import DeviceImages
+from mnft.data.resample import DeviceImages, adjust
 from mnft.data.samplers import EpochSampler, EvalSampler
 from mnft.data.stored_batches import StoredBatches, fits_on_device
 from mnft.data.transforms import build_mix
@@ -71,8 +75,17 @@ def test_evaluation_batches_equal_those_that_are_decoded(parts):
 
 def test_the_view_of_training_images_is_close_to_that_of_evaluation(parts):
     ours = next(iter(build_view(*parts(), "train", device=CPU, ranks=Ranks())))
-    off = parts(data={"store": "off"})
-    theirs = next(iter(build_view(*off, "train", device=CPU, ranks=Ranks())))
+    _, manifest, preprocessing, _ = parts()
+    decoded = build_eval_batches(
+        manifest.root,
+        manifest.split("train"),
+        manifest.class_names,
+        preprocessing,
+        batch_size=64,
+        options=LoaderOptions(CPU, 0, channels_last=True),
+        ranks=Ranks(),
+    )
+    theirs = next(iter(decoded))
     assert ours.positions == theirs.positions
     assert torch.equal(ours.targets, theirs.targets)
     assert (ours.images - theirs.images).abs().mean() < 0.2  # noise is in the images
@@ -173,40 +186,18 @@ def test_a_gpu_with_room_takes_the_images_and_one_without_does_not(parts, monkey
     assert not fits_on_device([inputs.train], gpu)
 
 
-def test_policies_work_on_stored_images_too(parts):
+def test_policies_work_on_stored_images_of_bicubic_models_too(parts):
+    """torchvision rotates no tensor bicubically, which is the interpolation of most MobileNets."""
+    preprocessing = replace(PREPROCESSING, interpolation="bicubic")
     for policy in ("rand_augment", "trivial_augment", "aug_mix"):
-        made = parts(augment={"policy": policy})
+        config, manifest, _, inputs = parts(augment={"policy": policy})
+        made = (config, manifest, preprocessing, inputs)
         batches = build_train_batches(*made, device=CPU, ranks=Ranks())
         assert not isinstance(batches, StoredBatches)
-        batch = epoch_of(batches, 1)[0]
-        assert batch.images.shape[1:] == (3, 32, 32)
+        first, *_ = [epoch_of(batches, epoch)[0] for epoch in (1, 2, 3)]
+        assert first.images.shape[1:] == (3, 32, 32)
         again = epoch_of(build_train_batches(*made, device=CPU, ranks=Ranks()), 1)[0]
-        assert torch.equal(batch.images, again.images)
-
-
-def test_stored_and_decoded_images_get_the_same_crops(parts):
-    """One policy-free pipeline of single images: only the resize's rounding differs."""
-    from mnft.data.loaders import LoadedBatches
-    from mnft.data.transforms import build_train_transform
-
-    config, manifest, preprocessing, inputs = parts()
-    samples = manifest.split("train")
-
-    def batches(images):
-        return LoadedBatches(
-            images,
-            [0] * len(samples),
-            transform=build_train_transform(config.augment, preprocessing),
-            preprocessing=preprocessing,
-            sampler=EpochSampler(len(samples), 8, seed=0),
-            options=LoaderOptions(CPU, 0, channels_last=True),
-        )
-
-    paths = [manifest.root / sample.path for sample in samples]
-    stored, decoded = epoch_of(batches(inputs.train), 1), epoch_of(batches(paths), 1)
-    for ours, theirs in zip(stored, decoded, strict=True):
-        assert ours.positions == theirs.positions
-        assert (ours.images - theirs.images).abs().max() < 3.5 / 255 / 0.2
+        assert torch.equal(first.images, again.images)
 
 
 # --- progressive resizing
@@ -244,6 +235,98 @@ def test_batches_grow_with_the_epochs(parts, store, tmp_path):
 
 
 # --- without a store
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """JPEGs and PNGs larger and smaller than what the store keeps, a strip among them."""
+    root, rng = tmp_path / "photographs", np.random.default_rng(0)
+    sizes = [(640, 480), (30, 41), (90, 333), (20, 400), (500, 500), (41, 30)]
+    for name in ("a", "b"):
+        (root / name).mkdir(parents=True)
+        for number, size in enumerate(sizes * 2):
+            coarse = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+            image = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+            image.save(root / name / f"{number}.{'jpg' if number % 2 else 'png'}")
+    return root
+
+
+AUGMENTS = {
+    "plain": {},
+    "everything": {
+        "vflip": 0.5,
+        "color_jitter": 0.4,
+        "random_erasing": 0.5,
+        "mixup": 0.4,
+        "cutmix": 1.0,
+    },
+    "policy": {"policy": "trivial_augment", "random_erasing": 0.5},
+}
+
+
+@pytest.mark.parametrize(("workers", "channels"), [(0, 3), (0, 1), (2, 3)])
+@pytest.mark.parametrize("augment", AUGMENTS)
+def test_batches_are_the_same_with_and_without_a_store(
+    parts, photographs, augment, workers, channels
+):
+    """Bit for bit, while the size of the images grows: pixels, crops, colours, mixing, order."""
+    shared = {
+        "augment": AUGMENTS[augment],
+        "model": {"in_chans": channels},
+        "train": {"batch_size": 8, "start_size": 0.5, "epochs": 4},
+    }
+    preprocessing = Preprocessing(
+        (channels, 64, 64), (0.4,) * channels, (0.2,) * channels, "bicubic", 0.875
+    )
+    found = []
+    for store in ({}, {"store": "off"}):
+        data = {"root": str(photographs), "workers": workers, **store}
+        config, manifest, _, _ = parts(data=data, **shared)
+        inputs = open_inputs(config, manifest, preprocessing, device=CPU, ranks=Ranks())
+        assert (inputs.train is None) == bool(store)
+        made = (config, manifest, preprocessing, inputs)
+        train = build_train_batches(*made, device=CPU, ranks=Ranks())
+        views = [build_view(*made, split, device=CPU, ranks=Ranks()) for split in ("train", "val")]
+        epochs = [batch for epoch in (1, 4) for batch in epoch_of(train, epoch)]
+        found.append([*epochs, *(batch for view in views for batch in view)])
+    stored, decoded = found
+    assert {batch.images.shape[-1] for batch in stored} == {32, 64}
+    for ours, theirs in zip(stored, decoded, strict=True):
+        assert ours.positions == theirs.positions
+        assert torch.equal(ours.images, theirs.images)
+        assert torch.equal(ours.targets, theirs.targets)
+
+
+def test_colours_do_not_depend_on_the_number_of_threads():
+    """Loading processes have one thread, the main process has several."""
+    images = torch.randint(0, 256, (6, 3, 96, 96), dtype=torch.uint8)
+    images = images.contiguous(memory_format=torch.channels_last)
+    draws = draw(list(range(6)), np.full((6, 2), 96), AugmentConfig(color_jitter=0.5))
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            found.append(adjust(images, draws, (0.5, 0.5, 0.5), jitter=True))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_a_run_without_a_store_trains_the_same_model(make_folder, run_cli, tmp_path):
+    """Head on frozen features, then fine-tuning."""
+    root = make_folder(per_class=10)
+    assert train(run_cli, root, "run.name=first").exit_code == 0
+    start = ["model.name=local-dir:runs/first/best", "model.pretrained=true", "recipe=auto"]
+    start += ["train.stages=[head, finetune]", "data.img_size=32", "augment.color_jitter=0.3"]
+    for name, store in (("stored", "auto"), ("decoded", "off")):
+        result = train(run_cli, root, *start, f"run.name={name}", f"data.store={store}")
+        assert result.exit_code == 0, result.stderr
+    stored, decoded = (
+        load_file(tmp_path / "runs" / name / "last/model.safetensors")
+        for name in ("stored", "decoded")
+    )
+    assert all(torch.equal(stored[name], decoded[name]) for name in stored)
 
 
 def test_off_decodes(parts, tmp_path):

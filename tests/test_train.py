@@ -743,16 +743,41 @@ def figures(**columns: list[float]) -> list[EpochMetrics]:
 @pytest.mark.parametrize(
     ("monitor", "values", "best"),
     [
-        ("accuracy", [0.5, 0.7, 0.7, 0.6], [1, 2]),
-        ("macro_f1", [0.5, 0.4, 0.5, 0.9], [1, 4]),
-        ("loss", [0.9, 0.7, 0.7, 0.6], [1, 2, 4]),
+        ("accuracy", [0.5, 0.7, 0.65, 0.6], [1, 2]),
+        ("macro_f1", [0.5, 0.4, 0.45, 0.9], [1, 4]),
+        ("loss", [0.9, 0.7, 0.75, 0.6], [1, 2, 4]),
     ],
 )
-def test_the_best_epoch_is_strictly_better(
+def test_the_best_epoch_is_the_better_one(
     monkeypatch: pytest.MonkeyPatch, monitor: str, values: list[float], best: list[int]
 ) -> None:
     epochs, _ = run_fit(monkeypatch, figures(**{monitor: values}), monitor=monitor)
     assert [result.epoch for result in epochs if result.is_best] == best
+
+
+@pytest.mark.parametrize("monitor", ["accuracy", "macro_f1"])
+def test_ties_go_to_the_lower_loss_and_then_to_the_later_epoch(
+    monkeypatch: pytest.MonkeyPatch, monitor: str
+) -> None:
+    columns = {monitor: [0.5, 0.7, 0.7, 0.7, 0.7, 0.6], "loss": [0.3, 0.6, 0.45, 0.5, 0.45, 0.1]}
+    epochs, _ = run_fit(monkeypatch, figures(**columns), monitor=monitor)
+    assert [result.epoch for result in epochs if result.is_best] == [1, 2, 3, 5]
+
+
+def test_of_equal_losses_the_later_epoch_is_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the accuracy: it is not what was asked for."""
+    columns = {"loss": [0.5, 0.5, 0.6, 0.5], "accuracy": [0.9, 0.5, 0.5, 0.4]}
+    epochs, _ = run_fit(monkeypatch, figures(**columns), monitor="loss")
+    assert [result.epoch for result in epochs if result.is_best] == [1, 2, 4]
+
+
+def test_a_falling_loss_under_an_equal_accuracy_is_no_improvement(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The best epoch moves on, patience runs out."""
+    columns = {"accuracy": [0.5, 0.6, 0.6, 0.6, 0.7], "loss": [0.9, 0.8, 0.7, 0.6, 0.5]}
+    epochs, stopped = run_fit(monkeypatch, figures(**columns), monitor="accuracy", early_stopping=2)
+    assert ([result.epoch for result in epochs if result.is_best], stopped) == ([1, 2, 3, 4], True)
 
 
 @pytest.mark.parametrize(
@@ -783,9 +808,10 @@ def test_early_stopping_of_a_run_and_more_patience_on_resume(train: Trainer) -> 
     result = train(*sets, name="run", json=True)
     assert result.exit_code == 0
     answer = json.loads(result.stdout)
-    assert (answer["stopped_early"], answer["best_epoch"], answer["epochs"]) == (True, 1, 2)
+    # The weights hardly change: no improvement, and of equal epochs the later one is kept.
+    assert (answer["stopped_early"], answer["best_epoch"], answer["epochs"]) == (True, 2, 2)
     assert log_of(train.run("run"))[-1]["reason"] == "early stopping"
-    assert load_bundle(train.run("run") / "best").record["result"]["epoch"] == 1
+    assert load_bundle(train.run("run") / "best").record["result"]["epoch"] == 2
     assert load_bundle(train.run("run") / "last").record["result"]["epoch"] == 2
     assert train.resume("run").exit_code == 0
     assert len(epochs_of(train.run("run"))) == 2

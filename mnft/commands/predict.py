@@ -19,9 +19,10 @@ from mnft import console, files
 from mnft.commands.opening import open_checkpoint
 from mnft.data.batches import LoaderOptions
 from mnft.data.folder import list_images
+from mnft.data.geometry import EvalGeometry
 from mnft.data.loaders import LoadedBatches, choose_workers
+from mnft.data.raw_batches import DecodedImages
 from mnft.data.samplers import EvalSampler
-from mnft.data.transforms import build_eval_transform
 from mnft.engine.device import resolve_device
 from mnft.engine.evaluate import Outputs, compute_outputs
 from mnft.errors import DataError
@@ -117,9 +118,8 @@ def _predict(
         for start in range(0, len(paths), _CHUNK):
             chunk = paths[start : start + _CHUNK]
             batches = LoadedBatches(
-                chunk,
+                DecodedImages(chunk, EvalGeometry(bundle.preprocessing)),
                 [-1] * len(chunk),
-                transform=build_eval_transform(bundle.preprocessing),
                 preprocessing=bundle.preprocessing,
                 sampler=EvalSampler(len(chunk), batch_size),
                 options=options,

@@ -53,10 +53,12 @@ class DataConfig(Section):
     store: Annotated[str, BeforeValidator(_off_is_a_word)] = "auto"
     """Decode each image once and keep its pixels in memory-mapped files that all epochs, runs and
     processes share: `auto` in the cache folder ($MNFT_CACHE, or mnft in the user's cache folder),
-    `off` decodes in every epoch, or the path of a folder for them."""
+    `off` decodes in every epoch, or the path of a folder for them. A run without it
+    trains on the same batches bit for bit; only a GPU that holds the stored images in its memory
+    rounds their pixels differently."""
     store_limit_gb: Positive = 20.0
     """Largest size of that folder in gigabytes; the files used longest ago make room, and images
-    that would not fit are decoded in every epoch."""
+    that would not fit are decoded in every epoch, which is slower and changes nothing else."""
 
 
 class AugmentConfig(Section):
@@ -241,7 +243,8 @@ class EvalConfig(Section):
     """How models are judged, in training and by `mnft eval`."""
 
     monitor: Literal["accuracy", "macro_f1", "loss"] = "accuracy"
-    """Figure on the val split that chooses the best epoch, early stopping and plateau."""
+    """Figure on the val split that chooses the best epoch, early stopping and plateau. Of epochs
+    with the same figure the one with the lowest loss is the best, of equal losses the later one."""
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Images in one evaluation batch of a process; does not change the result."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"

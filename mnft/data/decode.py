@@ -84,7 +84,7 @@ class Inspection:
     problem: str | None
 
 
-def decode(path: Path, *, sha256: str | None = None) -> Image.Image:
+def decode(path: Path) -> Image.Image:
     """Decode an image file as a viewer would show it.
 
     The type is read from the content, not from the name. EXIF orientation is applied;
@@ -93,20 +93,16 @@ def decode(path: Path, *, sha256: str | None = None) -> Image.Image:
 
     Args:
         path: an image file.
-        sha256: that its content must have.
 
     Returns:
         An image of mode "RGB".
 
     Raises:
         DataError: the file cannot be read or decoded, is cut off, or has over MAX_PIXELS
-            pixels, or is another than it was.
+            pixels.
     """
     try:
-        content = read_content(path)
-        if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
-            raise DataError("its content has changed")
-        return decode_bytes(content)
+        return decode_bytes(read_content(path))
     except DataError as error:
         raise DataError(f"{path}: {error.message}") from error
 
@@ -168,18 +164,25 @@ def inspect(path: Path, known: Container[str] = ()) -> Inspection:
         return Inspection(sha256, None, error.message)
 
 
-def read_content(path: Path) -> bytes:
+def read_content(path: Path, *, sha256: str | None = None) -> bytes:
     """The bytes of a file.
 
+    Args:
+        path: of the file.
+        sha256: that they must have.
+
     Raises:
-        DataError: it cannot be read.
+        DataError: it cannot be read, or is another than it was.
     """
     try:
-        return path.read_bytes()
+        content = path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}") from error
     except ValueError as error:  # a zero byte in the name
         raise DataError(f"cannot be read: {error}") from error
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        raise DataError("its content has changed")
+    return content
 
 
 def _too_large(pixels: int) -> DataError:

@@ -86,7 +86,7 @@ class TrainGeometry:
         if (share := self.short_side / min(image.size)) < 1:
             width, height = (max(1, round(side * share)) for side in image.size)
             image = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
-        pixels = np.asarray(image)
+        pixels = np.array(image)  # a copy: torch warns of arrays that cannot be written to
         return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 

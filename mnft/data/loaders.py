@@ -1,4 +1,4 @@
-"""Images to batches on the device through worker processes, each image decoded or stored."""
+"""Images to batches on the device through worker processes, decoded or from the store."""
 
 from __future__ import annotations
 
@@ -10,25 +10,30 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from mnft.data.batches import WHOLE, Batch, Growth, LoaderOptions, finish, seeded
-from mnft.data.decode import decode
+from mnft.config.schema import AugmentConfig
+from mnft.data.batches import WHOLE, Batch, Growth, LoaderOptions, finish
 from mnft.data.inspection import count_cores
-from mnft.data.samplers import EpochSampler, EvalSampler, Key
+from mnft.data.raw_batches import (
+    BatchDataset,
+    DecodedImages,
+    RawBatch,
+    Requests,
+    as_it_is,
+    size_of,
+)
+from mnft.data.samplers import EpochSampler, EvalSampler
 from mnft.data.store import StoredImages
 from mnft.data.transforms import Transform
 from mnft.errors import DataError
 from mnft.preprocessing import Preprocessing
-from mnft.results import BadImage
-from mnft.seeding import derive_seed
 
 _PREFETCH = 2
 # What torch says when batches cannot travel from process to process.
@@ -38,32 +43,35 @@ _SHARED_MEMORY = ("shared memory", "unable to write to file </torch", "unable to
 class LoadedBatches:
     """An iterable of `Batch`, once for each epoch.
 
+    Without a `transform` the batches are those of `StoredBatches` on the CPU, bit for bit.
+
     Args:
-        images: files, which are decoded, or stored images.
+        images: stored, or decoded in each epoch.
         targets: the label of each; -1 where it has none.
-        transform: image to (C, H, W) uint8; None where the stored pixels are those already.
-        preprocessing: for the normalisation.
+        preprocessing: for size and normalisation.
         sampler: gives the keys of each batch.
         options: how batches come about.
+        augment: how images are varied, as whole batches; None takes them as they are, "centre" the
+            middle crop of images that are kept whole.
+        transform: in the place of `augment`, varies a single image (C, H, W) uint8.
         mix: mixup or cutmix.
-        growth: progressive resizing; the images are reduced on the device.
+        growth: progressive resizing.
         allow_bad: give images that cannot be decoded in `Batch.bad` instead of failing.
-        sums: SHA-256 that the content of each file must have, where they are known.
     """
 
     def __init__(
         self,
-        images: Sequence[Path] | StoredImages,
+        images: StoredImages | DecodedImages,
         targets: Sequence[int],
         *,
-        transform: Transform | None,
         preprocessing: Preprocessing,
         sampler: EpochSampler | EvalSampler,
         options: LoaderOptions,
+        augment: AugmentConfig | Literal["centre"] | None = None,
+        transform: Transform | None = None,
         mix: v2.Transform | None = None,
         growth: Growth = WHOLE,
         allow_bad: bool = False,
-        sums: Sequence[str] | None = None,
     ) -> None:
         self.sampler = sampler
         self.in_device_memory = False
@@ -72,11 +80,11 @@ class LoadedBatches:
         self._options = options
         self._mix = mix
         self._allow_bad = allow_bad
-        self._loader: DataLoader[_RawBatch] = DataLoader(
-            _ImageDataset(images, targets, transform, sums),  # type: ignore[arg-type]
-            batch_sampler=sampler,
+        self._loader: DataLoader[RawBatch] = DataLoader(
+            BatchDataset(images, targets, preprocessing, augment, transform),
+            batch_sampler=Requests(sampler, preprocessing, growth),  # type: ignore[arg-type]
             num_workers=options.workers,
-            collate_fn=_collate,
+            collate_fn=as_it_is,
             pin_memory=options.device.type == "cuda",
             persistent_workers=options.workers > 0,
             prefetch_factor=_PREFETCH if options.workers else None,
@@ -99,7 +107,7 @@ class LoadedBatches:
                 )
             yield self._to_device(raw)
 
-    def _to_device(self, raw: _RawBatch) -> Batch:
+    def _to_device(self, raw: RawBatch) -> Batch:
         device = self._options.device
         images = raw.images.to(device, non_blocking=True)
         targets = raw.targets.to(device, non_blocking=True)
@@ -115,11 +123,9 @@ class LoadedBatches:
         return Batch(images, targets, raw.positions, raw.bad)
 
     def _grow(self, images: Tensor) -> Tensor:
-        if not isinstance(self.sampler, EpochSampler):
-            return images
-        whole = (images.shape[-2], images.shape[-1])
-        size = [self._growth.side(side, self.sampler.epoch) for side in whole]
-        if size == list(whole):
+        """What a transform has left whole, in the size of this epoch."""
+        size = size_of(self.sampler, self._preprocessing, self._growth)
+        if size == tuple(images.shape[-2:]):
             return images
         smaller = F.interpolate(images.float(), size=size, mode="bilinear", antialias=True)
         return smaller.round_().clamp_(0, 255)
@@ -142,7 +148,7 @@ def _end_where_batches_are_lost(_worker: int) -> None:
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(end)  # type: ignore
 
 
-def _until_lost(loader: Iterable[_RawBatch]) -> Iterator[_RawBatch]:
+def _until_lost(loader: Iterable[RawBatch]) -> Iterator[RawBatch]:
     """The batches, until a loading process is lost.
 
     Raises:
@@ -214,67 +220,3 @@ def choose_workers(
 def count_shared_bytes(workers: int, batch_bytes: int) -> int:
     """Shared memory that loading processes need: batches under way, ready and in use."""
     return workers * batch_bytes * (_PREFETCH + 2)
-
-
-class _Raw(NamedTuple):
-    key: Key
-    target: int
-    image: Tensor | BadImage
-
-
-class _RawBatch(NamedTuple):
-    images: Tensor
-    targets: Tensor
-    positions: list[int]
-    bad: list[tuple[int, BadImage]]
-    seed: int
-
-
-class _ImageDataset(Dataset[_Raw]):
-    """Decodes and transforms one image; its random choices depend on the key's seed alone."""
-
-    def __init__(
-        self,
-        images: Sequence[Path] | StoredImages,
-        targets: Sequence[int],
-        transform: Transform | None,
-        sums: Sequence[str] | None,
-    ) -> None:
-        self._images = images
-        self._targets = targets
-        self._sums = sums
-        self._transform = transform or _as_it_is
-
-    def __getitem__(self, key: Key) -> _Raw:
-        if isinstance(self._images, StoredImages):
-            pixels = self._images[key.position]
-            image: Image.Image | Tensor = torch.from_numpy(pixels).permute(2, 0, 1)
-        else:
-            path = self._images[key.position]
-            try:
-                image = decode(path, sha256=self._sums[key.position] if self._sums else None)
-            except DataError as error:
-                reason = error.message.removeprefix(f"{path}: ")
-                return _Raw(key, -1, BadImage(path, reason))
-        if key.seed is None:
-            return _Raw(key, self._targets[key.position], self._transform(image))
-        with seeded(key.seed):
-            return _Raw(key, self._targets[key.position], self._transform(image))
-
-
-def _as_it_is(image: Image.Image | Tensor) -> Tensor:
-    assert isinstance(image, Tensor)
-    return image
-
-
-def _collate(items: list[_Raw]) -> _RawBatch:
-    good = [item for item in items if isinstance(item.image, Tensor)]
-    bad = [(i.key.position, i.image) for i in items if isinstance(i.image, BadImage)]
-    images = torch.stack([i.image for i in good if isinstance(i.image, Tensor)]) if good else None
-    return _RawBatch(
-        images if images is not None else torch.empty(0, dtype=torch.uint8),
-        torch.tensor([item.target for item in good]),
-        [item.key.position for item in good],
-        bad,
-        derive_seed(items[0].key.seed or 0),
-    )

@@ -144,15 +144,15 @@ class _Pipeline:
 
 
 def _policy(augment: AugmentConfig, mode: v2.InterpolationMode) -> list[v2.Transform]:
+    # torchvision cannot rotate tensors, as which images come from the store, bicubically.
+    if mode is not v2.InterpolationMode.NEAREST:
+        mode = v2.InterpolationMode.BILINEAR
     if augment.policy == "rand_augment":
         return [v2.RandAugment(magnitude=augment.magnitude, interpolation=mode)]
     if augment.policy == "trivial_augment":
         return [v2.TrivialAugmentWide(interpolation=mode)]
     if augment.policy == "aug_mix":
         severity = min(10, max(1, augment.magnitude // 3))
-        # AugMix works on tensors, which torchvision cannot rotate bicubically.
-        if mode is not v2.InterpolationMode.NEAREST:
-            mode = v2.InterpolationMode.BILINEAR
         return [v2.AugMix(severity=severity, interpolation=mode)]
     return []
 

@@ -44,7 +44,8 @@ class FitOptions:
 
     Attributes:
         epochs: to train in all.
-        monitor: "accuracy", "macro_f1" or "loss" of the val split; chooses the best epoch.
+        monitor: "accuracy", "macro_f1" or "loss" of the val split; chooses the best epoch. Ties go
+            to the lower loss, then to the later epoch.
         early_stopping: epochs without improvement before stopping, or None.
         seed: of order, augmentation and dropout.
         num_classes: outputs of the model.
@@ -170,10 +171,19 @@ def _build_pauses(state: TrainState, options: FitOptions, keeper: Keeper | None)
 
 
 def out_of_patience(state: TrainState, options: FitOptions) -> bool:
-    """Whether the best epoch is `early_stopping` epochs ago."""
-    if options.early_stopping is None or state.best is None:
+    """Whether the monitored figure has not improved for `early_stopping` epochs.
+
+    A tie that its loss decided is the best epoch, but no improvement: a loss that creeps down
+    under a figure that stands still must not keep a run going for ever.
+    """
+    if options.early_stopping is None or not state.results:
         return False
-    return len(state.history) - state.best.epoch >= options.early_stopping
+    sign = -1 if options.monitor == "loss" else 1
+    # Of equal figures `max` gives the first.
+    improved = max(
+        state.results, key=lambda result: sign * _monitored(_metrics_of(result), options.monitor)
+    )
+    return len(state.history) - improved.epoch >= options.early_stopping
 
 
 def _explaining_memory(loop: LoopOptions) -> AbstractContextManager[None]:
@@ -206,12 +216,22 @@ def _evaluate(state: TrainState, val: Batches, options: FitOptions) -> EpochMetr
 
 
 def _is_better(metrics: EpochMetrics, best: EpochResult | None, monitor: str) -> bool:
-    """Strictly better than the best so far; of equal epochs the first stays."""
+    """Whether an epoch takes the place of the best so far.
+
+    Small val splits give many epochs the same accuracy: of these the one with the lowest loss is
+    the surest of its answers, and of equal losses the later one has learned longer.
+    """
     if best is None:
         return True
-    before = EpochMetrics(best.val_loss, best.val_accuracy, best.val_macro_f1)
-    new, old = _monitored(metrics, monitor), _monitored(before, monitor)
-    return new < old if monitor == "loss" else new > old
+    new, old = (
+        ((0.0 if monitor == "loss" else _monitored(figures, monitor)), -figures.loss)
+        for figures in (metrics, _metrics_of(best))
+    )
+    return new >= old
+
+
+def _metrics_of(result: EpochResult) -> EpochMetrics:
+    return EpochMetrics(result.val_loss, result.val_accuracy, result.val_macro_f1)
 
 
 def _monitored(metrics: EpochMetrics, monitor: str) -> float:

@@ -16,14 +16,15 @@ import torch
 from mnft.config.schema import Config
 from mnft.data.batches import Batches, Growth, LoaderOptions
 from mnft.data.cache import find_cache_folder
-from mnft.data.geometry import EvalGeometry, choose_train_geometry
+from mnft.data.geometry import EvalGeometry, TrainGeometry, choose_train_geometry
 from mnft.data.loaders import LoadedBatches, choose_workers
 from mnft.data.manifest import Manifest, Sample
+from mnft.data.raw_batches import DecodedImages
 from mnft.data.resample import DeviceImages
 from mnft.data.samplers import EpochSampler, EvalSampler
-from mnft.data.store import Store, StoredImages, StoreUnavailable
+from mnft.data.store import Geometry, Store, StoredImages, StoreUnavailable
 from mnft.data.stored_batches import StoredBatches, fits_on_device
-from mnft.data.transforms import build_eval_transform, build_mix, build_train_transform
+from mnft.data.transforms import build_mix, build_train_transform
 from mnft.engine.distributed import Ranks, broadcast, gather
 from mnft.engine.optim import compute_balanced_weights
 from mnft.errors import DataError, MnftError
@@ -50,7 +51,7 @@ class Inputs:
 
     Attributes:
         train: stored training images, on the disk or in a GPU's memory, or None where they are
-            decoded in every epoch.
+            decoded in every epoch, into the same pixels.
         val: stored validation images, likewise.
         note: how, in words.
         folder: of the stored training images, where features can be kept too.
@@ -76,7 +77,7 @@ def open_inputs(
 
     On a GPU they go on into its memory if they fit, but for training images that an automatic
     policy varies one by one. Where the store cannot be used a warning says why, and images are
-    decoded in every epoch.
+    decoded in every epoch: slower, but to the same batches.
 
     Raises:
         DataError: an image has changed since the manifest was made.
@@ -87,13 +88,13 @@ def open_inputs(
         return Inputs(None, None, "off: every epoch decodes all images")
     cache = find_cache_folder(config.data.store)
     channels = preprocessing.input_size[0]
-    scale = (config.augment.scale[0], config.augment.scale[1])
+    geometries: tuple[tuple[Geometry, str], ...] = (
+        (_train_geometry(config, preprocessing), "train"),
+        (EvalGeometry(preprocessing), "val"),
+    )
     stores = [
         (Store(cache, manifest.root, geometry, channels), manifest.split(split))
-        for geometry, split in (
-            (choose_train_geometry(preprocessing, scale), "train"),
-            (EvalGeometry(preprocessing), "val"),
-        )
+        for geometry, split in geometries
     ]
     limit = int(config.data.store_limit_gb * 1e9)
     try:
@@ -109,7 +110,9 @@ def open_inputs(
         if not checked:
             raise UncheckedImages(str(error)) from error
         if ranks.is_main:
-            _LOGGER.warning("no store, every epoch decodes all images: %s", error)
+            _LOGGER.warning(
+                "no store, so every epoch decodes all images, to the same batches: %s", error
+            )
         return Inputs(None, None, f"none: {error}")
     if fits_on_device([train, val], device):
         whole_batches = config.augment.policy == "none"
@@ -181,10 +184,10 @@ def build_train_batches(
     )
     mix = build_mix(config.augment, len(manifest.class_names))
     growth = Growth(config.train.start_size, config.train.epochs)
-    stored = inputs.train
+    stored, whole = inputs.train, config.augment.policy == "none"
     # On a GPU, images that it cannot hold are varied by processes beside it.
     beside = device.type == "cuda" and isinstance(stored, StoredImages)
-    if stored is not None and not beside and config.augment.policy == "none":
+    if stored is not None and not beside and whole:
         return StoredBatches(
             stored,
             labels,
@@ -198,15 +201,17 @@ def build_train_batches(
         )
     assert not isinstance(stored, DeviceImages)
     return LoadedBatches(
-        [manifest.root / sample.path for sample in samples] if stored is None else stored,
+        _decoded(manifest.root, samples, _train_geometry(config, preprocessing))
+        if stored is None
+        else stored,
         labels,
-        transform=build_train_transform(config.augment, preprocessing),
         preprocessing=preprocessing,
         sampler=sampler,
         options=choose_loader_options(config, preprocessing, device, ranks),
+        augment=config.augment if whole else None,
+        transform=None if whole else build_train_transform(config.augment, preprocessing),
         mix=mix,
         growth=growth,
-        sums=[sample.sha256 for sample in samples] if stored is None else None,
     )
 
 
@@ -222,29 +227,34 @@ def build_view(
 ) -> Batches:
     """Every image of a split once, in order, as evaluation sees it.
 
-    Of stored training images the middle is cut; that differs from the pixels of evaluation by
-    the rounding of one resize more or less.
+    Of training images the middle of what the store keeps is cut; that differs from the pixels of
+    evaluation by the rounding of one resize more or less.
     """
     samples = manifest.split(split)
     stored = inputs.train if split == "train" else inputs.val
+    augment: Literal["centre"] | None = "centre" if split == "train" else None
+    labels = label(samples, manifest.class_names)
+    sampler = _eval_sampler(len(samples), config.eval.batch_size, ranks)
     if stored is None:
-        return build_eval_batches(
-            manifest.root,
-            samples,
-            manifest.class_names,
-            preprocessing,
-            batch_size=config.eval.batch_size,
+        geometry = (
+            _train_geometry(config, preprocessing) if augment else EvalGeometry(preprocessing)
+        )
+        return LoadedBatches(
+            _decoded(manifest.root, samples, geometry),
+            labels,
+            preprocessing=preprocessing,
+            sampler=sampler,
             options=choose_loader_options(config, preprocessing, device, ranks),
-            ranks=ranks,
+            augment=augment,
         )
     return StoredBatches(
         stored,
-        label(samples, manifest.class_names),
+        labels,
         preprocessing=preprocessing,
-        sampler=_eval_sampler(len(samples), config.eval.batch_size, ranks),
+        sampler=sampler,
         device=device,
         channels_last=config.train.channels_last,
-        augment="centre" if split == "train" else None,
+        augment=augment,
     )
 
 
@@ -260,14 +270,21 @@ def build_eval_batches(
 ) -> LoadedBatches:
     """Evaluation batches of files whose classes are matched by name."""
     return LoadedBatches(
-        [root / sample.path for sample in samples],
+        _decoded(root, samples, EvalGeometry(preprocessing)),
         label(samples, class_names),
-        transform=build_eval_transform(preprocessing),
         preprocessing=preprocessing,
         sampler=_eval_sampler(len(samples), batch_size, ranks),
         options=options,
-        sums=[sample.sha256 for sample in samples],
     )
+
+
+def _train_geometry(config: Config, preprocessing: Preprocessing) -> TrainGeometry:
+    return choose_train_geometry(preprocessing, (config.augment.scale[0], config.augment.scale[1]))
+
+
+def _decoded(root: Path, samples: list[Sample], geometry: Geometry) -> DecodedImages:
+    paths, sums = [root / sample.path for sample in samples], [sample.sha256 for sample in samples]
+    return DecodedImages(paths, geometry, sums)
 
 
 def choose_loader_options(
