@@ -256,11 +256,10 @@ def test_batches_keep_shape_type_and_range(
             crop = images[number][top : top + height, left : left + width]
             assert pixels[number].min() >= crop.min()
             assert pixels[number].max() <= crop.max()
-    steps = {"jitter": augment.color_jitter > 0, "erase": augment.random_erasing > 0}
-    varied = adjust(pixels, draws, (0.5,) * channels, **steps)
+    varied = adjust(pixels, draws, augment, (0.5,) * channels)
     assert varied.shape == pixels.shape
     assert varied.dtype == pixels.dtype
-    real = adjust(pixels.float(), draws, (0.5,) * channels, **steps)
+    real = adjust(pixels.float(), draws, augment, (0.5,) * channels)
     assert real.min() >= 0
     assert real.max() <= 255
     assert all(np.array_equal(a, b) for a, b in zip(images, copies, strict=True))

@@ -16,6 +16,7 @@ from mnft.data.resample import DeviceImages, adjust, resample_on_cpu, resample_o
 from mnft.data.store import StoredImages
 
 CPU = torch.device("cpu")
+JITTER, ERASE = AugmentConfig(color_jitter=0.4), AugmentConfig(random_erasing=1.0)
 MODES = ["bilinear", "bicubic", "nearest"]
 
 
@@ -164,7 +165,7 @@ def test_colours_change_as_torchvision_changes_them(dtype):
         [torch.from_numpy(smooth_image(i, 24, 24).copy()).permute(2, 0, 1) for i in range(4)]
     )
     factors = [(0.7, 1.0, 1.0), (1.3, 0.6, 1.0), (1.0, 1.4, 0.2), (0.9, 1.2, 1.4)]
-    out = adjust(images.to(dtype), jitter_draws(factors), (0.5,) * 3, jitter=True, erase=False)
+    out = adjust(images.to(dtype), jitter_draws(factors), JITTER, (0.5,) * 3)
     assert out.dtype == dtype
     for number, (brightness, contrast, saturation) in enumerate(factors):
         expected = tv.adjust_brightness(images[number], brightness)
@@ -175,7 +176,7 @@ def test_colours_change_as_torchvision_changes_them(dtype):
 
 def test_grey_images_have_no_saturation():
     images = torch.full((1, 1, 8, 8), 100.0)
-    out = adjust(images, jitter_draws([(1.2, 1.0, 0.0)]), (0.5,), jitter=True, erase=False)
+    out = adjust(images, jitter_draws([(1.2, 1.0, 0.0)]), JITTER, (0.5,))
     assert torch.allclose(out, torch.full((1, 1, 8, 8), 120.0))
 
 
@@ -183,7 +184,7 @@ def test_erased_rectangles_take_the_mean_colour():
     draws = jitter_draws([(1.0, 1.0, 1.0)] * 2)
     draws.erase[1] = torch.tensor((0.25, 0.5, 0.5, 0.25))
     images = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
-    out = adjust(images, draws, (0.2, 0.4, 0.6), jitter=False, erase=True)
+    out = adjust(images, draws, ERASE, (0.2, 0.4, 0.6))
     assert not out[0].any()
     assert out[1, :, 4:12, 8:12].float().mean(dim=(1, 2)).tolist() == [51, 102, 153]
     assert out[1].count_nonzero() == 3 * 8 * 4
@@ -192,8 +193,8 @@ def test_erased_rectangles_take_the_mean_colour():
 def test_nothing_to_adjust_gives_the_same_pixels():
     images = torch.arange(3 * 64, dtype=torch.uint8).view(1, 3, 8, 8)
     draws = jitter_draws([(1.0, 1.0, 1.0)])
-    assert adjust(images, draws, (0.5,) * 3, jitter=False, erase=False) is images
-    assert adjust(images, draws, (0.5,) * 3, jitter=False, erase=True).equal(images)
+    assert adjust(images, draws, AugmentConfig(), (0.5,) * 3) is images
+    assert adjust(images, draws, ERASE, (0.5,) * 3).equal(images)
 
 
 def test_the_pixels_of_batches_are_distributed_as_those_of_the_pipeline_of_single_images(stored):

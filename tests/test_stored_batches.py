@@ -301,12 +301,13 @@ def test_colours_do_not_depend_on_the_number_of_threads():
     """Loading processes have one thread, the main process has several."""
     images = torch.randint(0, 256, (6, 3, 96, 96), dtype=torch.uint8)
     images = images.contiguous(memory_format=torch.channels_last)
-    draws = draw(list(range(6)), np.full((6, 2), 96), AugmentConfig(color_jitter=0.5))
+    augment = AugmentConfig(color_jitter=0.5)
+    draws = draw(list(range(6)), np.full((6, 2), 96), augment)
     before, found = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            found.append(adjust(images, draws, (0.5, 0.5, 0.5), jitter=True))
+            found.append(adjust(images, draws, augment, (0.5, 0.5, 0.5)))
     finally:
         torch.set_num_threads(before)
     assert torch.equal(found[0], found[1])

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mnft.config.schema import AugmentConfig
+from mnft.preprocessing import Preprocessing
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
+# How images are varied: as the `augment` section says, by the middle crop only, or not at all.
+Augment = AugmentConfig | Literal["centre"] | None
 
 # Tries to place a random rectangle, as in torchvision.
 _TRIES = 10
@@ -52,6 +55,25 @@ class Draws:
     def parts(self) -> tuple[Tensor, ...]:
         """The five tensors, in the order of the attributes."""
         return self.boxes, self.hflip, self.vflip, self.jitter, self.erase
+
+
+def draw_for(
+    augment: Augment, seeds: Sequence[int], sizes: Ints, preprocessing: Preprocessing
+) -> Draws:
+    """The choices for one way of varying images.
+
+    Args:
+        augment: the `augment` section; "centre" for the middle crop, None for images as they are.
+        seeds: the seed of each image; only the `augment` section uses it.
+        sizes: (B, 2) height and width of each image.
+        preprocessing: what the model sees in evaluation.
+    """
+    if augment is None:
+        return draw_whole(sizes)
+    if augment == "centre":
+        _, height, width = preprocessing.input_size
+        return draw_centre(sizes, preprocessing.crop_pct, width / height)
+    return draw(seeds, sizes, augment)
 
 
 def draw(seeds: Sequence[int], sizes: Ints, augment: AugmentConfig) -> Draws:

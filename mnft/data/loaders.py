@@ -10,7 +10,6 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from mnft.config.schema import AugmentConfig
 from mnft.data.batches import WHOLE, Batch, Growth, LoaderOptions, finish
+from mnft.data.draws import Augment
 from mnft.data.inspection import count_cores
 from mnft.data.raw_batches import (
     BatchDataset,
@@ -67,7 +66,7 @@ class LoadedBatches:
         preprocessing: Preprocessing,
         sampler: EpochSampler | EvalSampler,
         options: LoaderOptions,
-        augment: AugmentConfig | Literal["centre"] | None = None,
+        augment: Augment = None,
         transform: Transform | None = None,
         mix: v2.Transform | None = None,
         growth: Growth = WHOLE,

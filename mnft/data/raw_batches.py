@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from mnft.config.schema import AugmentConfig
 from mnft.data.batches import Growth, seeded
 from mnft.data.decode import read_content
-from mnft.data.draws import draw, draw_centre
+from mnft.data.draws import Augment, draw_for
 from mnft.data.geometry import Pixels
 from mnft.data.resample import adjust, resample_on_cpu
 from mnft.data.samplers import EpochSampler, EvalSampler, Key
@@ -59,6 +59,35 @@ def size_of(
     if not isinstance(sampler, EpochSampler):
         return height, width
     return growth.side(height, sampler.epoch), growth.side(width, sampler.epoch)
+
+
+def vary(
+    pixels: Sequence[Pixels],
+    keys: Sequence[Key],
+    size: tuple[int, int],
+    augment: Augment,
+    preprocessing: Preprocessing,
+    pool: ThreadPoolExecutor | None = None,
+) -> Tensor:
+    """Crop, flip, resize and colour the images of a batch on the CPU.
+
+    Args:
+        pixels: B arrays (H, W, C) uint8; all of one size where `augment` is None.
+        keys: the key of each image, with the seed of its random choices.
+        size: height and width of the result, unless `augment` is None.
+        augment: how images are varied.
+        preprocessing: what the model sees in evaluation.
+        pool: threads to share the images between.
+
+    Returns:
+        (B, C, H, W) uint8.
+    """
+    if augment is None:
+        return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
+    sizes = np.array([image.shape[:2] for image in pixels])
+    draws = draw_for(augment, [key.seed or 0 for key in keys], sizes, preprocessing)
+    images = resample_on_cpu(pixels, draws, size, preprocessing.interpolation, pool)
+    return adjust(images, draws, augment, preprocessing.mean)
 
 
 class Request(NamedTuple):
@@ -108,7 +137,7 @@ class BatchDataset(Dataset[RawBatch]):
         images: StoredImages | DecodedImages,
         targets: Sequence[int],
         preprocessing: Preprocessing,
-        augment: AugmentConfig | Literal["centre"] | None,
+        augment: Augment,
         transform: Transform | None,
     ) -> None:
         self._images = images
@@ -141,20 +170,11 @@ class BatchDataset(Dataset[RawBatch]):
 
     def _vary(self, pixels: list[Pixels], keys: list[Key], size: tuple[int, int]) -> Tensor:
         """(B, C, H, W) uint8."""
-        own, augment = self._preprocessing, self._augment
-        if augment is None:
+        if self._transform is not None:
             images = [torch.from_numpy(image).permute(2, 0, 1) for image in pixels]
-            if self._transform is not None:
-                images = [self._transform_one(*one) for one in zip(images, keys, strict=True)]
+            images = [self._transform_one(*one) for one in zip(images, keys, strict=True)]
             return torch.stack(images)
-        sizes = np.array([image.shape[:2] for image in pixels])
-        if augment == "centre":
-            _, height, width = own.input_size
-            draws = draw_centre(sizes, own.crop_pct, width / height)
-            return resample_on_cpu(pixels, draws, size, own.interpolation)
-        draws = draw([key.seed or 0 for key in keys], sizes, augment)
-        varied = resample_on_cpu(pixels, draws, size, own.interpolation)
-        return adjust(varied, draws, own.mean, jitter=augment.color_jitter > 0)
+        return vary(pixels, keys, size, self._augment, self._preprocessing)
 
     def _transform_one(self, image: Tensor, key: Key) -> Tensor:
         assert self._transform is not None

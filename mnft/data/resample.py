@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mnft.data.draws import Draws
+from mnft.config.schema import AugmentConfig
+from mnft.data.draws import Augment, Draws
 from mnft.data.geometry import Pixels
 from mnft.data.store import StoredImages
 
@@ -193,9 +194,7 @@ def _cubic(x: Tensor) -> Tensor:
     return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
 
 
-def adjust(
-    images: Tensor, draws: Draws, mean: Sequence[float], *, jitter: bool, erase: bool
-) -> Tensor:
+def adjust(images: Tensor, draws: Draws, augment: Augment, mean: Sequence[float]) -> Tensor:
     """Colour jitter and random erasing on a whole batch.
 
     Brightness, then contrast, then saturation, blended as torchvision's `adjust_*` do. Nothing is
@@ -204,13 +203,15 @@ def adjust(
     Args:
         images: (B, C, H, W), values 0 to 255.
         draws: factors and rectangles, on the device of the images.
+        augment: says whether colours change and rectangles are erased at all.
         mean: channel means in [0, 1], which erased rectangles take.
-        jitter: whether colours change at all.
-        erase: whether rectangles are erased at all.
 
     Returns:
         (B, C, H, W) of the type of `images`, values 0 to 255.
     """
+    if not isinstance(augment, AugmentConfig):
+        return images
+    jitter = augment.color_jitter > 0
     out = images
     if jitter:
         brightness, contrast, saturation = draws.jitter.float().T[:, :, None, None, None]
@@ -219,7 +220,7 @@ def adjust(
         out = out.sub_(level).mul_(contrast).add_(level).clamp_(0, 255)
         grey = _grey(out)
         out = (out - grey).mul_(saturation).add_(grey).clamp_(0, 255)
-    if erase:
+    if augment.random_erasing > 0:
         inside = _erased(draws.erase, *images.shape[2:])
         out = out if jitter else out.clone()
         # Channel by channel: a tensor of the means would have to be copied to the device.

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from mnft.config.schema import AugmentConfig
 from mnft.data.batches import WHOLE, Batch, Growth, finish
-from mnft.data.draws import Draws, Ints, draw, draw_centre, draw_whole
-from mnft.data.resample import DeviceImages, adjust, resample_on_cpu, resample_on_device
+from mnft.data.draws import Augment, Draws, Ints, draw_for
+from mnft.data.raw_batches import size_of, vary
+from mnft.data.resample import DeviceImages, adjust, resample_on_device
 from mnft.data.samplers import EpochSampler, EvalSampler, Key
 from mnft.data.store import StoredImages
 from mnft.preprocessing import Preprocessing
@@ -63,7 +61,7 @@ class StoredBatches:
         sampler: EpochSampler | EvalSampler,
         device: torch.device,
         channels_last: bool,
-        augment: AugmentConfig | Literal["centre"] | None = None,
+        augment: Augment = None,
         mix: v2.Transform | None = None,
         growth: Growth = WHOLE,
     ) -> None:
@@ -101,12 +99,7 @@ class StoredBatches:
     def _take(self, stored: StoredImages, keys: list[Key]) -> Tensor:
         """(B, C, H, W) uint8 on the CPU, cropped and varied."""
         pixels = [stored[key.position] for key in keys]
-        if self._augment is None:
-            return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
-        draws = self._draw(stored.sizes, keys)
-        interpolation = self._preprocessing.interpolation
-        images = resample_on_cpu(pixels, draws, self._size(), interpolation, self._pool)
-        return self._adjust(images, draws)
+        return vary(pixels, keys, self._size(), self._augment, self._preprocessing, self._pool)
 
     def _batches_on_device(self, stored: DeviceImages) -> Iterator[Batch]:
         """The batches of an epoch without a wait for the device in any of them.
@@ -135,7 +128,7 @@ class StoredBatches:
                         self._preprocessing.interpolation,
                         longest=(height, width),
                     )
-                    images = self._adjust(images, draws[part])
+                    images = adjust(images, draws[part], self._augment, self._preprocessing.mean)
                 yield self._finish(images, targets[part], batch)
 
     def _plan(
@@ -146,31 +139,12 @@ class StoredBatches:
         The host must know the largest crop of a batch, and reading it from a GPU would be a wait.
         """
         keys = [key for batch in batches for key in batch]
-        positions = torch.tensor([key.position for key in keys])
-        draws = self._draw(sizes, keys)
+        positions = [key.position for key in keys]
+        seeds = [key.seed or 0 for key in keys]
+        draws = draw_for(self._augment, seeds, sizes[positions], self._preprocessing)
         sides = torch.split(draws.boxes[:, 2:], [len(batch) for batch in batches])
         longest = [(int(h), int(w)) for h, w in (part.amax(0).tolist() for part in sides)]
-        return [positions, self._targets[positions], *draws.parts], longest
-
-    def _draw(self, sizes: Ints, keys: list[Key]) -> Draws:
-        sizes = sizes[[key.position for key in keys]]
-        if self._augment is None:
-            return draw_whole(sizes)
-        if self._augment == "centre":
-            _, height, width = self._preprocessing.input_size
-            return draw_centre(sizes, self._preprocessing.crop_pct, width / height)
-        return draw([key.seed or 0 for key in keys], sizes, self._augment)
-
-    def _adjust(self, images: Tensor, draws: Draws) -> Tensor:
-        if not isinstance(self._augment, AugmentConfig):
-            return images
-        return adjust(
-            images,
-            draws,
-            self._preprocessing.mean,
-            jitter=self._augment.color_jitter > 0,
-            erase=self._augment.random_erasing > 0,
-        )
+        return [torch.tensor(positions), self._targets[positions], *draws.parts], longest
 
     def _finish(self, images: Tensor, targets: Tensor, keys: list[Key]) -> Batch:
         images, targets = finish(
@@ -184,12 +158,7 @@ class StoredBatches:
         return Batch(images, targets, [key.position for key in keys], [])
 
     def _size(self) -> tuple[int, int]:
-        """Height and width of the images of this epoch."""
-        _, height, width = self._preprocessing.input_size
-        if not isinstance(self.sampler, EpochSampler):
-            return height, width
-        epoch = self.sampler.epoch
-        return self._growth.side(height, epoch), self._growth.side(width, epoch)
+        return size_of(self.sampler, self._preprocessing, self._growth)
 
 
 def _spans(batches: Iterable[list[Key]]) -> Iterator[list[list[Key]]]:
