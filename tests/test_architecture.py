@@ -18,6 +18,7 @@ LAYERS = {
     "mnft.errors": 0,
     "mnft.results": 0,
     "mnft.files": 0,
+    "mnft.layout": 0,
     "mnft.seeding": 0,
     "mnft.stopping": 0,
     "mnft.preprocessing": 0,
