@@ -167,15 +167,16 @@ def progress(description: str) -> Iterator[Callable[[int, int], None]]:
     room = console.width - len(name) - _BAR_WIDTH - 2
     with _drawn_bar(console) as bar:
         task = bar.add_task(name, total=None, figures="")
-        started = time.monotonic()
+        begun: tuple[float, int] | None = None
 
         def show(finished: int, total: int) -> None:
-            rate = finished / max(time.monotonic() - started, 1e-9)
-            left = _duration((total - finished) / rate) if finished and total else ""
+            nonlocal begun
+            begun = begun or (time.monotonic(), finished if total else 0)
+            rate = (finished - begun[1]) / max(time.monotonic() - begun[0], 1e-9)
             figures = [
                 Figure(f"{finished:,}/{total:,}" if total else f"{finished:,}", 0),
-                Figure(f"{rate:.0f}/s" if finished else "", 2),
-                Figure(left, 1),
+                Figure(f"{rate:.{0 if rate >= 10 else 1}f}/s" if rate else "", 2),
+                Figure(_duration((total - finished) / rate) if rate and total else "", 1),
             ]
             bar.update(
                 task, completed=finished, total=total or None, figures=fit_line(figures, room)

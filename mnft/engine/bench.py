@@ -87,6 +87,7 @@ def bench(
     _train(training, _Part([fixed] * min(_WARMUP, count), train.sampler))
     found: dict[str, list[float]] = {"loading": [], "computing": [], "training": [], "eval": []}
     waits = []
+    on_progress(0, rounds)
     for round_number in range(rounds):
         train.sampler.set_epoch(round_number + 1)
         found["loading"].append(_load(train, count, device))
