@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from pathlib import Path
 from typing import Annotated
@@ -14,8 +13,7 @@ from mnft.cli_data import Json, Overrides, data_app, flag_of
 from mnft.cli_edge import edge_app
 from mnft.errors import ConfigError
 from mnft.guard import guarded
-
-SPLITS = ("train", "val", "test")
+from mnft.starting import check_split, starting, starting_training
 
 app = typer.Typer(
     name="mnft",
@@ -80,7 +78,8 @@ def init(
 
     Example: `mnft init photos/ -o photos.yaml`
     """
-    from mnft.commands import init as command
+    with starting(images=images):
+        from mnft.commands import init as command
 
     with flag_of("model.name", f"--model {model}"):
         command.run(images, output, model, force=force)
@@ -117,7 +116,8 @@ def train(
     if find_lr:
         _find_lr(config, overrides, resume, as_json=as_json)
         return
-    from mnft.commands import train as command
+    with starting_training(config, overrides, resume):
+        from mnft.commands import train as command
 
     command.run(config, overrides, resume, as_json=as_json)
 
@@ -127,7 +127,8 @@ def _find_lr(
 ) -> None:
     if config is None or resume is not None:
         raise ConfigError("--find-lr needs a config, and goes with no --resume")
-    from mnft.commands import find_lr as command
+    with starting(config=config, overrides=overrides):
+        from mnft.commands import find_lr as command
 
     command.run(config, overrides, as_json=as_json)
 
@@ -152,12 +153,14 @@ def distill(
     Example: `mnft distill configs/flowers.yaml --teacher runs/large --set
     model.name=mobilenetv3_small_075`
     """
-    from mnft.commands import train as command
     from mnft.config.source import dump_inline
 
     if teacher is not None:
         overrides = [*overrides, f"distill.teacher={dump_inline(teacher)}"]
-    command.run(config, overrides, None, as_json=as_json, needs_teacher=True)
+    with starting(config=config, overrides=overrides, needs_teacher=True):
+        from mnft.commands import train as command
+
+    command.run(config, overrides, None, as_json=as_json)
 
 
 @app.command()
@@ -173,7 +176,8 @@ def bench(
 
     Example: `mnft bench configs/flowers.yaml --set train.batch_size=64`
     """
-    from mnft.commands import bench as command
+    with starting(config=config, overrides=overrides):
+        from mnft.commands import bench as command
 
     command.run(config, overrides, batches=batches, rounds=rounds, as_json=as_json)
 
@@ -211,13 +215,9 @@ def evaluate(
 
     Examples: `mnft eval --ckpt runs/flowers`, `mnft eval --ckpt runs/flowers/best --data photos/`
     """
-    if split is not None and split not in SPLITS:
-        close = difflib.get_close_matches(split, SPLITS, 1)
-        raise ConfigError(
-            f"--split: found {split!r}, expected one of {', '.join(SPLITS)}",
-            hint=f"did you mean {close[0]}?" if close else None,
-        )
-    from mnft.commands import evaluate as command
+    check_split(split)
+    with starting(checkpoints=[checkpoint], images=data):
+        from mnft.commands import evaluate as command
 
     with flag_of("train.device", f"--device {device}"):
         command.run(
@@ -256,7 +256,8 @@ def predict(
     Examples: `mnft predict --ckpt runs/flowers photo.jpg`, `mnft predict --ckpt runs/flowers
     photos/ --top-k 3 -o out.csv`, `find . -name '*.jpg' | mnft predict --ckpt runs/flowers -`
     """
-    from mnft.commands import predict as command
+    with starting(checkpoints=[checkpoint]):
+        from mnft.commands import predict as command
 
     with flag_of("train.device", f"--device {device}"):
         command.run(
@@ -289,7 +290,8 @@ def models(
 
     Examples: `mnft models`, `mnft models 'mobilenetv3*' --img-size 160`
     """
-    from mnft.commands import models as command
+    with starting():
+        from mnft.commands import models as command
 
     command.run(pattern, img_size=img_size, num_classes=num_classes, as_json=as_json)
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from mnft.guard import guarded
+from mnft.starting import starting
 
 data_app = typer.Typer(no_args_is_help=True, help="Bring data sets and check image folders.")
 
@@ -79,6 +80,13 @@ def data_check(
 
     Examples: `mnft data check photos/`, `mnft data check configs/flowers.yaml --fix leave_out.txt`
     """
-    from mnft.commands import check as command
+    is_config = target.suffix in {".yaml", ".yml"} and not target.is_dir()
+    with starting(
+        config=target if is_config else None,
+        overrides=overrides if is_config else [],
+        checkpoints=[checkpoint] if checkpoint else [],
+        images=None if is_config else target,
+    ):
+        from mnft.commands import check as command
 
     command.run(target, overrides, as_json=as_json, checkpoint=checkpoint, fix=fix)

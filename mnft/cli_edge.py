@@ -9,6 +9,7 @@ import typer
 
 from mnft.cli_data import Json, Overrides
 from mnft.guard import guarded
+from mnft.starting import check_split, starting
 
 edge_app = typer.Typer()
 
@@ -54,7 +55,12 @@ def export(
     Examples: `mnft export --ckpt runs/flowers`, `mnft export --ckpt runs/flowers --format tflite
     --embed-preprocessing`
     """
-    from mnft.commands import export as command
+    from mnft.edge.formats import find_format
+
+    find_format(form)
+    check_split(split)
+    with starting(checkpoints=[checkpoint], overrides=overrides, images=data):
+        from mnft.commands import export as command
 
     request = command.Request(checkpoint, form, data, split, output, embed)
     command.run(request, overrides, as_json=as_json)
@@ -82,7 +88,8 @@ def quantize(
     Examples: `mnft quantize --ckpt runs/flowers`, `mnft quantize --ckpt runs/flowers --set
     quantize.method=nncf`
     """
-    from mnft.commands import quantize as command
+    with starting(checkpoints=[checkpoint], overrides=overrides, images=data):
+        from mnft.commands import quantize as command
 
     command.run(command.Request(checkpoint, data, output), overrides, as_json=as_json)
 
@@ -105,7 +112,8 @@ def prune(
     Examples: `mnft prune --ckpt runs/flowers`, `mnft prune --ckpt runs/flowers --set
     prune.macs=0.5 --set prune.epochs=20`
     """
-    from mnft.commands import prune as command
+    with starting(checkpoints=[checkpoint], overrides=overrides):
+        from mnft.commands import prune as command
 
     command.run(checkpoint, overrides, output, as_json=as_json)
 
@@ -149,7 +157,9 @@ def compare(
     Examples: `mnft compare runs/v2 --exports`, `mnft compare runs/lenet runs/v2 runs/v3 --compile
     -o docs/comparison`
     """
-    from mnft.commands import compare as command
+    check_split(split)
+    with starting(checkpoints=models, images=data):
+        from mnft.commands import compare as command
     from mnft.edge.latency import Plan
 
     plan = Plan(threads=threads, rounds=rounds)

@@ -9,21 +9,28 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
 from mnft.errors import Interrupted, MnftError
+from mnft.layout import GAP, Figure, fit_line, split_columns
 from mnft.results import EpochResult, StepProgress
 
 # Terminal escapes in file and class names must not reach the terminal; nor surrogates, which stand
 # for bytes that are no UTF-8 and which no stream takes.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _UNLIMITED = 1_000_000
+_BAR_WIDTH = 10
+# The console of the bar that is on the screen: another one would write into the bar's line.
+_live: list[Console] = []
 
 
 def show_error(error: MnftError | Interrupted) -> None:
@@ -75,15 +82,46 @@ def show_table(
     title: str | None = None,
     to_stderr: bool = False,
 ) -> None:
-    """Print a table; a column whose values are all numbers (or end in a unit) is right-aligned."""
-    table = Table(box=None, title=title, title_justify="left", pad_edge=False, padding=(0, 2, 0, 0))
-    cells = [[clean(str(cell)) for cell in row] for row in rows]
-    for index, column in enumerate(columns):
-        numeric = bool(cells) and all(re.match(r"^(-?\d.*|-|)$", row[index]) for row in cells)
-        table.add_column(clean(column), justify="right" if numeric else "left", no_wrap=not index)
-    for row in cells:
-        table.add_row(*(Text(cell) for cell in row))
-    _console(stderr=to_stderr).print(table)
+    """Print a table; a column whose values are all numbers (or end in a unit) is right-aligned.
+
+    On a terminal that is too narrow long texts are wrapped, and columns that find no room follow
+    in further tables below, each with the first column again. No figure is ever cut.
+
+    Args:
+        columns: the headings; the first column names the rows.
+        rows: a cell for each column.
+        title: a line above.
+        to_stderr: print to stderr, as what is not the command's result.
+    """
+    console = _console(stderr=to_stderr)
+    table = [[clean(str(cell)) for cell in row] for row in (columns, *rows)]
+    figures, widths = [], []
+    for heading, *cells in zip(*table, strict=True):
+        figures.append(bool(cells) and all(re.match(r"^(-?\d.*|-|)$", cell) for cell in cells))
+        width = max(cell_len(line) for cell in (heading, *cells) for line in cell.split("\n"))
+        widths.append(width if figures[-1] else min(width, max(12, console.width // 4)))
+    for number, chosen in enumerate(split_columns(widths, console.width)):
+        part = Table(
+            box=None,
+            title=None if number else title,
+            title_justify="left",
+            pad_edge=False,
+            padding=(0, GAP, 0, 0),
+        )
+        for index in chosen:
+            # rich cuts what must not be wrapped, so a figure too wide for the terminal may be.
+            fits = widths[index] + (widths[0] + GAP if index else 0) <= console.width
+            part.add_column(
+                table[0][index],
+                justify="right" if figures[index] else "left",
+                no_wrap=figures[index] and fits,
+                overflow="fold",
+            )
+        for row in table[1:]:
+            part.add_row(*(Text(row[index]) for index in chosen))
+        if number:
+            console.print()
+        console.print(part)
 
 
 def show_facts(facts: Mapping[str, object], *, to_stderr: bool = False) -> None:
@@ -97,21 +135,51 @@ def show_facts(facts: Mapping[str, object], *, to_stderr: bool = False) -> None:
 
 
 @contextmanager
-def progress(description: str) -> Iterator[Callable[[int, int], None]]:
-    """Give a function `(done, total)` that draws a bar on a terminal and nothing elsewhere."""
+def loading() -> Iterator[None]:
+    """On a terminal, show a spinner while what is slow to import is imported: torch and timm."""
     console = _console(stderr=True)
-    if not console.is_terminal:
+    if not console.is_terminal or "torch" in sys.modules:
+        yield
+        return
+    name = "dots" if console.encoding.startswith("utf") else "line"
+    # Without redirection: what is imported here may keep the streams that it finds.
+    with Live(
+        Spinner(name, "loading torch"),
+        console=console,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    ):
+        yield
+
+
+@contextmanager
+def progress(description: str) -> Iterator[Callable[[int, int], None]]:
+    """Give a function `(done, total)` that draws a bar on a terminal and nothing elsewhere.
+
+    A total of 0 is not known, and none is shown. Within another bar nothing is drawn.
+    """
+    console = _console(stderr=True)
+    if not console.is_terminal or _live:
         yield lambda _done, _total: None
         return
-    with _bar(console, "{task.fields[rate]}") as bar:
-        task = bar.add_task(clean(description), total=None, rate="")
-        started = time.monotonic()
+    name = clean(description)
+    room = console.width - len(name) - _BAR_WIDTH - 2
+    with _drawn_bar(console) as bar:
+        task = bar.add_task(name, total=None, figures="")
+        begun: tuple[float, int] | None = None
 
         def show(finished: int, total: int) -> None:
-            rate = finished / max(time.monotonic() - started, 1e-9)
-            left = _duration((total - finished) / rate) if finished and total else ""
+            nonlocal begun
+            begun = begun or (time.monotonic(), finished if total else 0)
+            rate = (finished - begun[1]) / max(time.monotonic() - begun[0], 1e-9)
+            figures = [
+                Figure(f"{finished:,}/{total:,}" if total else f"{finished:,}", 0),
+                Figure(f"{rate:.{0 if rate >= 10 else 1}f}/s" if rate else "", 2),
+                Figure(_duration((total - finished) / rate) if rate and total else "", 1),
+            ]
             bar.update(
-                task, completed=finished, total=total or None, rate=f"{rate:.0f}/s {left}".strip()
+                task, completed=finished, total=total or None, figures=fit_line(figures, room)
             )
 
         yield show
@@ -122,66 +190,69 @@ class TrainingDisplay:
 
     def __init__(self) -> None:
         self._console = _console(stderr=True)
+        self._stack = ExitStack()
         self._bar: Progress | None = None
-        self._started = time.monotonic()
-        self._first_epoch: int | None = None
+        self._begun: tuple[float, float] | None = None
 
     def __enter__(self) -> TrainingDisplay:
-        if self._console.is_terminal:
-            self._bar = _bar(
-                self._console,
-                "loss {task.fields[loss]:.3f}  acc {task.fields[accuracy]:.1%}"
-                "  {task.fields[rate]:.0f} img/s  {task.fields[left]} left",
-            )
-            self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bar:
-            self._bar.stop()
+        self._stack.close()
 
     def on_step(self, progress: StepProgress) -> None:
         """Move the bar."""
-        if not self._bar:
+        if not self._console.is_terminal:
             return
-        if not self._bar.tasks:
-            self._bar.add_task("", total=1, loss=0.0, accuracy=0.0, rate=0.0, left="")
+        if self._bar is None:
+            # Not earlier: the features of the head stage have a bar of their own.
+            self._bar = self._stack.enter_context(_drawn_bar(self._console))
+            self._bar.add_task("", total=None, figures="")
+        epoch = f"epoch {progress.epoch}/{progress.epochs}"
+        figures = [
+            Figure(f"{progress.step}/{progress.steps}", 0),
+            Figure(f"loss {progress.loss:.3f}", 1, 10),
+            Figure(f"acc {progress.accuracy:.1%}", 3, 10),
+            Figure(f"{progress.images_per_s:.0f} img/s", 4, 10),
+            Figure(self._time_left(progress), 2, 9),
+        ]
         self._bar.update(
             self._bar.tasks[0].id,
-            description=f"epoch {progress.epoch}/{progress.epochs}",
+            description=epoch,
             completed=progress.step,
             total=progress.steps,
-            loss=progress.loss,
-            accuracy=progress.accuracy,
-            rate=progress.images_per_s,
-            left=self._time_left(progress),
+            figures=fit_line(figures, self._console.width - len(epoch) - _BAR_WIDTH - 2),
         )
 
     def on_epoch(self, result: EpochResult) -> None:
         """Print the epoch's line, above the bar where there is one."""
         width = len(str(result.epochs))
-        mark = "  best" if result.is_best else ""
         epoch = f"epoch {result.epoch:>{width}}/{result.epochs}"
         if result.stage == "head":
             epoch = f"{'head':<{len(epoch)}}"
-        waited = "" if result.data_wait is None else f"  {result.data_wait:.1%} wait"
-        line = (
-            f"{epoch}"
-            f"  loss {result.train_loss:.4f}  acc {result.train_accuracy:6.2%}"
-            f"  val_loss {result.val_loss:.4f}  val_acc {result.val_accuracy:6.2%}"
-            f"  {result.images_per_s:.0f} img/s{waited}"
-            f"  {result.peak_memory_mb / 1000:.1f} GB  {result.seconds:.1f} s{mark}"
-        )
-        # Another console than the bar's would write into the bar's line.
-        console = self._bar.console if self._bar else self._console
-        console.print(Text(line), soft_wrap=True)
+        waited = "" if result.data_wait is None else f"{result.data_wait:.1%} wait"
+        figures = [
+            Figure(epoch, 0),
+            Figure(f"loss {result.train_loss:.4f}", 3, 11),
+            Figure(f"acc {result.train_accuracy:6.2%}", 5, 11),
+            Figure(f"val_loss {result.val_loss:.4f}", 4, 15),
+            Figure(f"val_acc {result.val_accuracy:6.2%}", 1, 15),
+            Figure(f"{result.images_per_s:.0f} img/s", 7, 11),
+            Figure(waited, 9, 10),
+            Figure(f"{result.peak_memory_mb / 1000:.1f} GB", 8, 7),
+            Figure(f"{result.seconds:.1f} s", 6, 7),
+            Figure("best" if result.is_best else "", 2, 4),
+        ]
+        line = fit_line(figures, self._console.width)
+        self._console.print(Text(line), soft_wrap=True)
 
     def _time_left(self, progress: StepProgress) -> str:
-        if self._first_epoch is None:
-            self._first_epoch = progress.epoch
-        finished = progress.epoch - self._first_epoch + progress.step / max(progress.steps, 1)
-        ahead = progress.epochs - self._first_epoch + 1 - finished
-        return _duration((time.monotonic() - self._started) / max(finished, 1e-6) * ahead)
+        now = time.monotonic()
+        finished = progress.epoch - 1 + progress.step / max(progress.steps, 1)  # epochs
+        if self._begun is None:
+            self._begun = now, finished
+        seconds, done = now - self._begun[0], finished - self._begun[1]
+        return f"{_duration(seconds / done * (progress.epochs - finished))} left" if done else ""
 
 
 def setup_logging(*, verbose: bool) -> None:
@@ -198,9 +269,20 @@ class _LogLines(logging.Handler):
         (warn if record.levelno >= logging.WARNING else note)(self.format(record))
 
 
-def _bar(console: Console, fields: str) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(10), MofNCompleteColumn())
-    return Progress(*columns, TextColumn(fields), console=console, transient=True)
+@contextmanager
+def _drawn_bar(console: Console) -> Iterator[Progress]:
+    """A bar on a terminal, which everything that is printed meanwhile is put above."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(_BAR_WIDTH),
+        TextColumn("{task.fields[figures]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        _live.append(console)
+        try:
+            yield bar
+        finally:
+            _live.remove(console)
 
 
 class _Console(Console):
@@ -211,6 +293,8 @@ class _Console(Console):
 
 def _console(*, stderr: bool) -> Console:
     """A console on the stream as it is now; off a terminal it neither wraps nor colours."""
+    if stderr and _live:
+        return _live[-1]
     console = _Console(
         stderr=stderr,
         highlight=False,

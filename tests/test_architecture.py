@@ -18,6 +18,7 @@ LAYERS = {
     "mnft.errors": 0,
     "mnft.results": 0,
     "mnft.files": 0,
+    "mnft.layout": 0,
     "mnft.seeding": 0,
     "mnft.stopping": 0,
     "mnft.preprocessing": 0,
@@ -56,6 +57,7 @@ LAYERS = {
     "mnft.search": 5,
     "mnft.commands.*": 6,
     "mnft.guard": 6,
+    "mnft.starting": 6,
     "mnft.cli": 7,
     "mnft.cli_data": 7,
     "mnft.cli_edge": 7,
@@ -79,10 +81,11 @@ LIGHT_MODULES = (
     "mnft.cli_data",
     "mnft.cli_edge",
     "mnft.guard",
+    "mnft.starting",
     "mnft.__main__",
 )
 TYPER_USERS = {"mnft.cli", "mnft.cli_data", "mnft.cli_edge", "mnft.guard", "mnft.__main__"}
-CONSOLE_USERS = ("mnft.cli", "mnft.guard", "mnft.commands")
+CONSOLE_USERS = ("mnft.cli", "mnft.guard", "mnft.starting", "mnft.commands")
 WRITERS_TO_STDOUT = ("mnft.console", "mnft.commands.predict")
 
 
@@ -219,7 +222,7 @@ def test_light_modules_import_nothing_heavy(module):
         assert heavy == []
 
 
-EARLY = {"mnft", "mnft.cli_data", "mnft.cli_edge", "mnft.errors", "mnft.guard"}
+EARLY = {"mnft", "mnft.cli_data", "mnft.cli_edge", "mnft.errors", "mnft.guard", "mnft.starting"}
 
 
 def test_the_command_line_imports_commands_and_console_late():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import json
 import os
@@ -9,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import typer
@@ -17,6 +19,7 @@ from typer.testing import CliRunner, Result
 import mnft
 from mnft.cli import app
 from mnft.errors import GateError, Interrupted, MnftError
+from mnft.starting import starting
 
 RunCli = Callable[..., Result]
 HEAVY = ("torch", "torchvision", "timm", "numpy", "sklearn", "PIL", "matplotlib")
@@ -64,6 +67,95 @@ def test_help_imports_nothing_heavy(argv):
     result = python(code)
     assert result.stderr == ""
     assert result.stdout.splitlines()[-1] == "HEAVY []"
+
+
+SLOW = ("torch", "torchvision", "timm", "sklearn", "matplotlib")  # to import
+CONFIG = "data: {root: images}\nmodel: {name: lenet5, pretrained: false}\n"
+EARLY_ERRORS = [  # what is typed, exit code, what is said
+    ("train", 2, "neither a config nor --resume"),
+    ("train a.yaml --resume runs/x", 2, "both a config and --resume"),
+    ("train --resume auto", 2, "--resume auto needs a config"),
+    ("train --resume nothing", 1, "nothing does not exist"),
+    ("train --resume runs/x --set optim.lrr=1", 2, "did you mean optim.lr?"),
+    ("train nothing.yaml", 2, "no such config file"),
+    ("train bad.yaml", 2, "not valid YAML"),
+    ("train a.yaml --set optim.lrr=1", 2, "did you mean optim.lr?"),
+    ("train a.yaml --set data.root=nothing", 1, "nothing: no such folder"),
+    ("train a.yaml --find-lr --set optim.lr=x", 2, "expected a number"),
+    ("distill a.yaml", 2, "found no teacher"),
+    ("bench nothing.yaml", 2, "no such config file"),
+    ("init nothing", 1, "nothing: no such folder"),
+    ("data check nothing", 1, "nothing: no such folder"),
+    ("data check nothing.yaml", 2, "no such config file"),
+    ("data check images --ckpt nothing", 1, "nothing does not exist"),
+    ("data fetch nothing", 2, "unknown data set"),
+    ("eval --ckpt nothing", 1, "nothing does not exist"),
+    ("eval --ckpt runs/x --split tests", 2, "did you mean test?"),
+    ("eval --ckpt runs/x --data nothing", 1, "nothing: no such folder"),
+    ("predict --ckpt nothing a.png", 1, "nothing does not exist"),
+    ("export --ckpt nothing", 1, "nothing does not exist"),
+    ("export --ckpt runs/x --format onyx", 2, "expected one of onnx"),
+    ("quantize --ckpt runs/x --set quantize.image=1", 2, "did you mean quantize.images?"),
+    ("prune --ckpt nothing", 1, "nothing does not exist"),
+    ("compare runs/x nothing", 1, "nothing does not exist"),
+    ("doctor --install nothing", 2, "expected tflite"),
+]
+
+
+def test_errors_of_the_command_line_do_not_wait_for_torch(tmp_path):
+    """All in one process: a single one that imports torch fails the test, and is named."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "a.yaml").write_text(CONFIG)
+    (tmp_path / "bad.yaml").write_text("a: [")
+    (tmp_path / "runs/x").mkdir(parents=True)
+    (tmp_path / "runs/x/config.yaml").write_text(CONFIG)
+    (tmp_path / "runs/x/split.json").write_text("{}")
+    code = f"""
+import json, os, sys
+from typer.testing import CliRunner
+from mnft.cli import app
+os.chdir({str(tmp_path)!r})
+for argv, code, says in {EARLY_ERRORS!r}:
+    result = CliRunner().invoke(app, argv.split())
+    heavy = [name for name in {SLOW!r} if name in sys.modules]
+    print(json.dumps([argv, result.exit_code, says in result.stderr or result.stderr, heavy]))
+"""
+    result = python(code)
+    assert result.stderr == ""
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    assert found == [[argv, code, True, []] for argv, code, _ in EARLY_ERRORS]
+
+
+def test_only_the_main_process_of_several_says_what_is_wrong(run_cli: RunCli, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    result = run_cli("train", "nothing.yaml")
+    assert (result.exit_code, result.output) == (2, "")
+    monkeypatch.setenv("RANK", "0")
+    assert "no such config file" in run_cli("train", "nothing.yaml").stderr
+
+
+def test_a_config_that_can_be_read_once_is_left_to_the_training(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with starting(config=tmp_path / "pipe"):
+        pass  # where it was opened, this would wait for a writer for ever
+
+
+LIGHT_COMMANDS = {"mnft.commands.fetch", "mnft.commands.doctor"}
+
+
+@pytest.mark.parametrize("name", ["cli", "cli_data", "cli_edge"])
+def test_a_spinner_is_shown_while_a_command_is_imported(name):
+    tree = ast.parse((Path(mnft.__file__).parent / f"{name}.py").read_text())
+    waited, imported = set(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.With) and "starting" in ast.unparse(node.items[0]):
+            waited |= {ast.unparse(statement) for statement in node.body}
+        if isinstance(node, ast.ImportFrom) and node.module == "mnft.commands":
+            imported.add(ast.unparse(node))
+    light = {f"from mnft.commands import {name[14:]} as command" for name in LIGHT_COMMANDS}
+    assert imported
+    assert imported - light == waited
 
 
 def test_the_check_for_heavy_imports_can_fail():

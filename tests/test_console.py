@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import logging
-from contextlib import redirect_stderr
+import re
+import sys
+from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
 
@@ -132,6 +134,60 @@ def test_numbers_are_right_aligned_and_words_left(capsys):
     assert lines == ["name    size", "a       5 MB", "long  500 MB"]
 
 
+COLUMNS = ("model", "accuracy (95%)", "macro-F1", "params M", "RAM MB", "ms", "images/s", "Pareto")
+ROWS = [
+    ["flowers torch", "83.33% (78.14 to 88.25)", "0.8312", "1.02", "797", "15.14", "1893.4", "-"],
+    ["a model of a name " * 4, "91.25% (87.1 to 94.2)", "-", "2.23", "87", "0.40", "7.5", "size"],
+]
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 120, 200])
+def test_a_terminal_cuts_no_figure_of_a_table(terminal, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("NO_COLOR", "1")
+    with redirect_stdout(terminal):
+        console.show_table(COLUMNS, ROWS, title="title")
+    lines = terminal.getvalue().splitlines()
+    assert "…" not in terminal.getvalue()
+    assert max(map(len, lines)) <= width
+    for cell in [*ROWS[0], *ROWS[1][1:]]:
+        assert any(cell in line for line in lines), cell
+    assert terminal.getvalue().count("title") == 1
+
+
+def test_columns_without_room_follow_below_with_the_names_again(terminal, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "30")
+    monkeypatch.setenv("NO_COLOR", "1")
+    with redirect_stdout(terminal):
+        console.show_table(["name", "a", "b"], [["x", "1" * 20, "2" * 20]])
+    assert [line.split() for line in terminal.getvalue().splitlines()] == [
+        ["name", "a"],
+        ["x", "1" * 20],
+        [],
+        ["name", "b"],
+        ["x", "2" * 20],
+    ]
+
+
+def test_long_texts_of_a_table_are_wrapped_before_columns_move(terminal, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("NO_COLOR", "1")
+    with redirect_stdout(terminal):
+        console.show_table(["name", "n", "what"], [["x", "123456", "word " * 20]])
+    lines = terminal.getvalue().splitlines()
+    assert lines[0].split() == ["name", "n", "what"]
+    assert terminal.getvalue().count("word") == 20
+    assert max(map(len, lines)) <= 40
+
+
+def test_a_figure_that_is_wider_than_the_terminal_is_wrapped(terminal, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setenv("NO_COLOR", "1")
+    with redirect_stdout(terminal):
+        console.show_table(["n"], [["1234567890" * 3]])
+    assert "".join(terminal.getvalue().split()[1:]) == "1234567890" * 3
+
+
 # --- the log
 
 
@@ -187,6 +243,85 @@ def test_progress_on_a_terminal_shows_a_bar(terminal):
         on_progress(1, 2)
     assert "checking \N{REPLACEMENT CHARACTER}[31m" in terminal.getvalue()
     assert "1/2" in terminal.getvalue()
+
+
+def test_a_total_that_is_not_known_is_not_shown_as_a_question_mark(terminal):
+    with redirect_stderr(terminal), console.progress("counting") as on_progress:
+        on_progress(0, 0)
+        on_progress(7, 0)
+    assert re.search(r"counting .*7 ", terminal.getvalue())
+    assert "?" not in terminal.getvalue().replace("\x1b[?25", "")
+
+
+def test_messages_stand_above_the_bar(terminal):
+    with redirect_stderr(terminal), console.progress("checking") as on_progress:
+        on_progress(1, 2)
+        console.note("a note")
+    # The line of the bar is erased first.
+    assert "\x1b[2Ka note\n" in terminal.getvalue()
+
+
+def test_a_bar_within_a_bar_is_not_drawn(terminal):
+    with redirect_stderr(terminal), console.progress("outer"), console.progress("inner") as inner:
+        inner(1, 2)
+    assert "outer" in terminal.getvalue()
+    assert "inner" not in terminal.getvalue()
+
+
+@pytest.mark.parametrize("width", [30, 50, 70])
+def test_a_bar_cuts_no_figure(terminal, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    with redirect_stderr(terminal), console.progress("decoding") as on_progress:
+        on_progress(12_345, 23_456)
+    assert "…" not in terminal.getvalue()
+    assert ("12,345/23,456" in terminal.getvalue()) == (width > 30)
+
+
+def test_a_spinner_while_torch_is_imported(terminal, monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch")
+    with redirect_stderr(terminal), console.loading():
+        pass
+    assert "loading torch" in terminal.getvalue()
+    assert terminal.getvalue().endswith("\x1b[2K")
+
+
+def test_no_spinner_off_a_terminal_or_when_torch_is_there(terminal, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", sys)
+    with redirect_stderr(terminal), console.loading():
+        pass
+    assert terminal.getvalue() == ""
+    monkeypatch.delitem(sys.modules, "torch")
+    with console.loading():
+        pass
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("width", [36, 40, 60, 80, 100, 109, 120])
+def test_an_epoch_has_one_line_of_the_terminal(terminal, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    with redirect_stderr(terminal), console.TrainingDisplay() as display:
+        display.on_epoch(epoch_result(9))
+        display.on_epoch(epoch_result(10, is_best=True))
+    first, second = terminal.getvalue().splitlines()
+    assert len(first) <= len(second) <= width
+    assert first.startswith("epoch  9/10  ")
+    assert first.endswith("val_acc 43.21%") or width > 80
+    assert "val_acc 43.21%" in second
+    assert second.endswith("  best")
+    assert ("loss 1.2500" in first) == (width >= 60)
+    assert ("val_loss 1.5000" in first) == (width >= 80)
+    assert ("img/s" in first) == (width >= 100)
+    assert ("GB" in first) == (width >= 109)
+    assert ("wait" in first) == (width == 120)
+
+
+@pytest.mark.parametrize("width", [30, 40, 60, 80])
+def test_the_bar_of_a_training_cuts_no_figure(terminal, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    with redirect_stderr(terminal), console.TrainingDisplay() as display:
+        display.on_step(StepProgress(10, 20, 99, 160, 1.234, 0.5, 12345.0))
+    assert "…" not in terminal.getvalue()
+    assert "99/160" in terminal.getvalue() or width == 30
 
 
 def test_training_off_a_terminal_prints_one_line_an_epoch_and_nothing_else(capsys):

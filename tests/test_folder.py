@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mnft.data.folder import FolderScan, list_images, scan_folder
-from mnft.data.prepare import describe_scan
+from mnft.data.folder import FolderScan, describe_scan, list_images, scan_folder
 from mnft.errors import DataError
 
 

@@ -6,9 +6,11 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -135,6 +137,56 @@ def test_long_lists_are_done_in_chunks(predict: Cli, monkeypatch: pytest.MonkeyP
     whole = predict(*names).stdout
     monkeypatch.setattr(command, "_CHUNK", 3)
     assert predict(*names).stdout == whole
+
+
+@pytest.mark.parametrize(
+    ("to_pipe", "args", "events"),
+    [
+        (
+            False,
+            (),
+            ["bar 0/7", "gone", "rows", "bar 3/7", "gone", "rows", "bar 6/7", "gone", "rows"],
+        ),
+        (True, (), ["bar 0/7", "gone", "rows", "rows", "rows"]),
+        (True, ("-o", "out.csv"), 3 * ["bar", "gone", "rows"]),
+    ],
+)
+def test_the_bar_is_gone_when_rows_are_written(
+    predict: Cli, monkeypatch: pytest.MonkeyPatch, to_pipe: bool, args: Any, events: list[str]
+) -> None:
+    from mnft.commands import predict as command
+
+    seen: list[str] = []
+
+    @contextmanager
+    def progress(description: str) -> Iterator[Callable[[int, int], None]]:
+        reports: list[str] = []
+        yield lambda done, total: reports.append(f"bar {done}/{total}")
+        seen.extend([reports[0], "gone"])
+        assert reports[-1] == f"bar {min(len(names), 3 * seen.count('gone'))}/7"
+
+    def give(*given: Any) -> Iterator[dict[str, Any]]:
+        seen.append("rows")
+        return rows_of(*given)
+
+    rows_of = command._rows
+    names = [image(f"{n}.png", n) for n in range(7)]
+    monkeypatch.setattr(command.console, "progress", progress)
+    monkeypatch.setattr(command, "_CHUNK", 3)
+    monkeypatch.setattr(command, "_rows", give)
+    monkeypatch.setattr(command, "_is_pipe", lambda _stream: to_pipe, raising=False)
+    assert predict(*names, *args).exit_code == 0
+    assert [event[: len(want)] for event, want in zip(seen, events, strict=True)] == events
+
+
+def test_a_pipe_is_told_from_a_file(tmp_path: Path) -> None:
+    from mnft.commands.predict import _is_pipe
+
+    ends = os.pipe()
+    with open(ends[0]), open(ends[1], "w") as pipe, (tmp_path / "x").open("w") as file:
+        assert _is_pipe(pipe)
+        assert not _is_pipe(file)
+    assert not _is_pipe(io.StringIO())
 
 
 # Which images

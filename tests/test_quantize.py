@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -260,8 +261,32 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_no_clock")
 def test_a_file_that_loses_too_much_is_not_kept(run_cli, run, monkeypatch):
     narrow(monkeypatch)
+    bars: list[str] = []
+    drawn: list[str] = []
+
+    @contextmanager
+    def progress(description):
+        assert not drawn, "a bar within a bar"
+        drawn.append(description)
+        bars.append(description)
+        yield lambda _done, _total: None
+        drawn.clear()
+
+    def note(message):
+        assert not drawn, f"{message!r} beside the bar of {drawn}"
+
+    monkeypatch.setattr(command.console, "progress", progress)
+    monkeypatch.setattr(command.console, "note", note)
     overrides = (*QUICK, "--set", "quantize.qat=never", "--set", "quantize.float_layers=2")
     result = run_cli("quantize", "--ckpt", run, *overrides)
+    assert [bar for bar in bars if bar != "checking images"] == [
+        "judging float file",
+        "judging int8 file",
+        "judging int8 file",
+        "ranking layers by what int8 costs",
+        "judging int8 file",
+        "judging int8 file",
+    ]
     assert result.exit_code == 3
     assert "nothing was kept" in result.stderr
     assert "2 layers in float" in result.stderr

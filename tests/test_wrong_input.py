@@ -209,7 +209,7 @@ TABLE = [
     row("--set not YAML", f"{TRAIN} --set 'augment.scale=[0.1'", 2, "--set augment.scale=[0.1: not valid YAML", BASE),
     row("--set to nothing", f"{TRAIN} --set train.epochs=", 2, "--set train.epochs=: train.epochs: found nothing, expected an integer", BASE),
     row("--set later one wins", f"{TRAIN} --set optim.lr=1 --set optim.lr=x", 2, "--set optim.lr=x: optim.lr: found 'x', expected", BASE),
-    row("--set unknown model", f"{TRAIN} --set model.name=lenet6", 1, "error: --set model.name=lenet6: found 'lenet6', expected | hint: did you mean lenet5?", BASE),
+    row("--set unknown model", f"{TRAIN} --set model.name=lenet6", 1, "error: --set model.name=lenet6: found 'lenet6', expected | hint: did you mean lenet5?", BASE, images),
     row("unknown command", "trian flowers.yaml", 2, "No such command 'trian'. Did you mean 'train'?", BASE),
     row("unknown data command", "data chek images", 2, "No such command 'chek'. Did you mean 'check'?"),
     row("unknown option", f"{TRAIN} --resum x", 2, "No such option: --resum | --resume", BASE),

@@ -9,14 +9,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import mnft
 from mnft import console
 from mnft.data.inspection import count_cores
 from mnft.edge import litert_environment
 from mnft.edge.formats import FORMATS, Format, find_missing
-from mnft.engine.device import cpu_has_bf16, resolve_device, resolve_precision
 from mnft.errors import ConfigError
 
 _PACKAGES = ("torch", "torchvision", "timm", "safetensors", "pillow", "scikit-learn")
@@ -28,6 +25,11 @@ _SMALL_SHM_MB = 512
 
 def run(*, as_json: bool) -> None:
     """Print versions, devices, memory and extras, and what to mend."""
+    with console.loading():  # not for `--install`, which has no need of torch
+        import torch
+
+        from mnft.engine.device import cpu_has_bf16, resolve_device, resolve_precision
+
     device = resolve_device("auto")
 
     facts: dict[str, Any] = {

@@ -8,8 +8,7 @@ from typing import Any
 from mnft import console, files
 from mnft.config.docs import render_config
 from mnft.config.schema import ModelConfig
-from mnft.data.folder import scan_folder
-from mnft.data.prepare import describe_scan
+from mnft.data.folder import describe_scan, scan_folder
 from mnft.errors import ConfigError, DataError
 
 

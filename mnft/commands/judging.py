@@ -48,9 +48,17 @@ def compute_selected(
     means: Means,
     *,
     flip: bool = False,
-    what: str = "evaluating",
+    what: str = "images",
 ) -> Outputs:
     """The outputs of a model on selected images, in the precision of `eval.precision`.
+
+    Args:
+        bundle: the model.
+        images: to judge it on.
+        settings: the `eval` section.
+        means: what to compute with.
+        flip: average each image with its mirror image.
+        what: is judged, for the progress bar.
 
     Raises:
         MnftError: a device that is not there, an image that does not decode.
@@ -59,7 +67,8 @@ def compute_selected(
     device = resolve_device(means.device_name)
     batches = _build_batches(bundle, images, means, settings, device)
     done = 0
-    with console.progress(what) as on_progress:
+    with console.progress(f"judging {what}") as on_progress:
+        on_progress(0, len(images.samples))
 
         def advance(count: int) -> None:
             nonlocal done

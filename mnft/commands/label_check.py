@@ -105,6 +105,7 @@ def _compute(root: Path, images: list[ImageFile], contents: list[str], bundle: B
     )
     done = 0
     with console.progress("judging labels") as on_progress:
+        on_progress(0, len(samples))
 
         def advance(count: int) -> None:
             nonlocal done

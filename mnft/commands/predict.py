@@ -8,8 +8,9 @@ import io
 import json
 import math
 import os
+import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -25,6 +26,7 @@ from mnft.data.raw_batches import DecodedImages
 from mnft.data.samplers import EvalSampler
 from mnft.engine.device import resolve_device
 from mnft.engine.evaluate import Outputs, compute_outputs
+from mnft.engine.inputs import no_progress
 from mnft.errors import DataError
 from mnft.metrics import softmax
 from mnft.model.bundle import Bundle
@@ -66,7 +68,8 @@ def run(
         else workers or 0,
         channels_last=True,
     )
-    rows = _predict(bundle, paths, options, batch_size, top_k)
+    to_pipe = output is None and _is_pipe(sys.stdout)
+    rows = _predict(bundle, paths, options, batch_size, top_k, to_pipe=to_pipe)
     if output:
         failed = _write_file(rows, output, top_k, as_json_lines=as_json_lines)
         console.note(f"written to {output}")
@@ -111,29 +114,54 @@ def _exists(path: Path) -> bool:
 
 
 def _predict(
-    bundle: Bundle, paths: list[Path], options: LoaderOptions, batch_size: int, top_k: int
+    bundle: Bundle,
+    paths: list[Path],
+    options: LoaderOptions,
+    batch_size: int,
+    top_k: int,
+    *,
+    to_pipe: bool,
 ) -> Iterator[dict[str, Any]]:
-    """Rows in the order of `paths`, a chunk at a time, so that a long list takes little memory."""
-    with console.progress("predicting") as on_progress:
-        for start in range(0, len(paths), _CHUNK):
+    """Rows in the order of `paths`, a chunk at a time, so that a long list takes little memory.
+
+    The bar is gone before rows are given, which may go to the same terminal. What reads a pipe may
+    show them there at any later moment, so beside a pipe there is a bar before the first row only.
+    """
+    for start in range(0, len(paths), _CHUNK):
+        shown = no_progress if start and to_pipe else console.progress
+        with shown("predicting") as on_progress:
+            on_progress(start, len(paths))
             chunk = paths[start : start + _CHUNK]
-            batches = LoadedBatches(
-                DecodedImages(chunk, EvalGeometry(bundle.preprocessing)),
-                [-1] * len(chunk),
-                preprocessing=bundle.preprocessing,
-                sampler=EvalSampler(len(chunk), batch_size),
-                options=options,
-                allow_bad=True,
-            )
+            done = start
+
+            def advance(count: int, on_progress: Callable[[int, int], None] = on_progress) -> None:
+                nonlocal done
+                done += count
+                on_progress(done, len(paths))
+
             outputs = compute_outputs(
                 bundle.model,
-                batches,
+                LoadedBatches(
+                    DecodedImages(chunk, EvalGeometry(bundle.preprocessing)),
+                    [-1] * len(chunk),
+                    preprocessing=bundle.preprocessing,
+                    sampler=EvalSampler(len(chunk), batch_size),
+                    options=options,
+                    allow_bad=True,
+                ),
                 num_classes=len(bundle.class_names),
                 device=options.device,
                 dtype=torch.float32,
+                on_images=advance,
             )
-            yield from _rows(bundle, chunk, outputs, top_k)
-            on_progress(start + len(chunk), len(paths))
+        yield from _rows(bundle, chunk, outputs, top_k)
+
+
+def _is_pipe(stream: TextIO) -> bool:
+    try:
+        return stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode)
+    except OSError:  # a stream without a file
+        return False
 
 
 def _rows(

@@ -119,29 +119,27 @@ def _quantize(
     tuner = build_tuner(opened, config, arrays, shop.onnx_artifact)
     trials = Trials()
     path = folder / shop.artifact.file
-    with console.progress("sensitivity of layers") as on_ranking:
-        control = partial(_read_control, opened, images.val, config)
-        plan = shop.plan(settings, fine_tune=tuner, control=control, on_ranking=on_ranking)
-        for attempt in plan:
-            console.note(f"writing  {method.title}: {attempt.title}{_name(attempt.keep_float)}")
-            found = attempt.write(path)
-            census = shop.take_census(path)
-            check_census(census, what=method.title, per_channel=method.name != "per_tensor")
-            facts = {"packages": find_versions(method), "quantization": attempt.title}
-            write_record(folder, set_facts(shop.artifact, **facts))
-            parity = compute_parity(
-                before, _judge(folder, images.val, config, "int8 file"), probabilities=False
-            )
-            keep_float = attempt.keep_float if found is None else found
-            trials.add(attempt, keep_float, parity, census)
-            if parity.accuracy_drop <= settings.max_accuracy_drop + 1e-9:
-                break
-            console.note(
-                f"         accuracy {parity.accuracy_before:.2%} -> {parity.accuracy_after:.2%}, "
-                f"more than {settings.max_accuracy_drop:.2%} lost"
-            )
-        else:
-            raise _refusal(trials, before, config)
+    control = partial(_read_control, opened, images.val, config)
+    for attempt in shop.plan(settings, fine_tune=tuner, control=control, progress=console.progress):
+        console.note(f"writing  {method.title}: {attempt.title}{_name(attempt.keep_float)}")
+        found = attempt.write(path)
+        census = shop.take_census(path)
+        check_census(census, what=method.title, per_channel=method.name != "per_tensor")
+        facts = {"packages": find_versions(method), "quantization": attempt.title}
+        write_record(folder, set_facts(shop.artifact, **facts))
+        parity = compute_parity(
+            before, _judge(folder, images.val, config, "int8 file"), probabilities=False
+        )
+        keep_float = attempt.keep_float if found is None else found
+        trials.add(attempt, keep_float, parity, census)
+        if parity.accuracy_drop <= settings.max_accuracy_drop + 1e-9:
+            break
+        console.note(
+            f"         accuracy {parity.accuracy_before:.2%} -> {parity.accuracy_after:.2%}, "
+            f"more than {settings.max_accuracy_drop:.2%} lost"
+        )
+    else:
+        raise _refusal(trials, before, config)
     return _describe(shop, folder, trials, images, config, parity), parity
 
 

@@ -16,7 +16,6 @@ from mnft.engine.state import read_saved_progress
 from mnft.errors import ConfigError, MnftError
 from mnft.runs.folder import RunFolder, list_runs, open_run
 
-AUTO = Path("auto")
 # A resumed run may differ from the one that was interrupted in these keys only.
 RESUMABLE = (
     "data.workers",

@@ -10,7 +10,7 @@ from typing import Any
 
 from mnft import console, files
 from mnft.commands.preparation import check_early, prepare
-from mnft.commands.resuming import AUTO, check_resumable, find_run
+from mnft.commands.resuming import check_resumable, find_run
 from mnft.config.load import load_config, save_config
 from mnft.config.schema import Config
 from mnft.config.source import Source, dump_yaml
@@ -22,7 +22,7 @@ from mnft.engine.distributed import Ranks, broadcast, one_voice, process_group
 from mnft.engine.fit import out_of_patience
 from mnft.engine.state import load_state, read_saved_progress
 from mnft.engine.training import Training
-from mnft.errors import CheckpointError, ConfigError, DataError, Interrupted, MnftError
+from mnft.errors import CheckpointError, DataError, Interrupted, MnftError
 from mnft.results import FitResult
 from mnft.runs.claims import Claim, claimed
 from mnft.runs.folder import (
@@ -44,7 +44,6 @@ def run(
     resume: Path | None,
     *,
     as_json: bool,
-    needs_teacher: bool = False,
 ) -> None:
     """Train, or go on with an interrupted run.
 
@@ -54,37 +53,8 @@ def run(
     """
     started = time.monotonic()
     keep_freed_memory()
-    _check_arguments(config_path, resume)
     with process_group() as ranks, one_voice(ranks):
-        if needs_teacher and config_path is not None:
-            _check_teacher_is_named(config_path, overrides)
         _run(config_path, overrides, resume, ranks, started, as_json=as_json)
-
-
-def _check_arguments(config_path: Path | None, resume: Path | None) -> None:
-    if resume == AUTO and config_path is None:
-        raise ConfigError(
-            "--resume auto needs a config, whose newest run it looks for",
-            hint="mnft train configs/digits.yaml --resume auto",
-        )
-    if resume == AUTO or (config_path is None) != (resume is None):
-        return
-    found = "both a config and" if config_path else "neither a config nor"
-    raise ConfigError(
-        f"found {found} --resume, expected one of them",
-        hint="mnft train configs/digits.yaml, or mnft train --resume runs/digits",
-    )
-
-
-def _check_teacher_is_named(path: Path, overrides: Sequence[str]) -> None:
-    config, source = load_config(path, overrides)
-    with source.locating():
-        if config.distill.teacher is None:
-            raise ConfigError(
-                "found no teacher",
-                hint="mnft distill CONFIG --teacher runs/large",
-                key="distill.teacher",
-            )
 
 
 def _run(

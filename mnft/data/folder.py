@@ -97,9 +97,7 @@ def scan_folder(root: Path) -> FolderScan:
         DataError: no such folder, no class folder, split and class folders side by side, a class
             named like a split, or two folders for one split or class.
     """
-    if not _is_folder(root):
-        what = "is a file, expected a folder" if root.exists() else "no such folder"
-        raise DataError(f"{root}: {what}", hint="data.root names the folder of images")
+    check_folder(root)
     splits = {d.name: SPLIT_NAMES[d.name.lower()] for d in _folders(root) if _is_split(d)}
     classes = [d.name for d in _folders(root) if not _is_split(d)]
     if not splits:
@@ -113,6 +111,27 @@ def scan_folder(root: Path) -> FolderScan:
     if len(set(splits.values())) < len(splits):
         raise DataError(f"{root}: two folders for one split: {', '.join(sorted(splits))}")
     return _collect(root, [(root / name, split) for name, split in splits.items()])
+
+
+def check_folder(root: Path, *, key: str | None = None) -> None:
+    """Refuse a folder of images that is not there.
+
+    Args:
+        root: the folder.
+        key: of the config, that names it.
+
+    Raises:
+        DataError: it is not there, a file, or cannot be read.
+    """
+    if not _is_folder(root):
+        what = "is a file, expected a folder" if root.exists() else "no such folder"
+        raise DataError(f"{root}: {what}", hint="data.root names the folder of images", key=key)
+
+
+def describe_scan(scan: FolderScan) -> str:
+    """A folder in words: "1,600 images of 5 classes in train, val, test"."""
+    where = f" in {', '.join(scan.splits)}" if scan.splits else ", not split"
+    return f"{len(scan.images):,} images of {len(scan.class_names())} classes{where}"
 
 
 def list_images(folder: Path) -> list[Path]:

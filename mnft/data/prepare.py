@@ -219,9 +219,3 @@ def _recorded_split(
 
 def _problems(inspections: Mapping[str, Inspection]) -> dict[str, str]:
     return {path: i.problem for path, i in inspections.items() if i.problem is not None}
-
-
-def describe_scan(scan: FolderScan) -> str:
-    """A folder in words: "1,600 images of 5 classes in train, val, test"."""
-    where = f" in {', '.join(scan.splits)}" if scan.splits else ", not split"
-    return f"{len(scan.images):,} images of {len(scan.class_names())} classes{where}"

@@ -144,6 +144,7 @@ def measure_each(
         steps = [_Turns.open, *[_Turns.time_one] * plan.rounds]
         steps += [_Turns.time_batch] * throughput_rounds
         done = 0
+        on_progress(done, total)
         for number, step in enumerate(steps):
             for turn in turns if number % 2 else reversed(turns):
                 turn.attempt(step)

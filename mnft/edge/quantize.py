@@ -15,6 +15,7 @@ from mnft.edge.convert import convert, describe_metadata
 from mnft.edge.formats import FORMATS, Format, check_installed, find_missing, read_versions
 from mnft.edge.int8 import Calibration, Census, Control, Quantizer, check_layers
 from mnft.edge.sensitivity import choose_counts, rank_layers
+from mnft.engine.inputs import Progress, no_progress
 from mnft.model.bundle import Bundle
 
 _RANKING_IMAGES = 32
@@ -152,7 +153,7 @@ class Workshop:
         *,
         fine_tune: Callable[[Path], None] | None,
         control: Callable[[], Control],
-        on_ranking: Callable[[int, int], None] = lambda _done, _total: None,
+        progress: Progress = no_progress,
     ) -> Iterator[Attempt]:
         """The attempts, the cheapest and fastest first; each is made only if the last failed.
 
@@ -160,7 +161,7 @@ class Workshop:
             config: of the user.
             fine_tune: writes an ONNX file by quantization-aware fine-tuning; None leaves it out.
             control: gives val images, for a search of the layers that must stay in float.
-            on_ranking: called with the layers whose loss is known, and all.
+            progress: shows how far long work is.
 
         Raises:
             ConfigError: `keep_float` names no layer.
@@ -174,7 +175,7 @@ class Workshop:
         if config.qat != "always":
             yield self._attempt("more exact", keep, thorough=True)
             if config.keep_float is None and config.float_layers:
-                yield from self._leave_float(config.float_layers, control, on_ranking)
+                yield from self._leave_float(config.float_layers, control, progress)
         if fine_tune is not None:
             yield Attempt("quantization-aware fine-tuning", keep, partial(self._tune, fine_tune))
 
@@ -208,7 +209,7 @@ class Workshop:
         self,
         largest: int,
         control: Callable[[], Control],
-        on_ranking: Callable[[int, int], None],
+        progress: Progress,
     ) -> Iterator[Attempt]:
         quantizer = self._quantizer
         if isinstance(quantizer, quantize_nncf.NncfQuantizer) and quantizer.can_be_controlled:
@@ -226,14 +227,15 @@ class Workshop:
         if not isinstance(ranking, quantize_onnx.OnnxRuntimeQuantizer):
             ranking = self._build_onnxruntime(per_channel=True)
         images = self._calibration.images
-        ranked = rank_layers(
-            ranking,
-            self._onnx_artifact,
-            self._source,
-            images[:: max(1, len(images) // _RANKING_IMAGES)],
-            self._work,
-            on_progress=on_ranking,
-        )
+        with progress("ranking layers by what int8 costs") as on_progress:
+            ranked = rank_layers(
+                ranking,
+                self._onnx_artifact,
+                self._source,
+                images[:: max(1, len(images) // _RANKING_IMAGES)],
+                self._work,
+                on_progress=on_progress,
+            )
         for count in counts:
             worst = tuple(layer for layer, _ in ranked[:count])
             yield self._attempt(f"{count} layers in float", worst, thorough=True)

@@ -44,6 +44,7 @@ def rank_layers(
     """
     reference = _run(source, artifact, images)
     found = []
+    on_progress(0, len(quantizer.layers))
     for done, layer in enumerate(quantizer.layers, start=1):
         quantizer.write(work / _FILE, only=[layer])
         difference = _run(work / _FILE, artifact, images) - reference

@@ -97,6 +97,7 @@ def bench(
     waits = []
     fixed_step = _build_fixed_step(training, fixed)
     fixed_step()
+    on_progress(0, rounds)
     for round_number in range(rounds):
         train.sampler.set_epoch(round_number + 1)
         found["loading"].append(_load(train, count, device))

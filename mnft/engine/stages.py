@@ -125,6 +125,7 @@ def _compute(
 
     def compute() -> Features:
         with progress(f"features of {split}") as on_progress:
+            on_progress(0, len(training.contents[split]))
 
             def advance(count: int) -> None:
                 nonlocal done

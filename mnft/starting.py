@@ -1,0 +1,154 @@
+"""The start of a command: what can be refused is refused before torch is imported, for seconds."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from mnft.errors import CheckpointError, ConfigError, MnftError
+
+AUTO = Path("auto")
+SPLITS = ("train", "val", "test")
+
+
+@contextmanager
+def starting(
+    *,
+    config: Path | None = None,
+    overrides: Sequence[str] = (),
+    checkpoints: Sequence[Path] = (),
+    images: Path | None = None,
+    needs_teacher: bool = False,
+) -> Iterator[None]:
+    """Refuse what is seen to be wrong at once; inside, a command is imported, with a spinner.
+
+    The commands check the same, and more, themselves: this is for the user's time alone.
+
+    Args:
+        config: a YAML config of a training.
+        overrides: values of `--set`, for the config or for that of the first checkpoint's run.
+        checkpoints: runs, model folders or exported files, which must be there.
+        images: a folder of images, which must be there.
+        needs_teacher: whether the config must name a teacher.
+
+    Raises:
+        MnftError: with what is wrong.
+    """
+    from mnft import console
+    from mnft.data.folder import check_folder
+
+    with _one_voice():
+        if images is not None:
+            check_folder(images)
+        if config is not None:
+            _check_config(config, overrides, needs_teacher=needs_teacher)
+        for checkpoint in checkpoints:
+            _check_checkpoint(checkpoint)
+        if checkpoints and config is None:
+            _check_overrides(checkpoints[0], overrides)
+    with console.loading():
+        yield
+
+
+@contextmanager
+def starting_training(
+    config: Path | None, overrides: Sequence[str], resume: Path | None
+) -> Iterator[None]:
+    """As `starting`, for a training that begins with a config or goes on with a run.
+
+    Args:
+        config: a YAML config.
+        overrides: values of `--set`.
+        resume: a run, or AUTO for the newest of the config.
+
+    Raises:
+        MnftError: with what is wrong.
+    """
+    with _one_voice():
+        if resume == AUTO and config is None:
+            raise ConfigError(
+                "--resume auto needs a config, whose newest run it looks for",
+                hint="mnft train configs/digits.yaml --resume auto",
+            )
+        if resume != AUTO and (config is None) == (resume is None):
+            found = "both a config and" if config else "neither a config nor"
+            raise ConfigError(
+                f"found {found} --resume, expected one of them",
+                hint="mnft train configs/digits.yaml, or mnft train --resume runs/digits",
+            )
+        if config is None and resume is not None:
+            if not resume.exists():
+                raise CheckpointError(
+                    f"{resume} does not exist", hint="runs are the folders that `mnft train` makes"
+                )
+            _check_overrides(resume, overrides)
+    with starting(config=config, overrides=overrides):
+        yield
+
+
+def check_split(name: str | None) -> None:
+    """Refuse a `--split` that no data set has.
+
+    Raises:
+        ConfigError: none of train, val and test.
+    """
+    if name is not None and name not in SPLITS:
+        close = difflib.get_close_matches(name, SPLITS, 1)
+        raise ConfigError(
+            f"--split: found {name!r}, expected one of {', '.join(SPLITS)}",
+            hint=f"did you mean {close[0]}?" if close else None,
+        )
+
+
+@contextmanager
+def _one_voice() -> Iterator[None]:
+    """Of several processes that torchrun has started, let the main one speak."""
+    try:
+        yield
+    except MnftError as error:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0":
+            raise SystemExit(error.exit_code) from None
+        raise
+
+
+def _check_config(path: Path, overrides: Sequence[str], *, needs_teacher: bool) -> None:
+    from mnft.config.load import load_config
+    from mnft.data.folder import check_folder
+
+    if path.is_fifo() and not needs_teacher:
+        return  # which can be read only once: `mnft train <(...)`
+    config, source = load_config(path, overrides)
+    with source.locating():
+        if needs_teacher and config.distill.teacher is None:
+            raise ConfigError(
+                "found no teacher",
+                hint="mnft distill CONFIG --teacher runs/large",
+                key="distill.teacher",
+            )
+        root = Path(config.data.root).expanduser()
+        if root.exists() or not config.data.fetch:  # else it will be brought
+            check_folder(root, key="data.root")
+
+
+def _check_checkpoint(path: Path) -> None:
+    from mnft import files
+
+    files.recover_folder(path)
+    if not path.exists():
+        raise CheckpointError(
+            f"{path} does not exist",
+            hint="name a run (runs/NAME) or a model folder (runs/NAME/best)",
+        )
+
+
+def _check_overrides(path: Path, overrides: Sequence[str]) -> None:
+    """Refuse overrides that the config of a run does not take; `path` is the run, or in it."""
+    from mnft.config.load import load_config
+
+    for run in (path, path.parent):
+        if overrides and (run / "config.yaml").is_file() and (run / "split.json").is_file():
+            load_config(run / "config.yaml", overrides)
+            return
