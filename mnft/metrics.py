@@ -3,18 +3,21 @@
 Shapes: N images, C classes. Every figure that both `compute_epoch_metrics` and
 `compute_evaluation` give comes from the same code, so a validation during the training and the
 evaluation afterwards agree to the last digit.
+
+scikit-learn and SciPy have these figures too, and the tests compare with them. They are not used
+here because every training would wait for them to be imported (tests/test_startup.py).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from statistics import NormalDist
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
-from sklearn.metrics import precision_recall_fscore_support
 
 from mnft.errors import DataError, ModelError
 from mnft.results import Averages, ClassMetrics, Evaluation
@@ -173,8 +176,15 @@ def compute_ece(confidences: Array, correct: Array, *, num_bins: int = ECE_BINS)
 
 def compute_wilson_interval(num_correct: int, num_images: int) -> tuple[float, float]:
     """Compute the 95% score interval of a share (Wilson 1927), low and high in [0, 1]."""
-    interval = binomtest(num_correct, num_images).proportion_ci(INTERVAL_LEVEL, method="wilson")
-    return float(interval.low), float(interval.high)
+    share = num_correct / num_images
+    z = NormalDist().inv_cdf((1 + INTERVAL_LEVEL) / 2)
+    scale = 2 * (num_images + z**2)
+    centre = (2 * num_correct + z**2) / scale
+    margin = z / scale * math.sqrt(4 * num_correct * (1 - share) + z**2)
+    # At the borders the two terms are equal; rounding must not leave anything beyond them.
+    low = 0.0 if num_correct == 0 else centre - margin
+    high = 1.0 if num_correct == num_images else centre + margin
+    return low, high
 
 
 def _compute_scores(logits: Array, targets: Array) -> _Scores:
@@ -216,29 +226,25 @@ def _chunks(shape: tuple[int, ...]) -> Iterator[slice]:
         yield slice(start, start + num_rows)
 
 
-def _compute_averages(confusion: Array, average: str) -> Averages:
-    present = np.flatnonzero(confusion.sum(axis=1))
-    precision, recall, f1 = _score_by_sklearn(confusion, labels=present, average=average)
-    return Averages(float(precision), float(recall), float(f1))
+def _compute_averages(confusion: Array, average: Literal["macro", "weighted"]) -> Averages:
+    support = confusion.sum(axis=1)
+    present = support > 0
+    weights = support[present] if average == "weighted" else None
+    means = [np.average(s[present], weights=weights) for s in _score_classes(confusion)]
+    return Averages(*map(float, means))
 
 
 def _compute_class_metrics(confusion: Array, class_names: Sequence[str]) -> list[ClassMetrics]:
-    labels = np.arange(len(class_names))
-    scores = _score_by_sklearn(confusion, labels=labels, average=None)
     support, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
-    columns = [column.tolist() for column in (*scores, support, predicted)]
+    columns = [column.tolist() for column in (*_score_classes(confusion), support, predicted)]
     return [ClassMetrics(*row) for row in zip(class_names, *columns, strict=True)]
 
 
-def _score_by_sklearn(confusion: Array, *, labels: Array, average: str | None) -> tuple[Any, ...]:
-    # One weighted sample a cell instead of one an image: the same figures, and independent of N.
-    targets, predictions = np.nonzero(confusion)
-    scores = precision_recall_fscore_support(
-        targets,
-        predictions,
-        labels=labels,
-        average=average,
-        sample_weight=confusion[targets, predictions],
-        zero_division=0,
-    )
-    return tuple(scores[:3])
+def _score_classes(confusion: Array) -> tuple[Array, Array, Array]:
+    """Compute precision, recall and F1 of each class: (C,) float64 each, 0 where it is 0 / 0."""
+    hits, support, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+
+    def divide(counts: Array, totals: Array) -> Array:
+        return np.divide(counts, totals, out=np.zeros(len(totals)), where=totals > 0)
+
+    return divide(hits, predicted), divide(hits, support), divide(2 * hits, support + predicted)

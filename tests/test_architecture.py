@@ -66,6 +66,7 @@ LAYERS = {
 # Inside one layer a module imports from its own package only, but for these.
 SIDEWAYS = {
     ("mnft.runs.folder", "mnft.engine.state"),
+    ("mnft.runs.keeper", "mnft.engine.state"),
     ("mnft.stopping", "mnft.errors"),
     ("mnft.__main__", "mnft.cli"),
     ("mnft.cli", "mnft.cli_data"),

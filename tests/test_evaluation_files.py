@@ -16,7 +16,6 @@ from matplotlib.text import Text
 from PIL import Image
 
 from mnft import metrics
-from mnft.runs import evaluation as evaluation_files
 from mnft.runs.evaluation import Predictions, write_evaluation
 from mnft.runs.plots import plot_confusion
 
@@ -200,12 +199,14 @@ def fail(*args, **kwargs):
     raise OSError("disk full")
 
 
-@pytest.mark.parametrize("step", ["write_csv", "_confusion_rows", "plot_confusion"])
+@pytest.mark.parametrize(
+    "step", ["evaluation.write_csv", "evaluation._confusion_rows", "plots.plot_confusion"]
+)
 def test_a_failure_in_the_middle_leaves_the_old_folder_whole(tmp_path, monkeypatch, step):
     folder = tmp_path / "eval"
     write_evaluation(folder, *build_case(0), NAMES, header=HEADER)
     before = read_bytes(folder)
-    monkeypatch.setattr(evaluation_files, step, fail)
+    monkeypatch.setattr(f"mnft.runs.{step}", fail)
     with pytest.raises(OSError, match="disk full"):
         write_evaluation(folder, *build_case(1), NAMES, header=HEADER)
     assert read_bytes(folder) == before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.special import softmax as scipy_softmax
+from scipy.stats import binomtest
 from sklearn.metrics import (
     accuracy_score,
     confusion_matrix,
@@ -63,9 +64,9 @@ def test_scores_equal_scikit_learn(case):
     )
     per_class = result.per_class
     assert [row.name for row in per_class] == names(len(classes))
-    assert [row.precision for row in per_class] == pytest.approx(expected[0])
-    assert [row.recall for row in per_class] == pytest.approx(expected[1])
-    assert [row.f1 for row in per_class] == pytest.approx(expected[2])
+    assert [row.precision for row in per_class] == expected[0].tolist()
+    assert [row.recall for row in per_class] == expected[1].tolist()
+    assert [row.f1 for row in per_class] == pytest.approx(expected[2], rel=1e-15)
     assert [row.support for row in per_class] == expected[3].tolist()
     assert [row.predicted for row in per_class] == np.bincount(
         predictions, minlength=len(classes)
@@ -224,6 +225,16 @@ def test_wilson_interval_equals_the_published_values():
     assert metrics.compute_wilson_interval(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
     assert metrics.compute_wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
     assert metrics.compute_wilson_interval(1, 29) == pytest.approx((0.0061, 0.1718), abs=5e-5)
+
+
+@pytest.mark.parametrize("num_images", [1, 7, 400, 10**6])
+@pytest.mark.parametrize("share", [0, 0.001, 0.5, 0.93, 1])
+def test_wilson_interval_equals_scipy(num_images, share):
+    num_correct = round(share * num_images)
+    interval = binomtest(num_correct, num_images).proportion_ci(0.95, method="wilson")
+    got = metrics.compute_wilson_interval(num_correct, num_images)
+    assert got == pytest.approx((interval.low, interval.high), rel=1e-12, abs=1e-15)
+    assert 0 <= got[0] <= num_correct / num_images <= got[1] <= 1
 
 
 def test_evaluation_gives_the_interval_of_its_accuracy():

@@ -114,10 +114,11 @@ def test_a_pruned_run_is_a_run_like_any_other(prune, tmp_path):
 
 
 def test_a_pruned_run_is_resumed_tuned_again_and_pruned_again(prune, make_folder):
-    assert prune("prune.macs=0.6").exit_code == 0
+    assert prune("prune.macs=0.6", "prune.epochs=2").exit_code == 0
     run = prune.run / "pruned-60"
-    resumed = prune.cli("train", "--resume", run, "--set", "train.epochs=2")
+    resumed = prune.cli("train", "--resume", run, "--set", "train.epochs=3")
     assert resumed.exit_code == 0, resumed.output
+    assert "resumed  after epoch 2," in resumed.stderr
     assert json.loads((run / "last" / "config.json").read_text())["mnft"] == {"pruned": True}
     other = make_folder("others", splits=("train", "val"))
     for split in ("train", "val"):

@@ -35,7 +35,7 @@ from mnft.engine.state import TrainState, load_state, save_state
 from mnft.metrics import EpochMetrics
 from mnft.model.bundle import load_bundle
 from mnft.results import EpochResult
-from mnft.runs import folder as folder_module
+from mnft.runs import keeper as keeper_module
 
 Cli = Callable[..., Result]
 TIMES = {"seconds", "images_per_s", "data_wait", "peak_memory_mb"}
@@ -393,16 +393,16 @@ def test_a_run_killed_within_an_epoch_goes_on_from_the_very_update(
     sets = (*CASES["everything"], *HOW[how], "run.snapshot_minutes=1e-9")
     saved = 0
 
-    def save_and_die(state: TrainState, path: Path) -> None:
+    def save_and_die(content: dict[str, Any], path: Path) -> None:
         nonlocal saved
-        save_state(state, path)
-        saved += state.partial is not None
-        if state.partial is not None and saved == at:
+        save_state(content, path)
+        saved += content["partial"] is not None
+        if content["partial"] is not None and saved == at:
             raise Killed
 
     assert train(*sets, name="whole").exit_code == 0
     with monkeypatch.context() as patch:
-        patch.setattr(folder_module, "save_state", save_and_die)
+        patch.setattr(keeper_module, "save_state", save_and_die)
         with pytest.raises(Killed):
             train(*sets, name="cut")
     resumed = train.resume("cut")
@@ -468,7 +468,7 @@ def test_a_run_whose_state_is_gone_does_not_begin_again(train: Trainer) -> None:
     assert best.read_bytes() == before
 
 
-@pytest.mark.parametrize(("what", "kept"), [("save_state", 0), ("log_event", 1)])
+@pytest.mark.parametrize(("what", "kept"), [("save_state", 0), ("log_epoch", 1)])
 def test_an_interrupt_while_an_epoch_is_saved(
     train: Trainer, monkeypatch: pytest.MonkeyPatch, what: str, kept: int
 ) -> None:
@@ -479,7 +479,7 @@ def test_an_interrupt_while_an_epoch_is_saved(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder_module, what, interrupted)
+        patch.setattr(keeper_module, what, interrupted)
         stopped = train(name="cut")
     assert stopped.exit_code == 130
     assert epochs_of(train.run("cut")) == []

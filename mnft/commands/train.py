@@ -27,13 +27,13 @@ from mnft.results import FitResult
 from mnft.runs.claims import Claim, claimed
 from mnft.runs.folder import (
     RunFolder,
-    RunKeeper,
     create_run,
     has_progress,
     log_event,
     reconcile_log,
     remove_leftovers,
 )
+from mnft.runs.keeper import RunKeeper
 from mnft.runs.tensorboard import open_writer
 from mnft.stopping import await_signal
 
@@ -135,7 +135,7 @@ def _fit(
     keeper = RunKeeper(folder, training.card, facts, writer, claim)
     try:
         _announce(config, folder, training, resumed=resumed)
-        with console.TrainingDisplay() as display:
+        with keeper, console.TrainingDisplay() as display:
             result = _run_fit(training, keeper=keeper, observer=display)
     except (MnftError, KeyboardInterrupt, Interrupted) as error:
         # A disk that is full, or a folder that is gone, must not hide what was the matter.

@@ -261,8 +261,9 @@ class RunConfig(Section):
     """Name of the run folder; empty: the config file's name, numbered if it is taken. A name that
     is written here and is taken is an error: nothing is overwritten."""
     snapshot_minutes: Positive | None = 10.0
-    """Minutes between two saved states within an epoch, so that a long epoch is not lost; each
-    epoch's end is saved anyway. Empty: none. Several processes save whole epochs only."""
+    """Minutes between two saved states within an epoch, so that a long epoch is not lost; the end
+    of each epoch is saved anyway, together with the next one's where an epoch takes less than five
+    seconds. Empty: none. Several processes save whole epochs only."""
     tensorboard: bool | None = None
     """Write TensorBoard event files; empty: when the `log` extra is installed."""
 

@@ -7,11 +7,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mnft import files
-from mnft.data.findings import Finding
 from mnft.data.folder import FolderScan
 from mnft.errors import ConfigError
+
+if TYPE_CHECKING:  # a training reads lists, and must not wait for what finds the files
+    from mnft.data.findings import Finding
 
 _HEAD = "# mnft: files to leave out; data.exclude names this list"
 _EXPLANATION = """\

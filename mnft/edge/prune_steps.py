@@ -32,7 +32,8 @@ from mnft.errors import ModelError
 from mnft.metrics import compute_epoch_metrics
 from mnft.model.bundle import WEIGHTS, Bundle, load_bundle, save_bundle
 from mnft.results import Observer
-from mnft.runs.folder import RunFolder, RunKeeper, log_event
+from mnft.runs.folder import RunFolder, log_event
+from mnft.runs.keeper import RunKeeper
 from mnft.runs.tensorboard import open_writer
 
 START = "start"
@@ -237,7 +238,7 @@ def _fine_tune(job: Job, run: RunFolder, watcher: Watcher) -> None:
     writer = open_writer(run.path, training.config.run)
     keeper = RunKeeper(run, training.card, facts, writer)
     try:
-        with watcher.training() as observer:
+        with keeper, watcher.training() as observer:
             result = stages.train(
                 training, keeper=keeper, observer=observer, progress=watcher.progress
             )

@@ -32,7 +32,7 @@ class Keeper(Protocol):
     """Who writes down what an epoch leaves."""
 
     def keep(self, state: TrainState, result: EpochResult) -> None:
-        """Save the models, the resume state and the log of a finished epoch."""
+        """Log a finished epoch and save it, or hold it in memory until the next save."""
 
     def snapshot(self, state: TrainState) -> None:
         """Save the resume state alone, within an epoch."""

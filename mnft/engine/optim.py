@@ -9,7 +9,6 @@ from typing import Any, Protocol
 import numpy as np
 import timm.optim
 import torch
-from sklearn.utils.class_weight import compute_class_weight
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 
@@ -241,6 +240,11 @@ class Criterion:
 
 
 def compute_balanced_weights(labels: Sequence[int], num_classes: int) -> list[float]:
-    """Weight of each class inverse to its number of images; their mean over the images is 1."""
-    weights = compute_class_weight("balanced", classes=np.arange(num_classes), y=labels)
-    return [float(weight) for weight in weights]
+    """Weight of each class inverse to its number of images; their mean over the images is 1.
+
+    Args:
+        labels: class of each image, in [0, num_classes); every class has images.
+        num_classes: classes in all.
+    """
+    counts = np.bincount(labels, minlength=num_classes)
+    return [len(labels) / (num_classes * count) for count in counts.tolist()]

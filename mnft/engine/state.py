@@ -1,17 +1,19 @@
-"""What a training needs to go on exactly where it stopped, saved after each epoch and within."""
+"""What a training needs to go on exactly where it stopped, saved after epochs and within them."""
 
 from __future__ import annotations
 
+import copy
 import logging
 import pickle
 import shutil
 import zipfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mnft import files
 from mnft.engine.average import WeightAverage
@@ -93,9 +95,9 @@ class TrainState:
         return averaged
 
 
-def save_state(state: TrainState, path: Path) -> None:
-    """Write resume.pt atomically; the two states before it stay, as resume-1.pt and resume-2.pt."""
-    content = {
+def describe_state(state: TrainState) -> dict[str, Any]:
+    """Put together what resume.pt holds; its tensors are those that the training changes."""
+    return {
         "format": FORMAT,
         "model": state.model.state_dict(),
         "ema": None if state.ema is None else state.ema.module.state_dict(),
@@ -108,6 +110,26 @@ def save_state(state: TrainState, path: Path) -> None:
         "head": None if state.head is None else asdict(state.head),
         "partial": None if state.partial is None else asdict(state.partial),
     }
+
+
+def copy_to_cpu(content: Any) -> Any:
+    """Copy what `describe_state` gives, so that it stays as it is while the training goes on."""
+    if isinstance(content, Tensor):
+        return content.detach().to("cpu", copy=True)
+    if isinstance(content, dict):
+        copied = copy.copy(content)  # of a state dict also the versions that torch keeps with it
+        copied.update((key, copy_to_cpu(value)) for key, value in content.items())
+        return copied
+    return [copy_to_cpu(value) for value in content] if isinstance(content, list) else content
+
+
+def save_state(content: Mapping[str, Any], path: Path) -> None:
+    """Write resume.pt atomically; the two states before it stay, as resume-1.pt and resume-2.pt.
+
+    Args:
+        content: from `describe_state`.
+        path: of resume.pt.
+    """
     with files.atomic_path(path) as temporary:
         _write(content, temporary)
         _keep_earlier(path)
@@ -118,7 +140,7 @@ def has_state(path: Path) -> bool:
     return any(p.exists() for p in (path, *(path.with_name(name) for name in _EARLIER)))
 
 
-def _write(content: dict[str, Any], path: Path) -> None:
+def _write(content: Mapping[str, Any], path: Path) -> None:
     # Through a stream of ours: what torch says of a full disk is "unexpected pos".
     with path.open("wb") as stream:
         try:

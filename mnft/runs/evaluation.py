@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from mnft.files import atomic_folder
 from mnft.metrics import INTERVAL_LEVEL
 from mnft.results import Evaluation
-from mnft.runs.plots import plot_confusion
 
 METRICS = "metrics.json"
 PREDICTIONS = "predictions.csv"
@@ -71,6 +70,8 @@ def write_evaluation(
         unreadable: path and reason of files that could not be decoded; they follow the others in
             predictions.csv, with the reason as `error` and no prediction.
     """
+    from mnft.runs.plots import plot_confusion  # matplotlib, which `mnft predict` does without
+
     _check(evaluation, predictions, class_names)
     names = [guard_cell(name) for name in class_names]
     with atomic_folder(folder) as new:

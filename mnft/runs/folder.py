@@ -1,4 +1,4 @@
-"""The run folder: its names, what each epoch leaves in it, and finding models in it."""
+"""The run folder: its names, its log, and finding models in it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from mnft import files
-from mnft.engine.state import TrainState, has_state, save_state
+from mnft.engine.state import has_state
 from mnft.errors import CheckpointError, ConfigError
-from mnft.model.bundle import CONFIG, ModelCard, save_bundle
+from mnft.model.bundle import CONFIG
 from mnft.results import EpochResult
-from mnft.runs.claims import Claim
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +149,8 @@ def list_runs(parent: Path) -> list[RunFolder]:
 def has_progress(run: RunFolder) -> bool:
     """Whether there is something to go on from; a run that was killed early begins again.
 
-    The state is written before the log line, so an epoch in the log without a state is a loss,
-    and models without both are of a first epoch that was being saved.
+    A process saves the first state before it logs the first epoch, so an epoch in the log without
+    any state is a loss, and models without both are of a first epoch that was being saved.
     """
     return has_state(run.resume) or any(e.get("event") == "epoch" for e in read_log(run))
 
@@ -200,10 +199,17 @@ def log_event(run: RunFolder, event: str, values: Mapping[str, Any]) -> None:
         os.fsync(stream.fileno())
 
 
+def log_epoch(run: RunFolder, result: EpochResult) -> None:
+    """Append the line of a finished epoch to log.jsonl."""
+    entry = _epoch_line(result)
+    log_event(run, entry.pop("event"), entry)
+
+
 def reconcile_log(run: RunFolder, history: list[EpochResult]) -> None:
     """Make the log's epochs those of the resume state.
 
-    A crash may come between the writes of an epoch's state and of its log line.
+    A crash may come between the writes of an epoch's state and of its log line, or while epochs
+    are in the log and not yet saved.
     """
     known = {result.epoch for result in history}
     kept, seen = [], set()
@@ -227,51 +233,6 @@ def _log_lines(run: RunFolder) -> Iterator[tuple[str, dict[str, Any]]]:
             continue  # the line that was being written
         if isinstance(entry, dict):
             yield line, entry
-
-
-@dataclass
-class RunKeeper:
-    """Writes what each epoch leaves: models, resume state, log line, TensorBoard.
-
-    Attributes:
-        run: where.
-        card: what belongs to the model.
-        facts: for mnft.json of the saved models, beside the epoch's result.
-        tensorboard: a SummaryWriter, or None.
-        claim: says whether the folder is still the run's own.
-    """
-
-    run: RunFolder
-    card: ModelCard
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    tensorboard: Any = None
-    claim: Claim | None = None
-
-    def keep(self, state: TrainState, result: EpochResult) -> None:
-        """Save a finished epoch; the resume state comes after the models that it refers to."""
-        self._check_claim()
-        record = {**self.facts, "result": asdict(result)}
-        weights = state.evaluated_model.state_dict()
-        if result.is_best:
-            save_bundle(self.run.best, weights, self.card, record)
-        save_bundle(self.run.last, weights, self.card, record)
-        save_state(state, self.run.resume)
-        entry = _epoch_line(result)
-        log_event(self.run, entry.pop("event"), entry)
-        if self.tensorboard is not None:
-            for name, value in asdict(result).items():
-                if isinstance(value, float):
-                    self.tensorboard.add_scalar(name.replace("_", "/", 1), value, result.epoch)
-            self.tensorboard.flush()
-
-    def snapshot(self, state: TrainState) -> None:
-        """Save the resume state within an epoch."""
-        self._check_claim()
-        save_state(state, self.run.resume)
-
-    def _check_claim(self) -> None:
-        if self.claim is not None:
-            self.claim.check()
 
 
 def _epoch_line(result: EpochResult) -> dict[str, Any]:

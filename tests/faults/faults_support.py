@@ -137,14 +137,17 @@ class Place:
         return self.folder / "runs" / "run"
 
     def start(self, *args: object, **spec: Any) -> Started:
-        """Start `mnft ARGS` in a fork of the warm process."""
+        """Start `mnft ARGS` in a fork of the warm process.
+
+        Each epoch is saved, however short it is, unless `save_interval` is given: None is mnft's.
+        """
         self._processes += 1
         out, err = (self.folder / f"{self._processes}.{kind}" for kind in ("out", "err"))
         out.touch()
         err.touch()
         env = {"MNFT_CACHE": str(self.folder / "cache"), **spec.pop("env", {})}
         request = {"args": [str(a) for a in args], "folder": str(self.folder), "env": env}
-        request |= {"out": str(out), "err": str(err), **spec}
+        request |= {"out": str(out), "err": str(err), "save_interval": 0.0, **spec}
         return Started(self.warm.ask({"start": request}), out, err, self.warm)
 
     def call(self, *args: object, **spec: Any) -> Ended:
@@ -159,9 +162,9 @@ class Place:
     def resume(self, *sets: str, **spec: Any) -> Ended:
         return self.call("train", "--resume", self.run, *_options(sets), **spec)
 
-    def go_on(self) -> Ended:
+    def go_on(self, **spec: Any) -> Ended:
         """What a person, or a restart loop, does after a crash: go on, or start where no run is."""
-        return self.resume() if self.run.exists() else self.train()
+        return self.resume(**spec) if self.run.exists() else self.train(**spec)
 
 
 def _options(sets: tuple[str, ...]) -> list[str]:

@@ -26,8 +26,11 @@ KINDS = {
     },
     # No snapshots: a killed epoch begins again.
     "plain": {"train": {"epochs": 3}, "schedule": {"name": "cosine"}},
+    # Epochs shorter than mnft's own interval, which are saved together.
+    "short epochs": {"train": {"epochs": 5, "ema_decay": 0.9}, "schedule": {"name": "cosine"}},
 }
-COUNTS = {"stages": 32, "plain": 16}
+COUNTS = {"stages": 32, "plain": 16, "short epochs": 16}
+INTERVALS = {"stages": 0.0, "plain": 0.0, "short epochs": None}
 Spread = Callable[[str], list[tuple[int, str]]]
 
 
@@ -43,7 +46,8 @@ def whole(
             place = Place(
                 tmp_path_factory.mktemp(kind) / "place", warm, fault_images, **KINDS[kind]
             )
-            ended = place.train(record=str(place.folder / "points"))
+            record = str(place.folder / "points")
+            ended = place.train(record=record, save_interval=INTERVALS[kind])
             assert ended.code == 0, ended.err
             made[kind] = place.folder
         return made[kind]
@@ -90,9 +94,9 @@ def test_killed_anywhere_and_resumed_equals_uninterrupted(
     assert len(chosen) == COUNTS[kind]
     for at in chosen[part :: COUNTS[kind] // 4]:
         place = Place(tmp_path / str(at), warm, fault_images, **KINDS[kind])
-        killed = place.train(at=at)
+        killed = place.train(at=at, save_interval=INTERVALS[kind])
         assert killed.code == -signal.SIGKILL, (names[at - 1], killed.err)
-        resumed = place.go_on()
+        resumed = place.go_on(save_interval=INTERVALS[kind])
         assert resumed.code == 0, (names[at - 1], resumed.err)
         assert_same_run(reference / "runs" / "run", place.run)
 

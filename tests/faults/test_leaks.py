@@ -13,14 +13,14 @@ pytestmark = [pytest.mark.faults, pytest.mark.slow]
 # After each epoch, in the training process itself.
 MEASURE = """
 import gc, re
-import mnft.runs.folder as folder
-keep = folder.RunKeeper.keep
+import mnft.runs.keeper as keeper
+keep = keeper.RunKeeper.keep
 def measured(self, state, result):
     keep(self, state, result)
     gc.collect()
     with open("/proc/self/status") as status, open("rss", "a") as out:
         out.write(re.search(r"VmRSS:\\s+(\\d+)", status.read())[1] + "\\n")
-folder.RunKeeper.keep = measured
+keeper.RunKeeper.keep = measured
 """
 
 
@@ -32,18 +32,24 @@ def fit_slope(rss_kb: np.ndarray) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize(
-    ("sets", "epochs"),
+    ("sets", "epochs", "interval"),
     [
-        ((), 600),
-        (("model.name=mobilenetv2_035", "data.img_size=32", "train.ema_decay=0.9"), 120),
-        (("data.store=off", "data.workers=2"), 120),
+        ((), 600, 0.0),
+        (("model.name=mobilenetv2_035", "data.img_size=32", "train.ema_decay=0.9"), 120, None),
+        (("data.store=off", "data.workers=2"), 120, 0.0),
     ],
 )
 def test_memory_stays_flat(
-    sets: tuple[str, ...], epochs: int, tmp_path: Path, warm: Warm, fault_images: Path
+    sets: tuple[str, ...],
+    epochs: int,
+    interval: float | None,
+    tmp_path: Path,
+    warm: Warm,
+    fault_images: Path,
 ) -> None:
+    """Also where most epochs are copied to memory instead of saved (None)."""
     place = Place(tmp_path / "place", warm, fault_images)
-    ended = place.train(*sets, f"train.epochs={epochs}", first=MEASURE)
+    ended = place.train(*sets, f"train.epochs={epochs}", first=MEASURE, save_interval=interval)
     assert ended.code == 0, ended.err
     check(place, epochs)
 

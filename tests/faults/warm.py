@@ -72,6 +72,10 @@ def _become(spec: dict[str, Any]) -> None:
 def _prepare(spec: dict[str, Any]) -> None:
     from points import Points
 
+    import mnft.runs.keeper
+
+    if (seconds := spec["save_interval"]) is not None:
+        mnft.runs.keeper.SAVE_INTERVAL_S = seconds
     at, record = spec.get("at", 0), spec.get("record")
     number = getattr(signal, spec.get("signal", "SIGKILL"))
 
