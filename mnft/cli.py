@@ -319,6 +319,11 @@ def doctor(
 
 def main() -> None:
     """Run the command line."""
+    from mnft import streams
+
+    streams.use_utf8()
+    streams.open_closed_streams()
+    streams.escape_what_cannot_be_encoded()
     # Threads of torch that wait for one another must not spin for long: beside another busy
     # process training was seen to come to a halt. Read when torch is loaded; the figures are in
     # benchmarks/LOG.md.

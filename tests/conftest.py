@@ -108,6 +108,7 @@ QUICK_FAULTS = (
     "test_a_signal_stops_within_seconds_and_loses_nothing[SIGTERM-143-epoch]",
     "test_files_may_not_grow[200000]",
     "test_the_log_cannot_be_written",
+    "test_a_training_with_closed_output_ends_well",
     "test_the_run_folder_is_deleted",
     "test_an_image_that_changes[train-another picture]",
     "test_a_store_that_is_cut_off_in_use",

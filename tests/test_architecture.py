@@ -21,6 +21,7 @@ LAYERS = {
     "mnft.layout": 0,
     "mnft.seeding": 0,
     "mnft.stopping": 0,
+    "mnft.streams": 0,
     "mnft.preprocessing": 0,
     "mnft.config.*": 1,
     "mnft.metrics": 1,
@@ -235,7 +236,7 @@ def test_the_command_line_imports_commands_and_console_late():
 
 @each_module
 def test_only_the_console_and_predict_write_to_stdout(module):
-    if module.name in {"mnft.guard", "mnft.edge.quiet"}:
+    if module.name in {"mnft.guard", "mnft.edge.quiet", "mnft.streams"}:
         return  # they point stdout elsewhere
     assert writes_to_stdout(module) == (module.name in WRITERS_TO_STDOUT)
 

@@ -27,10 +27,11 @@ from mnft.data.samplers import EvalSampler
 from mnft.engine.device import resolve_device
 from mnft.engine.evaluate import Outputs, compute_outputs
 from mnft.engine.inputs import no_progress
-from mnft.errors import DataError
+from mnft.errors import ConfigError, DataError
 from mnft.metrics import softmax
 from mnft.model.bundle import Bundle
 from mnft.runs.evaluation import guard_formula
+from mnft.streams import is_stdout_closed
 
 _CHUNK = 4096
 
@@ -49,8 +50,13 @@ def run(
     """Predict the classes of images and write a row for each, in their order.
 
     Raises:
-        MnftError: no model, no images, or not one image that could be read.
+        MnftError: no model, no images, nowhere to write the rows, or not one image that could be
+            read.
     """
+    if output is None and is_stdout_closed():
+        raise ConfigError(
+            "standard output is closed, so the rows would be lost", hint="name a file: -o FILE.csv"
+        )
     bundle = open_checkpoint(checkpoint).bundle
     paths = list(_expand(inputs))  # repetitions too: rows follow the list that was given
     if not paths:
