@@ -400,8 +400,11 @@ def test_a_model_that_was_trained_on_the_images_is_named(run_cli, run, root, fak
     (turned / "x").rename(turned / "test")
     save_run(tmp_path / "runs/b", turned)
     result = run_cli("compare", run, tmp_path / "runs/b")
-    assert "b torch: 12 of the 12 images are in its training split" in result.stderr
+    warning = "b torch: 12 of the 12 images are in the model's training split"
+    assert warning in result.stderr
     assert "lenet torch: 12" not in result.stderr
+    record = json.loads(Path("comparison/comparison.json").read_text(encoding="utf-8"))
+    assert [entry for entry in record["warnings"] if entry.startswith(warning)]
 
 
 def test_the_images_are_those_of_the_first_run_or_named(run_cli, run, root, fake, tmp_path):

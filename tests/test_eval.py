@@ -17,6 +17,7 @@ from conftest import COLOURS, write_image
 from sklearn import metrics
 from typer.testing import Result
 
+from mnft.data.lineage import pack, shorten
 from mnft.data.manifest import Manifest, Sample, save_manifest
 from mnft.model.bundle import ModelCard, save_bundle
 from mnft.preprocessing import Preprocessing
@@ -26,7 +27,9 @@ Cli = Callable[..., Result]
 CLASSES = tuple(COLOURS)  # blue, green, red
 
 
-def save_model(folder: Path, classes: tuple[str, ...] = CLASSES) -> None:
+def save_model(
+    folder: Path, classes: tuple[str, ...] = CLASSES, record: dict[str, Any] | None = None
+) -> None:
     """A random LeNet-5: wrong often enough for the figures to mean something."""
     import timm
 
@@ -37,13 +40,11 @@ def save_model(folder: Path, classes: tuple[str, ...] = CLASSES) -> None:
     half = (0.5, 0.5, 0.5)
     preprocessing = Preprocessing((3, 32, 32), half, half, "bilinear", 1.0)
     card = ModelCard("lenet5", {}, preprocessing, classes, model.pretrained_cfg)
-    save_bundle(folder, model.state_dict(), card, {})
+    save_bundle(folder, model.state_dict(), card, record or {})
 
 
 def record_split(run: Path, root: Path) -> None:
     """What `mnft train` leaves beside the models."""
-    import hashlib
-
     samples = []
     for path in sorted(root.rglob("*.png")):
         split, name = path.relative_to(root).parts[:2]
@@ -269,7 +270,36 @@ def test_a_split_is_known_by_content_in_a_flat_folder(
     assert "training split" not in result.stderr
     whole = evaluate(run, "--json", "--data", tmp_path / "flat")
     assert answer(whole)["num_images"] == 45
-    assert "15 of these 45 images are in the model's training split" in whole.stderr
+    assert "15 of the 45 images are in the model's training split" in whole.stderr
+    stored = json.loads((run / "eval-flat" / "metrics.json").read_text(encoding="utf-8"))
+    assert stored["images_trained_on"] == answer(whole)["images_trained_on"] == 15
+
+
+@pytest.mark.parametrize("data", [False, True])
+def test_the_training_split_is_named_however_it_is_asked_for(
+    run: Path, root: Path, evaluate: Cli, data: bool
+) -> None:
+    where = ("--data", root) if data else ()
+    result = evaluate(run, "--split", "train", *where)
+    assert "15 of the 15 images are in the model's training split" in result.stderr
+    result = evaluate(run, "--split", "val", *where)
+    assert "warning" not in result.stderr
+
+
+def test_a_model_folder_that_was_copied_still_knows_its_training_images(
+    run: Path, root: Path, evaluate: Cli, tmp_path: Path
+) -> None:
+    trained = {shorten(hashlib.sha256(p.read_bytes()).hexdigest()) for p in root.rglob("train/*/*")}
+    save_model(tmp_path / "alone", record={"trained_on": pack(trained)})
+    for split, seen in (("train", True), ("test", False)):
+        result = evaluate(tmp_path / "alone", "--data", root / split, "-o", tmp_path / split)
+        assert ("15 of the 15 images were trained on by it" in result.stderr) == seen
+        assert "its figures" in result.stderr or not seen
+    record = json.loads((tmp_path / "alone/mnft.json").read_text())
+    (tmp_path / "alone/mnft.json").write_text(json.dumps(record | {"trained_on": 3}))
+    damaged = evaluate(tmp_path / "alone", "--data", root / "test")
+    assert damaged.exit_code == 1
+    assert "mnft.json: damaged" in damaged.stderr
 
 
 def test_a_val_split_that_was_cut_from_train_is_known_by_content(
@@ -285,7 +315,7 @@ def test_a_val_split_that_was_cut_from_train_is_known_by_content(
         found = answer(result)
         assert (found["num_images"], found["split"]) == (15, split)
         assert found["confusion"] == known["confusion"]
-        assert "training split" not in result.stderr
+        assert ("training split" in result.stderr) == (split == "train")
 
 
 def test_the_train_folder_of_other_data_is_taken_whole(

@@ -125,10 +125,16 @@ def test_the_command_tells_who_judged_and_fails_for_nothing(
     assert "\ndark/wrong.png" not in text
 
 
-def test_a_model_folder_without_its_run_counts_all_as_learned(
+def test_a_model_folder_without_its_run_counts_what_it_records_or_all_as_learned(
     run_cli: Cli, run_folder: Path, tmp_path: Path
 ) -> None:
     (run_folder / "best").rename(tmp_path / "alone")
+    result = run_cli("data", "check", "images", "--ckpt", "alone", "--json")
+    count = json.loads((run_folder / "split.json").read_text())["counts"]["train"]
+    assert json.loads(result.stdout)["labels"]["crosswise"] == count
+    record = json.loads((tmp_path / "alone/mnft.json").read_text())
+    del record["trained_on"]
+    (tmp_path / "alone/mnft.json").write_text(json.dumps(record))
     result = run_cli("data", "check", "images", "--ckpt", "alone", "--json")
     assert json.loads(result.stdout)["labels"]["by_model"] == 0
     assert json.loads(result.stdout)["labels"]["crosswise"] == 48

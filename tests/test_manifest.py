@@ -6,11 +6,13 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mnft import files
 from mnft.config.schema import DataConfig
 from mnft.data.decode import Inspection
 from mnft.data.folder import FolderScan, ImageFile, scan_folder
@@ -23,7 +25,11 @@ from mnft.data.manifest import (
     save_manifest,
 )
 from mnft.data.prepare import prepare_manifest, select_images
-from mnft.errors import CheckpointError, DataError
+from mnft.errors import CheckpointError, ConfigError, DataError
+
+
+def digest(content: str) -> str:
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def split(
@@ -34,6 +40,7 @@ def split(
     test: float = 0.15,
     root: str = "root",
     empty: tuple[tuple[str | None, str], ...] = (),
+    known: dict[str, str] | None = None,
 ) -> Manifest:
     """Split files given as path -> content; a content "bad" cannot be decoded."""
     images, inspections = [], {}
@@ -41,11 +48,13 @@ def split(
         first, *rest = path.split("/")
         given = first if first in {"train", "val", "test"} else None
         images.append(ImageFile(path, rest[0] if given else first, given))
-        sha256 = hashlib.sha256(content.encode()).hexdigest()
+        sha256 = digest(content)
         problem = "damaged" if content.startswith("bad") else None
         inspections[path] = Inspection(sha256, None if problem else (8, 8), problem)
     scan = FolderScan(Path(root), tuple(images), empty, ())
-    return build_manifest(scan, inspections, val_fraction=val, test_fraction=test, seed=seed)
+    return build_manifest(
+        scan, inspections, val_fraction=val, test_fraction=test, seed=seed, known=known
+    )
 
 
 def flat(per_class: int = 40, classes: str = "abc") -> dict[str, str]:
@@ -488,3 +497,93 @@ def test_a_val_folder_without_images_is_refused(make_folder: Callable[..., Path]
         (root / "val" / name).mkdir(parents=True)
     with pytest.raises(DataError, match="the val folder holds no images"):
         prepare_manifest(DataConfig(root=str(root)), lambda *_: None)
+
+
+# --- the split of another run
+
+
+def known_of(manifest: Manifest) -> dict[str, str]:
+    return {sample.sha256: sample.split for sample in manifest.samples}
+
+
+def test_what_another_run_knows_stays_in_its_split() -> None:
+    first = split(flat(40), seed=1)
+    again = split(flat(40), seed=2, known=known_of(first))
+    assert known_of(again) == known_of(first)
+    assert known_of(split(flat(40), seed=2)) != known_of(first)
+    # Without a share for test too: it must not become training images.
+    assert known_of(split(flat(40), seed=2, test=0.0, known=known_of(first))) == known_of(first)
+
+
+def test_new_images_are_split_as_usual() -> None:
+    first = split(flat(40))
+    more = split(flat(80), known=known_of(first))
+    assert known_of(first).items() <= known_of(more).items()
+    for name, images in {"train": 56, "val": 12, "test": 12}.items():
+        assert len(more.split(name)) == 3 * images
+    # A few go to train; a new class gets its share of every split.
+    few = split(flat(42) | flat(10, "d"), known=known_of(first))
+    assert {s.split for s in few.samples if s.path[:5] in {"a/040", "a/041"}} == {"train"}
+    assert Counter(s.split for s in few.samples if s.class_name == "d") == {
+        "train": 6,
+        "val": 2,
+        "test": 2,
+    }
+
+
+def test_a_test_folder_of_its_own_comes_before_another_run_s_test_split() -> None:
+    files = given(train=20, test=4)
+    first = {digest(f"train{c}{i}"): ("test", "val")[i % 2] for c in "ab" for i in range(4)}
+    manifest = split(files, known=first)
+    splits = {sample.path: sample.split for sample in manifest.samples}
+    assert {splits[f"train/a/{i}.png"] for i in (0, 2)} == {"train"}
+    assert {splits[f"train/a/{i}.png"] for i in (1, 3)} == {"val"}
+    assert {s.split for s in manifest.samples if s.path.startswith("test/")} == {"test"}
+
+
+@pytest.mark.parametrize(
+    ("run", "splits", "message"),
+    [
+        ("nowhere", (), "no such file"),
+        ("runs/other", (), "has seen none of the images"),
+        ("runs/junk", (), "damaged split file"),
+        ("runs/own", ("train", "val"), "which decide the split already"),
+    ],
+)
+def test_a_run_that_has_no_split_for_this_folder(
+    make_folder, tmp_path: Path, monkeypatch, run: str, splits: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = make_folder(splits=splits)
+    config = DataConfig(root=str(root), split_from=run)
+    own = prepare_manifest(DataConfig(root=str(root)), lambda _done, _total: None)
+    save_manifest(own, tmp_path / "runs/own/split.json")
+    save_manifest(split(flat(5)), tmp_path / "runs/other/split.json")
+    files.write_text(tmp_path / "runs/junk/split.json", "{}")
+    with pytest.raises(ConfigError, match=message) as caught:
+        prepare_manifest(config, lambda _done, _total: None)
+    assert caught.value.key == "data.split_from"
+
+
+@pytest.mark.parametrize("run", ["runs/own", "runs/own/best", "runs/own/split.json"])
+def test_a_run_is_found_as_it_is_named_elsewhere(
+    make_folder, tmp_path: Path, monkeypatch, run: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = {"root": str(make_folder(per_class=20))}
+    own = prepare_manifest(DataConfig(**data, split_seed=3), lambda _done, _total: None)
+    (tmp_path / "runs/own/best").mkdir(parents=True)
+    save_manifest(own, tmp_path / "runs/own/split.json")
+    assert prepare_manifest(DataConfig(**data, split_from=run), lambda _done, _total: None) == own
+
+
+def test_inherited_images_come_back(tmp_path: Path) -> None:
+    manifest = replace(split(flat(5)), inherited=frozenset({"0" * 16, "f" * 16}))
+    save_manifest(manifest, tmp_path / "split.json")
+    loaded = load_manifest(tmp_path / "split.json")
+    assert loaded == manifest
+    assert loaded.trained_on > loaded.inherited
+    content = json.loads((tmp_path / "split.json").read_text())
+    (tmp_path / "split.json").write_text(json.dumps(content | {"inherited": "xy"}))
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_manifest(tmp_path / "split.json")

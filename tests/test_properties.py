@@ -28,8 +28,9 @@ from mnft.config.schema import AugmentConfig, ModelConfig
 from mnft.data.decode import Inspection
 from mnft.data.draws import draw, draw_centre
 from mnft.data.folder import FolderScan, ImageFile
-from mnft.data.manifest import Manifest, build_manifest, choose_fractions, compute_split_counts
+from mnft.data.manifest import Manifest, build_manifest
 from mnft.data.resample import adjust, resample_on_cpu
+from mnft.data.splits import choose_fractions, compute_split_counts
 from mnft.data.transforms import build_eval_transform, build_train_transform
 from mnft.errors import DataError
 from mnft.model.bundle import ModelCard, load_bundle, save_bundle

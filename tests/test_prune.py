@@ -18,6 +18,8 @@ from typer.testing import Result
 
 from mnft.commands.prune import configure
 from mnft.config.load import load_config
+from mnft.data.lineage import pack
+from mnft.data.manifest import load_manifest
 from mnft.edge import prune_steps
 from mnft.errors import Interrupted, TrainError
 from mnft.model.bundle import load_bundle
@@ -103,6 +105,8 @@ def test_a_pruned_run_is_a_run_like_any_other(prune, tmp_path):
     assert [int(row["macs"]) for row in rows] == [s["macs"] for s in (trained, pruned, tuned)]
     for part in ("best", "last", "start"):
         assert json.loads((run / part / "config.json").read_text())["mnft"] == {"pruned": True}
+        seen = json.loads((run / part / "mnft.json").read_text())["trained_on"]
+        assert seen == pack(load_manifest(prune.run / "split.json").trained_on)
     # The figures are those of `mnft eval` on the val split.
     judged = prune.cli("eval", "--ckpt", run, "--split", "val", "--json", "--workers", 0)
     assert json.loads(judged.stdout)["accuracy"] == pytest.approx(tuned["val_accuracy"])

@@ -34,7 +34,7 @@ def find_calibration_images(opened: Opened, data: Path | None, count: int) -> Se
         MnftError: no training images are known, or they have changed since the training.
     """
     if data is not None:
-        found = find_images(opened, data, "train")
+        found = find_images(opened, data, "train", judging=False)
     elif opened.manifest is None:
         raise CheckpointError(
             f"{opened.bundle.folder} does not lie in a run, so its training images are not known",
@@ -42,7 +42,7 @@ def find_calibration_images(opened: Opened, data: Path | None, count: int) -> Se
         )
     else:
         manifest = opened.manifest
-        found = Selection(manifest.root, "train", manifest.split("train"), {}, manifest)
+        found = Selection(manifest.root, "train", manifest.split("train"), {})
     if not found.samples:
         raise DataError(f"{found.root}: no training images to calibrate on")
     chosen = found.take(choose_evenly([sample.class_name for sample in found.samples], count))

@@ -9,7 +9,7 @@ from pathlib import Path
 from mnft import console
 from mnft.commands.judging import Means, compute_selected
 from mnft.commands.opening import Opened, load_settings, open_checkpoint, spell
-from mnft.commands.selection import Selection, find_images
+from mnft.commands.selection import Selection, describe_seen, find_images
 from mnft.data.inspection import count_cores
 from mnft.edge.artifact import RECORD as EXPORT_RECORD
 from mnft.edge.artifact import find_artifact
@@ -68,12 +68,12 @@ def run(request: Request, *, as_json: bool) -> None:
     rows = [_read_row(variant) for variant in variants]
     check_class_names(rows)
     images = _choose_images(rows, request)
-    rows = _judge(rows, variants, images, request)
+    rows, seen = _judge(rows, variants, images, request)
     rows = _measure(rows, variants, request.plan)
     if not any(row.complete for row in rows):
         reasons = "".join(f"\n  {row.name}: {row.problem}" for row in rows)
         raise ExportError(f"none of the {len(rows)} models can be compared:{reasons}")
-    warnings = tuple(find_slow_int8(rows))
+    warnings = (*seen, *find_slow_int8(rows))
     setting = Setting(
         data=printable(spell(images.root)),
         split=images.split,
@@ -186,57 +186,47 @@ def _choose_images(rows: Sequence[Row], request: Request) -> Selection:
             continue
         first = first or opened
         if request.data is not None or opened.manifest is not None:
-            return find_images(opened, request.data, request.split)
+            return find_images(opened, request.data, request.split, judging=False)
     if first is None:
         reasons = "".join(f"\n  {row.name}: {row.problem or 'cannot be opened'}" for row in rows)
         raise ExportError(f"none of the {len(rows)} models can be opened:{reasons}")
-    return find_images(first, request.data, request.split)
+    return find_images(first, request.data, request.split, judging=False)
 
 
 def _judge(
     rows: Sequence[Row], variants: Sequence[Variant], images: Selection, request: Request
-) -> list[Row]:
-    """Each model's accuracy; a compiled one has that of its model, which is computed once."""
+) -> tuple[list[Row], list[str]]:
+    """Each model's accuracy, and warnings of models that were trained on the images.
+
+    A compiled model has the accuracy of its model, which is computed once.
+    """
     judged: dict[Path, Row] = {}
-    done = []
+    done, warnings = [], []
     for row, variant in zip(rows, variants, strict=True):
         earlier = judged.get(row.folder)
         if earlier is not None:
             row = replace(row, evaluation=earlier.evaluation, problem=earlier.problem)
         elif row.problem is None:
             try:
-                row = replace(row, evaluation=_evaluate(variant, images, request))
+                opened = open_checkpoint(variant.folder, threads=request.plan.threads)
+                if seen := describe_seen(opened, images):
+                    warnings.append(f"{variant.label}: {seen}")
+                row = replace(row, evaluation=_evaluate(variant, opened, images))
             except _OWN_FAULT as error:
                 row = replace(row, problem=error.message)
         judged[row.folder] = row
         if row.problem is not None and earlier is None:
             console.warn(f"{row.name}: {row.problem}")
         done.append(row)
-    return done
+    return done, warnings
 
 
-def _evaluate(variant: Variant, images: Selection, request: Request) -> Evaluation:
-    opened = open_checkpoint(variant.folder, threads=request.plan.threads)
-    _warn_of_training_images(variant, opened, images, request.split)
+def _evaluate(variant: Variant, opened: Opened, images: Selection) -> Evaluation:
     config = load_settings(opened, [])[0]
     settings = config.eval.model_copy(update={"precision": "fp32"})
     means = Means("cpu", store=config.data.store)
     outputs = compute_selected(opened.bundle, images, settings, means, what=variant.label)
     return compute_evaluation(outputs.logits, outputs.targets, opened.bundle.class_names)
-
-
-def _warn_of_training_images(
-    variant: Variant, opened: Opened, images: Selection, asked: str | None
-) -> None:
-    # Of the model that the images were chosen by, `find_images` has warned.
-    if opened.manifest is None or opened.manifest == images.recorded or asked == "train":
-        return
-    trained = {sample.sha256 for sample in opened.manifest.split("train")}
-    if seen := sum(sample.sha256 in trained for sample in images.samples):
-        console.warn(
-            f"{variant.label}: {seen} of the {len(images.samples)} images are in its training "
-            "split, so its accuracy is too good"
-        )
 
 
 def _measure(rows: Sequence[Row], variants: Sequence[Variant], plan: Plan) -> list[Row]:

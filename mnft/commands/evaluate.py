@@ -10,7 +10,7 @@ from typing import Any
 from mnft import console
 from mnft.commands.judging import Means, compute_selected
 from mnft.commands.opening import Opened, load_settings, open_checkpoint, spell
-from mnft.commands.selection import Selection, choose_split, find_images
+from mnft.commands.selection import Selection, choose_split, count_seen, find_images
 from mnft.errors import ConfigError
 from mnft.metrics import compute_evaluation, softmax
 from mnft.model.bundle import Bundle
@@ -58,15 +58,16 @@ def run(
     outputs = compute_selected(bundle, images, settings, means, flip=flip)
     evaluation = compute_evaluation(outputs.logits, outputs.targets, bundle.class_names)
     paths = [images.samples[position].path for position in outputs.positions]
+    seen = count_seen(opened, images)
     write_evaluation(
         target,
         evaluation,
         Predictions(paths, outputs.targets, softmax(outputs.logits)),
         list(bundle.class_names),
-        header={**header, "unreadable": images.problems},
+        header={**header, "images_trained_on": seen, "unreadable": images.problems},
         unreadable=images.problems,
     )
-    _show(bundle, images, evaluation, target, as_json=as_json)
+    _show(bundle, images, evaluation, target, seen=seen, as_json=as_json)
 
 
 def _check_output(target: Path) -> None:
@@ -127,14 +128,21 @@ def _default_output(opened: Opened, data: Path | None, split: str | None) -> Pat
 
 
 def _show(
-    bundle: Bundle, images: Selection, evaluation: Evaluation, target: Path, *, as_json: bool
+    bundle: Bundle,
+    images: Selection,
+    evaluation: Evaluation,
+    target: Path,
+    *,
+    seen: int,
+    as_json: bool,
 ) -> None:
     if as_json:
         values = asdict(evaluation)
         values["per_class"] = {m.name: asdict(m) for m in evaluation.per_class}
         values["macro_over"] = MACRO_OVER
         head = {"checkpoint": str(bundle.folder), "data": str(images.root), "split": images.split}
-        console.show_json({**head, "output": str(target), **values})
+        output = {"output": str(target), "images_trained_on": seen}
+        console.show_json({**head, **output, **values})
         return
     low, high = evaluation.accuracy_interval
     facts = {

@@ -17,6 +17,7 @@ from mnft.data.check import Checked
 from mnft.data.findings import Finding
 from mnft.data.folder import ImageFile
 from mnft.data.label_errors import Array, cross_validate, find_label_errors
+from mnft.data.lineage import shorten
 from mnft.data.loaders import choose_workers
 from mnft.data.manifest import Sample
 from mnft.engine.device import keep_freed_memory, resolve_device
@@ -80,10 +81,10 @@ def check_labels(root: Path, checked: Checked, checkpoint: Path) -> LabelCheck:
 
 def _find_trained(opened: Opened, contents: list[str]) -> Array:
     """(N,) whether the model learned from each image, or may have."""
-    if opened.manifest is None:
+    if opened.manifest is None and "trained_on" not in opened.bundle.record:
         return np.ones(len(contents), dtype=bool)
-    learned = {sample.sha256 for sample in opened.manifest.split("train")}
-    return np.array([content in learned for content in contents], dtype=bool)
+    learned = opened.trained_on
+    return np.array([shorten(content) in learned for content in contents], dtype=bool)
 
 
 def _compute(root: Path, images: list[ImageFile], contents: list[str], bundle: Bundle) -> Features:

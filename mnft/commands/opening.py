@@ -9,11 +9,12 @@ from pathlib import Path
 from mnft.config.load import load_config
 from mnft.config.schema import Config
 from mnft.config.source import Source
+from mnft.data.lineage import unpack
 from mnft.data.manifest import Manifest, load_manifest
 from mnft.edge.artifact import find_artifact
 from mnft.edge.runtimes import load_exported
 from mnft.errors import CheckpointError
-from mnft.model.bundle import Bundle, load_bundle
+from mnft.model.bundle import RECORD, Bundle, load_bundle
 from mnft.runs.folder import RunFolder, find_bundle
 
 
@@ -30,6 +31,19 @@ class Opened:
     bundle: Bundle
     run: RunFolder
     manifest: Manifest | None
+
+    @property
+    def trained_on(self) -> frozenset[str]:
+        """Shortened SHA-256 of the images that it, and the models before it, were trained on.
+
+        Raises:
+            CheckpointError: the model folder's record is damaged.
+        """
+        recorded = self.manifest.trained_on if self.manifest else frozenset()
+        try:
+            return recorded | unpack(self.bundle.record.get("trained_on", ""))
+        except ValueError as error:
+            raise CheckpointError(f"{self.bundle.folder / RECORD}: damaged: {error}") from error
 
 
 def open_checkpoint(path: Path, *, threads: int | None = None) -> Opened:

@@ -8,6 +8,7 @@ import torch
 
 from mnft import console
 from mnft.commands import fetch
+from mnft.commands.parents import inherit
 from mnft.config.schema import Config
 from mnft.data import catalog
 from mnft.data.manifest import Manifest, find_changes, load_manifest
@@ -79,7 +80,9 @@ def _prepare(
     )
     if ranks.is_main and run_folder is None:
         counts = ", ".join(f"{len(manifest.split(s)):,} {s}" for s in manifest.splits)
-        console.note(f"data     {manifest.root}: {len(manifest.class_names)} classes, {counts}")
+        taken = f"; split of {config.data.split_from}" if config.data.split_from else ""
+        names = len(manifest.class_names)
+        console.note(f"data     {manifest.root}: {names} classes, {counts}{taken}")
     return manifest, training
 
 
@@ -98,4 +101,5 @@ def _bring_manifest(config: Config, run_folder: RunFolder | None, *, check_later
     if not root.exists() and config.data.fetch:
         fetch.bring(config.data.fetch, root)
     with console.progress("checking images") as on_progress:
-        return prepare_manifest(config.data, on_progress, check_later=check_later)
+        manifest = prepare_manifest(config.data, on_progress, check_later=check_later)
+    return inherit(manifest, config)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mnft import console
 from mnft.commands.opening import Opened
+from mnft.data.lineage import shorten
 from mnft.data.manifest import Manifest, Sample, find_changes
 from mnft.data.prepare import select_images
 from mnft.edge.parity import spread_evenly
@@ -24,14 +25,12 @@ class Selection:
         split: its name, or "all".
         samples: the images.
         problems: files that cannot be decoded, with the reason.
-        recorded: the manifest of the model's training, where there is one.
     """
 
     root: Path
     split: str
     samples: list[Sample]
     problems: dict[str, str]
-    recorded: Manifest | None
 
     def take(self, positions: Sequence[int]) -> Selection:
         """Some of the images."""
@@ -50,7 +49,12 @@ def choose_split(recorded: Manifest) -> str:
 
 
 def find_images(
-    opened: Opened, data: Path | None, split: str | None, *, limit: int | None = None
+    opened: Opened,
+    data: Path | None,
+    split: str | None,
+    *,
+    limit: int | None = None,
+    judging: bool = True,
 ) -> Selection:
     """The images to judge a model on.
 
@@ -59,6 +63,7 @@ def find_images(
         data: a folder; None takes the run's.
         split: None takes test, or else val.
         limit: where given, at most so many, evenly over the classes.
+        judging: warn of images that the model was trained on.
 
     Raises:
         MnftError: no images, classes that the model does not know, images that have changed since
@@ -70,19 +75,46 @@ def find_images(
             samples, problems = select_images(
                 data, split, bundle.class_names, recorded, on_progress
             )
-        found = Selection(data, samples[0].split, samples, problems, recorded).take_evenly(limit)
-        _warn_of_training_images(found, asked=split)
-        return found
-    if recorded is None:
+        found = Selection(data, samples[0].split, samples, problems).take_evenly(limit)
+        for path, problem in problems.items():
+            console.warn(f"left out: {path}: {problem}")
+    elif recorded is None:
         raise CheckpointError(
             f"{bundle.folder} does not lie in a run, so its images are not known",
             hint="name a folder of images: --data DIR",
         )
-    return _find_recorded(opened.run, recorded, split or choose_split(recorded), limit)
+    else:
+        found = _find_recorded(opened.run, recorded, split or choose_split(recorded), limit)
+    if judging and (warning := describe_seen(opened, found)):
+        console.warn(warning)
+    return found
+
+
+def count_seen(opened: Opened, images: Selection) -> int:
+    """How many of the images the model, or one before it, was trained on."""
+    trained_on = opened.trained_on
+    return sum(shorten(sample.sha256) in trained_on for sample in images.samples)
+
+
+def describe_seen(opened: Opened, images: Selection) -> str | None:
+    """What a person must know where the model was trained on some of the images; else None."""
+    if not (seen := count_seen(opened, images)):
+        return None
+    own, parts = 0, []
+    if opened.manifest is not None:
+        learned = {sample.sha256 for sample in opened.manifest.split("train")}
+        if own := sum(sample.sha256 in learned for sample in images.samples):
+            parts.append(
+                f"{own} of the {len(images.samples)} images are in the model's training split"
+            )
+    if others := seen - own:
+        by = "models that it was made from" if opened.manifest else "it or what it was made from"
+        parts.append(f"{others} of the {len(images.samples)} images were trained on by {by}")
+    return f"{' and '.join(parts)}, so its figures are too good"
 
 
 def _find_recorded(run: RunFolder, recorded: Manifest, split: str, limit: int | None) -> Selection:
-    found = Selection(recorded.root, split, recorded.split(split), {}, recorded).take_evenly(limit)
+    found = Selection(recorded.root, split, recorded.split(split), {}).take_evenly(limit)
     if not (samples := found.samples):
         raise DataError(
             f"{run.split}: no {split} split, it has {', '.join(recorded.splits)}",
@@ -95,16 +127,3 @@ def _find_recorded(run: RunFolder, recorded: Manifest, split: str, limit: int | 
             hint="if the folder moved, name it: --data DIR --split " + split,
         )
     return found
-
-
-def _warn_of_training_images(images: Selection, *, asked: str | None) -> None:
-    for path, problem in images.problems.items():
-        console.warn(f"left out: {path}: {problem}")
-    if images.recorded is None or asked == "train":
-        return
-    trained = {sample.sha256 for sample in images.recorded.split("train")}
-    if seen := sum(sample.sha256 in trained for sample in images.samples):
-        console.warn(
-            f"{seen} of these {len(images.samples)} images are in the model's training split, "
-            "so the figures are too good"
-        )

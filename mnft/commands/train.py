@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from mnft import console, files
+from mnft.commands.parents import warn_of_seen_images
 from mnft.commands.preparation import check_early, prepare
 from mnft.commands.resuming import check_resumable, find_run
 from mnft.config.load import load_config, save_config
 from mnft.config.schema import Config
 from mnft.config.source import Source, dump_yaml
+from mnft.data.lineage import pack
 from mnft.data.loaders import explain_lost_worker
 from mnft.data.manifest import Manifest, save_manifest
 from mnft.engine import stages
@@ -130,11 +132,16 @@ def _fit(
         except DataError as error:
             console.show_error(error)  # of its own images: the main process does not know it
             raise
-    facts = {"split_fingerprint": manifest.fingerprint, "monitor": config.eval.monitor}
+    facts = {
+        "split_fingerprint": manifest.fingerprint,
+        "monitor": config.eval.monitor,
+        "trained_on": pack(manifest.trained_on),
+    }
     writer = open_writer(folder.path, config.run)
     keeper = RunKeeper(folder, training.card, facts, writer, claim)
     try:
         _announce(config, folder, training, resumed=resumed)
+        warn_of_seen_images(manifest, config)
         with keeper, console.TrainingDisplay() as display:
             result = _run_fit(training, keeper=keeper, observer=display)
     except (MnftError, KeyboardInterrupt, Interrupted) as error:

@@ -33,6 +33,10 @@ class DataConfig(Section):
     """Share of each class that becomes the test split where the folder has no split at all."""
     split_seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the split in place; the same seed and files give the same split on every machine."""
+    split_from: str | None = None
+    """Run whose split is taken over: images that it knows by content stay in the split that they
+    have there, and new ones are split as usual. A run that starts from, or learns from, the model
+    of that run then never meets images in test that the model was trained on. Empty: none."""
     on_bad_image: Literal["fail", "skip"] = "fail"
     """What to do with files that cannot be decoded: `fail` stops before training with their list,
     `skip` leaves them out and lists them in split.json."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from mnft.data.findings import Finding, Material
 from mnft.data.folder import FolderScan
-from mnft.data.manifest import choose_fractions, compute_split_counts
+from mnft.data.splits import choose_fractions, compute_split_counts
 
 # Images of a class below which a model of it is a guess, and its figures are too.
 _FEW = 20

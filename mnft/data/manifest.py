@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,9 +12,12 @@ from typing import Any
 from mnft import files
 from mnft.data.decode import Inspection
 from mnft.data.folder import FolderScan, ImageFile
+from mnft.data.lineage import pack, shorten, unpack
+from mnft.data.splits import carve, choose_fractions, choose_known
 from mnft.errors import CheckpointError, DataError
 
 FORMAT = 1
+SPLIT_FILE = "split.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +47,15 @@ class Manifest:
         class_names: sorted; the index of a name is its label.
         samples: sorted by path.
         left_out: files that were found and are not used.
+        inherited: images outside the train split that the models which the run starts from, or
+            learns from, were trained on; shortened SHA-256.
     """
 
     root: Path
     class_names: tuple[str, ...]
     samples: tuple[Sample, ...]
     left_out: tuple[LeftOut, ...] = ()
+    inherited: frozenset[str] = frozenset()
 
     def split(self, name: str) -> list[Sample]:
         """The samples of a split, in the order of their paths."""
@@ -61,6 +66,11 @@ class Manifest:
         """The splits that hold images."""
         found = {sample.split for sample in self.samples}
         return tuple(name for name in ("train", "val", "test") if name in found)
+
+    @property
+    def trained_on(self) -> frozenset[str]:
+        """Shortened SHA-256 of all images that the weights of the run have learned from."""
+        return self.inherited | {shorten(sample.sha256) for sample in self.split("train")}
 
     @property
     def fingerprint(self) -> str:
@@ -76,6 +86,7 @@ def build_manifest(
     val_fraction: float,
     test_fraction: float,
     seed: int,
+    known: Mapping[str, str] | None = None,
 ) -> Manifest:
     """Choose the split of each image that can be decoded.
 
@@ -84,6 +95,14 @@ def build_manifest(
     order of SHA-256(seed, content) and cut; so the split depends on nothing but seed and files.
     Copies of one content never stand in two splits: in the folder's own splits the copy in train
     gives way to val, and both to test.
+
+    Args:
+        scan: the folder.
+        inspections: of its files.
+        val_fraction: share of each class for a val split that is taken from train.
+        test_fraction: likewise.
+        seed: of the cut.
+        known: splits of contents in another run; they stay in them, and only others are cut.
 
     Raises:
         DataError: one class, an empty class, a class too small to split, no training images of a
@@ -102,7 +121,8 @@ def build_manifest(
     fractions = choose_fractions(
         scan.splits, val_fraction=val_fraction, test_fraction=test_fraction
     )
-    carved = _carve(good, hashes, fractions, seed)
+    kept = choose_known(scan.splits, known or {})
+    carved = carve(good, hashes, fractions, seed, kept)
     samples = [
         Sample(i.path, i.class_name, carved.get(hashes[i.path], i.split or "train"), hashes[i.path])
         if i.split in (None, "train")
@@ -111,24 +131,6 @@ def build_manifest(
     ]
     _check_train_is_complete(scan.root, samples, class_names)
     return Manifest(scan.root, tuple(class_names), tuple(samples), tuple(left_out + doubles))
-
-
-def choose_fractions(
-    splits: Sequence[str], *, val_fraction: float, test_fraction: float
-) -> dict[str, float]:
-    """The splits that a folder with `splits` lacks and that are taken from train, with shares."""
-    if "val" in splits:
-        return {}
-    fractions = {"val": val_fraction}
-    if not splits and test_fraction > 0:
-        fractions["test"] = test_fraction
-    return fractions
-
-
-def compute_split_counts(num_images: int, fractions: Mapping[str, float]) -> dict[str, int] | None:
-    """How many of a class's different images each split takes; None if train would get none."""
-    counts = {name: max(1, round(share * num_images)) for name, share in fractions.items()}
-    return counts if sum(counts.values()) < num_images else None
 
 
 def save_manifest(manifest: Manifest, path: Path) -> None:
@@ -144,6 +146,7 @@ def save_manifest(manifest: Manifest, path: Path) -> None:
             "counts": {name: len(manifest.split(name)) for name in manifest.splits},
             "samples": [asdict(sample) for sample in manifest.samples],
             "left_out": [asdict(entry) for entry in manifest.left_out],
+            "inherited": pack(manifest.inherited),
         },
     )
 
@@ -168,6 +171,7 @@ def load_manifest(path: Path) -> Manifest:
             tuple(content["class_names"]),
             tuple(Sample(**sample) for sample in content["samples"]),
             tuple(LeftOut(**entry) for entry in content["left_out"]),
+            unpack(content.get("inherited", "")),
         )
         if manifest.fingerprint != content["fingerprint"]:
             raise ValueError("its fingerprint is not that of its samples")
@@ -256,35 +260,3 @@ def _drop_copies_across_splits(
         else:
             doubles.append(LeftOut(image.path, f"the same bytes as {other.path}"))
     return kept, doubles
-
-
-def _carve(
-    images: Sequence[ImageFile],
-    hashes: Mapping[str, str],
-    fractions: Mapping[str, float],
-    seed: int,
-) -> dict[str, str]:
-    """Choose contents for the splits in `fractions`: a stratified cut of each class."""
-    by_class: dict[str, set[str]] = defaultdict(set)
-    seen: set[str] = set()
-    for image in images:
-        content = hashes[image.path]
-        # A content that stands in two classes is counted, and split, with the first of them.
-        if image.split in (None, "train") and (content not in seen):
-            seen.add(content)
-            by_class[image.class_name].add(content)
-    chosen: dict[str, str] = {}
-    for class_name, contents in sorted(by_class.items()):
-        order = sorted(contents, key=lambda c: hashlib.sha256(f"{seed}:{c}".encode()).digest())
-        counts = compute_split_counts(len(order), fractions)
-        if counts is None:
-            raise DataError(
-                f"class {class_name} has {len(order)} different images, too few to split into "
-                f"{', '.join(['train', *fractions])}",
-                hint="add images, lower data.val_fraction or data.test_fraction, or make the "
-                "split folders yourself",
-            )
-        for name, count in counts.items():
-            chosen |= dict.fromkeys(order[:count], name)
-            order = order[count:]
-    return chosen

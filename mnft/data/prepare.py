@@ -13,9 +13,16 @@ from mnft.data.decode import Inspection
 from mnft.data.exclude import Exclusion, exclude
 from mnft.data.folder import FolderScan, scan_folder
 from mnft.data.inspection import inspect_files
-from mnft.data.manifest import LeftOut, Manifest, Sample, build_manifest
+from mnft.data.manifest import (
+    SPLIT_FILE,
+    LeftOut,
+    Manifest,
+    Sample,
+    build_manifest,
+    load_manifest,
+)
 from mnft.data.store import find_known_contents
-from mnft.errors import DataError
+from mnft.errors import CheckpointError, ConfigError, DataError
 
 _SHOWN = 10
 _LISTED_BAD = 100
@@ -122,6 +129,7 @@ def split_folder(
 
     Raises:
         DataError: it cannot be split so.
+        ConfigError: `data.split_from` names no run, or one that has nothing to say here.
     """
     return build_manifest(
         scan,
@@ -129,7 +137,33 @@ def split_folder(
         val_fraction=config.val_fraction,
         test_fraction=config.test_fraction,
         seed=config.split_seed,
+        known=None if config.split_from is None else _find_known(config, scan, inspections),
     )
+
+
+def _find_known(
+    config: DataConfig, scan: FolderScan, inspections: Mapping[str, Inspection]
+) -> dict[str, str]:
+    """The split of each content in the run of `data.split_from`."""
+    run = Path(str(config.split_from)).expanduser()
+    places = [run, run / SPLIT_FILE, run.parent / SPLIT_FILE]
+    if "val" in scan.splits:
+        raise ConfigError(
+            f"{scan.root} has train and val folders, which decide the split already",
+            key="data.split_from",
+        )
+    try:
+        manifest = load_manifest(next((p for p in places if p.is_file()), run / SPLIT_FILE))
+    except CheckpointError as error:
+        hint = "name a run, such as runs/photos"
+        raise ConfigError(error.message, hint=hint, key="data.split_from") from error
+    known = {sample.sha256: sample.split for sample in manifest.samples}
+    if known.keys().isdisjoint(inspection.sha256 for inspection in inspections.values()):
+        raise ConfigError(
+            f"{run} has seen none of the images of {scan.root}, so it says nothing of their split",
+            key="data.split_from",
+        )
+    return known
 
 
 def select_images(

@@ -18,6 +18,7 @@ from torch import nn
 from mnft import files
 from mnft.config.load import save_config
 from mnft.config.schema import Config
+from mnft.data.lineage import pack
 from mnft.data.manifest import Manifest, save_manifest
 from mnft.data.samplers import EpochSampler
 from mnft.edge.profile import compute_macs
@@ -190,7 +191,11 @@ def _check_same(pruned: nn.Module, opened: Bundle, device: torch.device) -> None
 
 
 def _facts(job: Job) -> dict[str, Any]:
-    return {"split_fingerprint": job.manifest.fingerprint, "pruned_from": str(job.source)}
+    return {
+        "split_fingerprint": job.manifest.fingerprint,
+        "pruned_from": str(job.source),
+        "trained_on": pack(job.manifest.trained_on),
+    }
 
 
 def _judge(bundle: Bundle, job: Job, name: str, step: int, full: int, folder: str = "") -> Stage:

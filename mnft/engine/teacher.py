@@ -67,7 +67,7 @@ def check_teacher(config: DistillConfig) -> None:
         ModelError: with a suggestion; blames `distill.teacher`.
     """
     assert config.teacher is not None
-    if _find_folder(config.teacher) is not None:
+    if find_folder(config.teacher) is not None:
         return
     with _blaming(keep_hint=True):
         check_name(_normal_name(config.teacher))
@@ -102,7 +102,7 @@ def load_teacher(
     """
     check_teacher(config)
     assert config.teacher is not None
-    folder = _find_folder(config.teacher)
+    folder = find_folder(config.teacher)
     known = read_label_names(folder) if folder else None
     names = tuple(known) if isinstance(known, list) else None
     with _blaming(), torch.random.fork_rng(devices=[]):
@@ -154,7 +154,7 @@ def _build_with_new_head(
     )
 
 
-def _find_folder(teacher: str) -> Path | None:
+def find_folder(teacher: str) -> Path | None:
     """The model folder that is meant; None where it is the name of a model.
 
     A plain word is a name where timm knows it, as in model.name; `./WORD` is the folder.

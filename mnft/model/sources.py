@@ -123,6 +123,16 @@ def find_weights_file(config: ModelConfig) -> Path | None:
     return None
 
 
+def find_start_folder(config: ModelConfig) -> Path | None:
+    """The folder on this machine that weights come from; None for published and random ones."""
+    config = normalise(config)
+    if isinstance(config.pretrained, str):
+        return Path(config.pretrained).parent
+    if config.pretrained and config.name.startswith("local-dir:"):
+        return _folder(config.name)
+    return None
+
+
 def read_label_names(folder: Path) -> Any:
     """The classes of the weights in a folder, by its config.json; None where they are not known."""
     try:
