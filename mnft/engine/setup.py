@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3
@@ -14,10 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 from mnft.config.recipe import Choice, apply_recipe
 from mnft.config.schema import Config
 from mnft.data.manifest import Manifest
+from mnft.engine.compiling import Compiled, choose_compile
 from mnft.engine.depthwise import speed_up_depthwise
 from mnft.engine.device import (
     autocast,
-    choose_compile,
     make_deterministic,
     resolve_precision,
     seed_everything,
@@ -103,7 +103,7 @@ def build_training(
     train = build_train_batches(*parts, device=device, ranks=ranks)
     class_weights = _class_weights(config, manifest, device)
     compiled, why = choose_compile(
-        config.train.compile, device, updates=config.train.epochs * len(train)
+        config.train.compile, device, updates=config.train.epochs * len(train), ranks=ranks
     )
     val = build_view(*parts, "val", device=device, ranks=ranks)
     train_view = build_view(*parts, "train", device=device, ranks=ranks)
@@ -269,9 +269,7 @@ def _wrap(model: nn.Module, device: torch.device, ranks: Ranks, *, compiled: boo
         # 2.11.
         wrapper.broadcast_buffers = False
         forward = wrapper
-    if compiled:
-        forward = cast(nn.Module, torch.compile(forward))
-    return forward
+    return Compiled(forward, quiet=not ranks.is_main) if compiled else forward
 
 
 def _class_weights(config: Config, manifest: Manifest, device: torch.device) -> Tensor | None:
