@@ -6,7 +6,8 @@ import ctypes
 import os
 import random
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -129,6 +130,17 @@ def tune(device: torch.device) -> None:
     """Let cuDNN try which of its algorithms is the fastest for each shape of images."""
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
+
+
+@contextmanager
+def without_tuning() -> Iterator[None]:
+    """For shapes that are computed once, where trying algorithms costs more than it gains."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def make_deterministic(device: torch.device) -> None:
