@@ -32,6 +32,7 @@ LAYERS = {
     "mnft.engine.device": 2,
     "mnft.engine.depthwise": 2,
     "mnft.engine.distributed": 2,
+    "mnft.engine.compiling": 3,
     "mnft.engine.loop": 3,
     "mnft.engine.memory": 3,
     "mnft.engine.optim": 3,

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import os
 import random
-import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +17,6 @@ import torch
 from mnft.engine import device as module
 from mnft.engine.device import (
     autocast,
-    choose_compile,
     keep_freed_memory,
     make_deterministic,
     resolve_device,
@@ -209,7 +206,7 @@ print(resident() - before)
     assert int(run.stdout) > 150_000_000
 
 
-# Determinism and compiling
+# Determinism
 
 
 @pytest.fixture
@@ -243,37 +240,3 @@ def test_cudnn_tries_its_algorithms_on_a_gpu() -> None:
     assert not torch.backends.cudnn.benchmark
     tune(CUDA)
     assert torch.backends.cudnn.benchmark
-
-
-@pytest.mark.parametrize(
-    ("wanted", "device", "updates", "missing", "chosen", "reason"),
-    [
-        (False, CUDA, 10**6, "", False, "not asked for"),
-        ("auto", CPU, 10**6, "", False, "training on cpu gains nothing from compiling"),
-        ("auto", CUDA, 9_999, "", False, "9,999 updates are too few to pay for compiling"),
-        ("auto", CUDA, 10_000, "", True, "10,000 updates pay for compiling"),
-        ("auto", CUDA, 10_000, "compiler", False, "no C++ compiler is installed"),
-        ("auto", CUDA, 10_000, "triton", False, "triton is not installed"),
-        (True, CUDA, 1, "", True, "asked for"),
-        (True, CUDA, 1, "triton", False, "triton is not installed"),
-        (True, CPU, 1, "triton", True, "asked for"),
-        (True, CPU, 1, "compiler", False, "no C++ compiler is installed"),
-    ],
-)
-def test_whether_to_compile(
-    monkeypatch: pytest.MonkeyPatch,
-    wanted: bool | Literal["auto"],
-    device: torch.device,
-    updates: int,
-    missing: str,
-    chosen: bool,
-    reason: str,
-) -> None:
-    monkeypatch.delenv("CXX", raising=False)
-    found = None if missing == "compiler" else "/usr/bin/c++"
-    monkeypatch.setattr(shutil, "which", lambda _: found)
-    spec = None if missing == "triton" else object()
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: spec)
-    answer, words = choose_compile(wanted, device, updates=updates)
-    assert answer is chosen
-    assert words.endswith(reason)

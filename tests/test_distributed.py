@@ -157,6 +157,7 @@ from mnft.data.batches import Batch
 from mnft.data.samplers import EpochSampler
 from mnft.config.schema import Config, ScheduleConfig
 from mnft.engine import distributed, setup, stages, teaching
+from mnft.engine.compiling import Compiled
 from mnft.engine.distributed import (
     broadcast, gather, process_group, sum_over_ranks, synchronize_batchnorm, without_exchange,
 )
@@ -282,7 +283,11 @@ def check_wrapping(ranks):
     wrapped = setup._wrap(model, CPU, ranks, compiled=False)
     model.own.fill_(ranks.rank)
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(ranks.rank))
-    for forward in (wrapped, torch.compile(wrapped, backend="eager")):
+    compiled = torch.compile(wrapped, backend="eager")
+    really, torch.compile = torch.compile, lambda *_args, **_options: compiled
+    twice = Compiled(wrapped)
+    torch.compile = really
+    for forward in (wrapped, compiled, twice):
         gradients = []
         for last in (False, True):
             with without_exchange(forward, unless=last):

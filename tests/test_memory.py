@@ -7,7 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from mnft.config.schema import Config, ModelConfig
+from mnft.engine import setup
+from mnft.engine.distributed import Ranks
 from mnft.engine.memory import (
     explaining_memory,
     find_batch_size,
@@ -16,6 +20,7 @@ from mnft.engine.memory import (
     reset_peak_memory,
 )
 from mnft.errors import TrainError
+from mnft.model.factory import build_model
 
 CPU = torch.device("cpu")
 
@@ -134,12 +139,12 @@ def test_the_peak_of_a_gpu() -> None:
 @pytest.mark.parametrize(
     ("limit", "largest", "smallest", "tried", "found"),
     [
-        (100, 1024, 8, [8, 16, 32, 64, 128], 64),
-        (8, 1024, 8, [8, 16], 8),
-        (10_000, 64, 8, [8, 16, 32, 64], 64),
-        (10_000, 100, 8, [8, 16, 32, 64], 64),
+        (10_000, 256, 8, [256], 256),  # one try where it fits
+        (100, 1024, 8, [1024, 512, 256, 128, 64], 64),
+        (8, 64, 8, [64, 32, 16, 8], 8),
+        (11, 100, 8, [100, 50, 25, 12, 8], 8),
         (10_000, 5, 8, [5], 5),
-        (3, 64, 2, [2, 4], 2),
+        (3, 8, 2, [8, 4, 2], 2),
     ],
 )
 def test_the_largest_batch_that_fits(
@@ -154,6 +159,51 @@ def test_the_largest_batch_that_fits(
 
     assert find_batch_size(step, largest=largest, smallest=smallest) == found
     assert sizes == tried
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_the_automatic_batch_size_is_tried_as_the_training_will_compute(
+    monkeypatch: pytest.MonkeyPatch, channels_last: bool
+) -> None:
+    """On the meta device, which takes no memory: layout, modes and what is frozen are the run's."""
+    sections: dict[str, Any] = {
+        "data": {"root": "."},
+        "model": {"freeze": 1, "freeze_batchnorm": True},
+        "train": {"batch_size": 256, "channels_last": channels_last, "precision": "fp32"},
+    }
+    config = Config.model_validate(sections)
+    model = ModelConfig(name="mobilenetv1_025", pretrained=False)
+    built = build_model(model, num_classes=3, img_size=32)
+    seen: list[int] = []
+
+    def look(module: Any, arguments: tuple[torch.Tensor]) -> None:
+        (images,) = arguments
+        seen.append(len(images))
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        weight = module.conv_stem.weight
+        for tensor in (images, weight):
+            assert tensor.is_contiguous(memory_format=layout)
+            assert tensor.device.type == "meta"
+        assert not weight.requires_grad
+        assert module.training
+        assert not any(m.training for m in module.modules() if isinstance(m, nn.BatchNorm2d))
+        assert all(parameter.grad is None for parameter in module.parameters())
+        assert not torch.backends.cudnn.benchmark
+        if len(images) > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    built.model.register_forward_pre_hook(look)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    meta = torch.device("meta")
+    assert setup._find_batch_size(config, built, meta, Ranks(0, 2)) == 2 * 16
+    assert seen == [128, 64, 32, 16]
+    assert torch.backends.cudnn.benchmark
+    assert all(parameter.device.type == "cpu" for parameter in built.model.parameters())
+    assert all(parameter.requires_grad for parameter in built.model.parameters())
+    seen.clear()
+    assert setup._find_batch_size(config, built, meta, Ranks(0, 200)) == 256  # refused later
+    assert setup._find_batch_size(config, built, CPU, Ranks()) == 256
+    assert seen == []
 
 
 def test_not_even_the_smallest_batch_fits() -> None:

@@ -844,6 +844,9 @@ def test_schedules() -> None:
     assert rates(warm, flat) == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1, 1, 1])
     cosine = [0.5 * (1 + math.cos(math.pi * t / 8)) for t in range(8)]
     assert rates(ScheduleConfig(name="cosine"), flat) == pytest.approx(cosine)
+    # Warmup takes the place of the schedule's first epochs, so cosine has begun to fall after it.
+    warm = ScheduleConfig(name="cosine", warmup_epochs=1.0, warmup_lr=0.0)
+    assert rates(warm, flat) == pytest.approx([0, 0.5, *cosine[2:]])
     step = ScheduleConfig(name="step", decay_epochs=2.0, decay_rate=0.5)
     assert rates(step, flat) == pytest.approx([1] * 4 + [0.5] * 4)
     multistep = ScheduleConfig(name="multistep", decay_milestones=[1, 3], decay_rate=0.5)

@@ -123,6 +123,10 @@ def _regularization(num_images: int) -> list[Choice]:
     return [
         *([Choice("model.freeze_batchnorm", True, why)] if few else []),
         Choice("train.label_smoothing", 0.1, "some labels are wrong, and it evens out confidence"),
-        Choice("train.ema_decay", 0.99, "an average over the last hundred updates is steadier"),
+        Choice(
+            "train.ema_decay",
+            0.99,
+            "an average over recent updates, at most a hundred or so, is steadier",
+        ),
         Choice("augment.scale", [0.35, 1.0], "milder crops than ImageNet's 0.08"),
     ]

@@ -138,7 +138,8 @@ class OptimConfig(Section):
     name: str = "adam"
     """Any optimizer of timm (timm.optim.list_optimizers()): adam, adamw, sgd, rmsprop, lamb..."""
     lr: Positive = 1e-3
-    """Learning rate at the end of warmup."""
+    """Learning rate that warmup leads up to and the schedule starts from. The epochs of warmup are
+    part of the schedule: `cosine` and `poly` have already begun to fall when it ends."""
     weight_decay: NotNegative = 0.0
     """Weight decay; never on biases and normalisation layers."""
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
@@ -158,7 +159,7 @@ class ScheduleConfig(Section):
     name: Literal["none", "cosine", "step", "multistep", "poly", "plateau"] = "none"
     """Shape of the schedule after warmup; `none` keeps the rate."""
     warmup_epochs: NotNegative = 0.0
-    """Epochs of linear warmup; a part of train.epochs."""
+    """Epochs of linear warmup, the first of train.epochs; schedules and milestones count them."""
     warmup_lr: NotNegative = 1e-6
     """Learning rate that warmup starts from."""
     min_lr: NotNegative = 0.0
@@ -202,8 +203,9 @@ class TrainConfig(Section):
     channels_last: bool = True
     """Keep images and weights in the channels-last layout, which convolutions run faster in."""
     compile: bool | Literal["auto"] = "auto"
-    """Compile the model with torch.compile; `auto` does it where the run is long enough to repay
-    the minute that it takes, and a compiler is there."""
+    """Compile the model with torch.compile; `auto` does it on a GPU where the run is long enough to
+    repay the minute that it takes. Where compiling fails, a warning says why and the run goes on
+    without it."""
     start_size: Annotated[float, Field(gt=0.25, le=1.0)] = 1.0
     """Progressive resizing: side of the images in the first epoch as a share of data.img_size; it
     grows evenly and is whole in the last third of the epochs. Smaller images train faster."""

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import os
 import random
-import shutil
 import sys
-from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -24,8 +22,6 @@ _MALLOC_SETTINGS = (
     "MALLOC_TRIM_THRESHOLD_",
     "GLIBC_TUNABLES",
 )
-# Fewer updates on a GPU do not pay back the minutes that compiling takes.
-_UPDATES_WORTH_COMPILING = 10_000
 # Side of the images, in pixels, from which a CPU with bf16 trains faster in bf16.
 _BF16_FROM = 64
 
@@ -136,6 +132,17 @@ def tune(device: torch.device) -> None:
         torch.backends.cudnn.benchmark = True
 
 
+@contextmanager
+def without_tuning() -> Iterator[None]:
+    """For shapes that are computed once, where trying algorithms costs more than it gains."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
 def make_deterministic(device: torch.device) -> None:
     """Let operations give the same bits each time, and fail where torch has no such operation."""
     if device.type == "cuda":
@@ -143,35 +150,6 @@ def make_deterministic(device: torch.device) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True)
-
-
-def choose_compile(
-    wanted: bool | Literal["auto"], device: torch.device, *, updates: int
-) -> tuple[bool, str]:
-    """Whether to compile the model, and the reason in words.
-
-    Args:
-        wanted: `auto` compiles for long trainings on a GPU; on the CPU compiling costs a minute
-            and trains no faster.
-        device: where the model trains.
-        updates: of the whole training.
-    """
-    if wanted is False:
-        return False, "not asked for"
-    if wanted == "auto" and device.type != "cuda":
-        return False, f"training on {device.type} gains nothing from compiling"
-    if wanted == "auto" and updates < _UPDATES_WORTH_COMPILING:
-        return False, f"{updates:,} updates are too few to pay for compiling"
-    if not _has_cpp_compiler():
-        return False, "it cannot be compiled: no C++ compiler is installed"
-    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
-        return False, "it cannot be compiled: triton is not installed"
-    return True, "asked for" if wanted is True else f"{updates:,} updates pay for compiling"
-
-
-def _has_cpp_compiler() -> bool:
-    names = [os.environ.get("CXX", ""), "c++", "g++", "clang++", "clang", "cl"]
-    return any(name and shutil.which(name) for name in names)
 
 
 def seed_stream(seed: int, device: torch.device) -> None:

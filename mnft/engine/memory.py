@@ -91,27 +91,28 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def find_batch_size(step: Callable[[int], None], *, largest: int, smallest: int = 8) -> int:
-    """The largest batch size that fits into memory, of `smallest`, twice that, and so on.
+    """The first batch size that fits into memory, of `largest`, half of that, and so on.
+
+    From above, as the largest mostly fits: smaller ones need not be tried then.
 
     Args:
         step: one forward and backward pass of as many random images as it is given.
-        largest: not to be exceeded.
-        smallest: where to begin, or `largest` if that is less.
+        largest: where to begin.
+        smallest: where to end, or `largest` if that is less.
 
     Raises:
         TrainError: not even the smallest fits.
     """
-    found = None
-    size = min(smallest, largest)
-    while size <= largest and _fits(step, size):
-        found, size = size, 2 * size
-    if found is None:
-        raise TrainError(
-            f"a batch of {size} images does not fit into memory",
-            hint="lower data.img_size, choose a smaller model, or set train.batch_size and "
-            "train.accumulation_steps",
-        )
-    return found
+    size, smallest = largest, min(smallest, largest)
+    while not _fits(step, size):
+        if size == smallest:
+            raise TrainError(
+                f"a batch of {size} images does not fit into memory",
+                hint="lower data.img_size, choose a smaller model, or set train.batch_size and "
+                "train.accumulation_steps",
+            )
+        size = max(size // 2, smallest)
+    return size
 
 
 def _fits(step: Callable[[int], None], size: int) -> bool:

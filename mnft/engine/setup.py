@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +14,15 @@ from mnft.config.recipe import Choice, apply_recipe
 from mnft.config.schema import Config
 from mnft.data.manifest import Manifest
 from mnft.engine.average import WeightAverage
+from mnft.engine.compiling import Compiled, choose_compile
 from mnft.engine.depthwise import speed_up_depthwise
 from mnft.engine.device import (
     autocast,
-    choose_compile,
     make_deterministic,
     resolve_precision,
     seed_everything,
     tune,
+    without_tuning,
 )
 from mnft.engine.distributed import Ranks, broadcast, synchronize_batchnorm
 from mnft.engine.fit import FitOptions
@@ -44,7 +45,7 @@ from mnft.engine.training import Training
 from mnft.errors import ConfigError, DataError, ModelError
 from mnft.model.bundle import ModelCard
 from mnft.model.factory import BuiltModel, build_model
-from mnft.model.freeze import freeze
+from mnft.model.freeze import freeze, set_training_mode
 from mnft.model.sources import has_fixed_input
 
 
@@ -103,7 +104,7 @@ def build_training(
     train = build_train_batches(*parts, device=device, ranks=ranks)
     class_weights = _class_weights(config, manifest, device)
     compiled, why = choose_compile(
-        config.train.compile, device, updates=config.train.epochs * len(train)
+        config.train.compile, device, updates=config.train.epochs * len(train), ranks=ranks
     )
     val = build_view(*parts, "val", device=device, ranks=ranks)
     train_view = build_view(*parts, "train", device=device, ranks=ranks)
@@ -203,19 +204,30 @@ def _resolve(
 def _find_batch_size(config: Config, built: BuiltModel, device: torch.device, ranks: Ranks) -> int:
     """The batch size that suits the data set, or the largest that fits into a GPU's memory."""
     largest = get_batch_size(config) // ranks.world_size
-    if device.type == "cpu":  # where trying may end the process
+    # On the CPU trying may end the process; too few images for all processes are refused later.
+    if device.type == "cpu" or largest < 2:
         return get_batch_size(config)
-    dtype = resolve_precision(config.train.precision, device, key="train.precision")
-    trial = copy.deepcopy(built.model).to(device).train()
+    dtype, _ = _resolve_precisions(config, built, device)
+    layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
+    trial = copy.deepcopy(built.model)
+    freeze(trial, config.model.freeze)
+    trial.to(device).to(memory_format=layout)
+    set_training_mode(trial, freeze_batchnorm=config.model.freeze_batchnorm)
+    # What a training keeps besides: two averages of Adam's, and that of the weights.
+    kept = [torch.empty_like(p) for p in trial.parameters() if p.requires_grad for _ in range(3)]
 
     def step(batch_size: int) -> None:
-        images = torch.zeros(batch_size, *built.preprocessing.input_size, device=device)
+        shape = (batch_size, *built.preprocessing.input_size)
+        images = torch.zeros(shape, device=device).contiguous(memory_format=layout)
+        trial.zero_grad()  # also of an attempt that failed half-way
         with autocast(device, dtype):
             loss = trial(images).float().square().mean()
         loss.backward()
-        trial.zero_grad()
 
-    return find_batch_size(step, largest=largest) * ranks.world_size
+    with without_tuning():
+        size = find_batch_size(step, largest=largest)
+    del kept
+    return size * ranks.world_size
 
 
 def _resolve_precisions(
@@ -275,9 +287,7 @@ def _wrap(model: nn.Module, device: torch.device, ranks: Ranks, *, compiled: boo
         # 2.11.
         wrapper.broadcast_buffers = False
         forward = wrapper
-    if compiled:
-        forward = cast(nn.Module, torch.compile(forward))
-    return forward
+    return Compiled(forward, quiet=not ranks.is_main) if compiled else forward
 
 
 def _class_weights(config: Config, manifest: Manifest, device: torch.device) -> Tensor | None:
