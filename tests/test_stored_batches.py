@@ -54,13 +54,13 @@ def parts(make_folder, tmp_path):
 
 def test_evaluation_batches_equal_those_that_are_decoded(parts):
     stored = build_view(*parts(), "val", device=CPU, ranks=Ranks())
-    config, manifest, preprocessing, _ = parts()
+    _, manifest, preprocessing, _ = parts()
     decoded = build_eval_batches(
         manifest.root,
         manifest.split("val"),
         manifest.class_names,
         preprocessing,
-        batch_size=config.eval.batch_size,
+        batch_size=64,
         options=LoaderOptions(CPU, 0, channels_last=True),
         ranks=Ranks(),
     )
@@ -71,6 +71,19 @@ def test_evaluation_batches_equal_those_that_are_decoded(parts):
         assert torch.equal(ours.images, theirs.images)
         assert torch.equal(ours.targets, theirs.targets)
         assert ours.positions == theirs.positions
+
+
+def test_a_gpu_evaluates_more_stored_images_at_once(parts, make_folder):
+    root = {"root": str(make_folder("more", splits=("train", "val"), per_class=24))}
+    given = parts(data=root)
+    sizes = []
+    for device in (CPU, torch.device("cuda")):
+        view = build_view(*given, "train", device=device, ranks=Ranks())
+        sizes.append(len(view))
+    assert sizes == [2, 1]
+    given = parts(data=root, eval={"batch_size": 16})
+    view = build_view(*given, "train", device=torch.device("cuda"), ranks=Ranks())
+    assert len(view) == 5
 
 
 def test_the_view_of_training_images_is_close_to_that_of_evaluation(parts):

@@ -15,7 +15,7 @@ from mnft.data.batches import LoaderOptions
 from mnft.data.manifest import find_changes
 from mnft.edge.int8 import choose_evenly
 from mnft.engine.distributed import Ranks
-from mnft.engine.inputs import build_eval_batches
+from mnft.engine.inputs import build_eval_batches, choose_eval_batch_size
 from mnft.errors import CheckpointError, DataError
 from mnft.model.bundle import Bundle
 
@@ -67,7 +67,7 @@ def read_images(bundle: Bundle, images: Selection, config: Config) -> Array:
         images.samples,
         bundle.class_names,
         bundle.preprocessing,
-        batch_size=config.eval.batch_size,
+        batch_size=choose_eval_batch_size(config.eval, bundle.preprocessing),
         options=LoaderOptions(torch.device("cpu"), workers=0, channels_last=False),
         ranks=Ranks(),
     )

@@ -20,7 +20,7 @@ from mnft.data.stored_batches import StoredBatches
 from mnft.engine.device import keep_freed_memory, resolve_device, resolve_precision
 from mnft.engine.distributed import Ranks
 from mnft.engine.evaluate import Outputs, compute_outputs
-from mnft.engine.inputs import build_eval_batches, label
+from mnft.engine.inputs import build_eval_batches, choose_eval_batch_size, label
 from mnft.model.bundle import Bundle
 
 
@@ -89,8 +89,10 @@ def compute_selected(
 def _build_batches(
     bundle: Bundle, images: Selection, means: Means, settings: EvalConfig, device: torch.device
 ) -> Batches:
-    batch_size = means.batch_size or settings.batch_size
     if (stored := _find_stored(bundle, images, means.store)) is not None:
+        batch_size = means.batch_size or choose_eval_batch_size(
+            settings, bundle.preprocessing, stored_for=device
+        )
         return StoredBatches(
             stored,
             label(images.samples, bundle.class_names),
@@ -99,6 +101,7 @@ def _build_batches(
             device=device,
             channels_last=True,
         )
+    batch_size = means.batch_size or choose_eval_batch_size(settings, bundle.preprocessing)
     batch_bytes = batch_size * math.prod(bundle.preprocessing.input_size)
     chosen = choose_workers(
         "auto" if means.workers is None else means.workers, device=device, batch_bytes=batch_bytes

@@ -251,8 +251,9 @@ class EvalConfig(Section):
     monitor: Literal["accuracy", "macro_f1", "loss"] = "accuracy"
     """Figure on the val split that chooses the best epoch, early stopping and plateau. Of epochs
     with the same figure the one with the lowest loss is the best, of equal losses the later one."""
-    batch_size: Annotated[int, Field(ge=1)] = 64
-    """Images in one evaluation batch of a process; does not change the result."""
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Images in one evaluation batch of a process; does not change the result. `auto` takes 64, and
+    up to 256 where a GPU evaluates stored images."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of evaluation; fp32 is what the saved model gives elsewhere (to the precision of
     TF32 on GPUs, whose convolutions use it unless torch is told otherwise)."""

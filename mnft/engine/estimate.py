@@ -22,7 +22,7 @@ from mnft.data.store import Store, StoreUnavailable
 from mnft.engine.device import resolve_device, resolve_precision
 from mnft.engine.distributed import Ranks
 from mnft.engine.head import find_linear_head
-from mnft.engine.inputs import choose_loader_options
+from mnft.engine.inputs import choose_eval_batch_size, choose_loader_options
 from mnft.engine.optim import build_optimizer
 from mnft.errors import ConfigError, ModelError
 from mnft.model.factory import build_model
@@ -168,7 +168,8 @@ def _estimate_shared(config: Config, plan: Plan, device: torch.device) -> list[N
         return []
     options = choose_loader_options(config, plan.preprocessing, device, Ranks())
     assert isinstance(config.train.batch_size, int)
-    batch = max(config.train.batch_size, config.eval.batch_size)
+    eval_batch = choose_eval_batch_size(config.eval, plan.preprocessing)
+    batch = max(config.train.batch_size, eval_batch)
     size = count_shared_bytes(options.workers, batch * math.prod(plan.preprocessing.input_size))
     what = f"shared memory of {options.workers} workers"
     return [Need(what, size, measure_free(_SHARED), str(_SHARED))]

@@ -1,22 +1,28 @@
-"""Run a model over evaluation batches and collect its logits; every image counts once."""
+"""Run a model over evaluation batches and collect what it gives; every image counts once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mnft.data.batches import Batch
 from mnft.engine.device import autocast
 from mnft.engine.distributed import Ranks, gather
+from mnft.engine.memory import free_memory, is_out_of_memory
 from mnft.results import BadImage
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+_log = logging.getLogger(__name__)
+# Numbers that stay on a device before they are copied from it: 256 MiB in float32.
+_MOST_KEPT = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,36 +65,118 @@ def compute_outputs(
         flip: average the logits of each image and of its mirror image (test-time augmentation).
         on_images: called with the number of images of each batch done.
     """
-    parts: list[tuple[Array, Array, Array]] = []
+    ranks = ranks or Ranks()
+    rows = Rows(ranks)
     bad: dict[int, BadImage] = {}
+
+    def compute(images: Tensor) -> Tensor:
+        with autocast(device, dtype):
+            logits: Tensor = model(images)
+            if flip:
+                logits = (logits + model(images.flip(-1))) / 2
+        return logits.float()
+
     with torch.inference_mode(), evaluating(model):
+        fitting = InParts(compute)
         for batch in batches:
             bad |= dict(batch.bad)
             if len(batch.images):
-                with autocast(device, dtype):
-                    logits = model(batch.images)
-                    if flip:
-                        logits = (logits + model(batch.images.flip(-1))) / 2
-                parts.append(
-                    (
-                        np.asarray(batch.positions, dtype=np.int64),
-                        logits.float().cpu().numpy(),
-                        batch.targets.cpu().numpy(),
-                    )
-                )
+                rows.add(batch.positions, fitting(batch.images), batch.targets)
             if on_images:
                 on_images(len(batch.positions) + len(batch.bad))
-    parts = [part for own in gather(ranks or Ranks(), parts) for part in own]
-    for theirs in gather(ranks or Ranks(), bad):
+        found = rows.collect()
+    for theirs in gather(ranks, bad):
         bad |= theirs
-    if not parts:
+    if found is None:
         empty = np.empty(0, dtype=np.int64)
         return Outputs(empty, np.empty((0, num_classes), dtype=np.float32), empty, bad)
-    positions, logits_of_all, targets = (
-        np.concatenate(columns) for columns in zip(*parts, strict=True)
-    )
-    order = np.argsort(positions)
-    return Outputs(positions[order], logits_of_all[order], targets[order], bad)
+    positions, logits, targets = (column.numpy() for column in found)
+    return Outputs(positions, logits, targets, bad)
+
+
+class Rows:
+    """Collects a row of numbers of each image, which batches leave on the device.
+
+    A copy to the host waits for all that the device has been given to do, so there is one at the
+    end instead of two for each batch.
+
+    Args:
+        ranks: the processes that share the images.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._kept: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._num_kept = 0
+        self._copied: list[tuple[Tensor, ...]] = []
+
+    def add(self, positions: Sequence[int], values: Tensor, targets: Tensor) -> None:
+        """Take the rows of one batch.
+
+        Args:
+            positions: B places of the images in the order of all.
+            values: (B, D) float.
+            targets: (B,) int64.
+        """
+        self._kept.append((torch.tensor(positions), values, targets))
+        self._num_kept += values.numel()
+        if self._num_kept >= _MOST_KEPT:
+            self._copy()
+
+    def collect(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """All rows of all processes on the CPU, in the order of the images; None without any.
+
+        Returns:
+            Positions (N,) int64, ascending, values (N, D) and targets (N,) int64.
+        """
+        self._copy()
+        parts = [part for own in gather(self._ranks, self._copied) for part in own]
+        if not parts:
+            return None
+        positions, values, targets = (torch.cat(columns) for columns in zip(*parts, strict=True))
+        order = positions.argsort()
+        return positions[order], values[order], targets[order]
+
+    def _copy(self) -> None:
+        if self._kept:
+            columns = zip(*self._kept, strict=True)
+            self._copied.append(tuple(torch.cat(column).cpu() for column in columns))
+            self._kept.clear()
+            self._num_kept = 0
+
+
+class InParts:
+    """Computes batches in as few parts as the memory allows.
+
+    Where memory runs out the batch is computed again in twice as many parts, and so are all that
+    follow. Without gradients and with BatchNorm's own statistics the parts do not matter.
+
+    Args:
+        compute: (B, C, H, W) images to (B, D) numbers.
+    """
+
+    def __init__(self, compute: Callable[[Tensor], Tensor]) -> None:
+        self._compute = compute
+        self._parts = 1
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, D) of a whole batch.
+
+        Raises:
+            RuntimeError: there is too little memory for a single image.
+        """
+        while True:
+            try:
+                parts = images.tensor_split(max(1, min(self._parts, len(images))))
+                computed = [self._compute(part) for part in parts]
+                return computed[0] if len(computed) == 1 else torch.cat(computed)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or self._parts >= len(images):
+                    raise
+            # Not within `except`: the error holds the tensors of the attempt.
+            self._parts *= 2
+            _log.warning("out of memory: batches are now evaluated in %d parts", self._parts)
+            free_memory()
 
 
 @contextmanager

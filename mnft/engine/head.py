@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from mnft.data.batches import Batch
 from mnft.engine.device import autocast
-from mnft.engine.distributed import Ranks, gather
-from mnft.engine.evaluate import evaluating
+from mnft.engine.distributed import Ranks
+from mnft.engine.evaluate import InParts, Rows, evaluating
 from mnft.metrics import EpochMetrics, compute_epoch_metrics
 
 # Weight decays that are tried, all at once, on features of unit variance: from nearly none to
@@ -99,17 +99,17 @@ def compute_features(
         on_images: called with the number of images of each batch done.
 
     """
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    rows = Rows(ranks)
+    fitting = InParts(lambda images: _forward_features(model, images).float())
     with torch.inference_mode(), autocast(device, dtype), evaluating(model):
         for batch in batches:
-            values = _forward_features(model, batch.images)
-            parts.append((torch.tensor(batch.positions), values.float().cpu(), batch.targets.cpu()))
+            rows.add(batch.positions, fitting(batch.images), batch.targets)
             if on_images:
                 on_images(len(batch.positions))
-    everything = [part for own in gather(ranks, parts) for part in own]
-    positions, values, targets = (torch.cat(columns) for columns in zip(*everything, strict=True))
-    order = positions.argsort()
-    return Features(values[order].clone(), targets[order].clone())
+        found = rows.collect()
+    assert found is not None
+    _, values, targets = found
+    return Features(values.clone(), targets.clone())  # for autograd, which takes no others
 
 
 def fit_head(

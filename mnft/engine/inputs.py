@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 
-from mnft.config.schema import Config
+from mnft.config.schema import Config, EvalConfig
 from mnft.data.batches import Batches, Growth, LoaderOptions
 from mnft.data.cache import find_cache_folder
 from mnft.data.geometry import EvalGeometry, TrainGeometry, choose_train_geometry
@@ -31,6 +31,11 @@ from mnft.errors import DataError, MnftError
 from mnft.preprocessing import Preprocessing
 
 _LOGGER = logging.getLogger(__name__)
+
+# Images in an evaluation batch where the config leaves it open, and the most pixels on a GPU.
+_EVAL_IMAGES = 64
+_EVAL_IMAGES_ON_GPU = 256
+_EVAL_PIXELS_ON_GPU = 256 * 224 * 224
 
 Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
@@ -234,7 +239,9 @@ def build_view(
     stored = inputs.train if split == "train" else inputs.val
     augment: Literal["centre"] | None = "centre" if split == "train" else None
     labels = label(samples, manifest.class_names)
-    sampler = _eval_sampler(len(samples), config.eval.batch_size, ranks)
+    stored_for = None if stored is None else device
+    batch_size = choose_eval_batch_size(config.eval, preprocessing, stored_for=stored_for)
+    sampler = _eval_sampler(len(samples), batch_size, ranks)
     if stored is None:
         geometry = (
             _train_geometry(config, preprocessing) if augment else EvalGeometry(preprocessing)
@@ -291,7 +298,8 @@ def choose_loader_options(
     config: Config, preprocessing: Preprocessing, device: torch.device, ranks: Ranks
 ) -> LoaderOptions:
     """Worker processes for what is not done on whole batches."""
-    batch_size = max(get_batch_size(config) // ranks.world_size, config.eval.batch_size)
+    eval_batch_size = choose_eval_batch_size(config.eval, preprocessing)
+    batch_size = max(get_batch_size(config) // ranks.world_size, eval_batch_size)
     workers = choose_workers(
         config.data.workers,
         device=device,
@@ -305,6 +313,27 @@ def get_batch_size(config: Config) -> int:
     """`train.batch_size` once it is a number; `auto` is resolved before a training is built."""
     assert config.train.batch_size != "auto"
     return config.train.batch_size
+
+
+def choose_eval_batch_size(
+    config: EvalConfig, preprocessing: Preprocessing, *, stored_for: torch.device | None = None
+) -> int:
+    """`eval.batch_size`, or what `auto` stands for.
+
+    A GPU that need not wait for images to be decoded takes more of them at once, as long as they
+    are not large.
+
+    Args:
+        config: of the evaluation.
+        preprocessing: of the model's input.
+        stored_for: the device that evaluates stored images; None where images are decoded.
+    """
+    if config.batch_size != "auto":
+        return config.batch_size
+    if stored_for is None or stored_for.type != "cuda":
+        return _EVAL_IMAGES
+    pixels = math.prod(preprocessing.input_size[1:])
+    return max(_EVAL_IMAGES, min(_EVAL_IMAGES_ON_GPU, _EVAL_PIXELS_ON_GPU // pixels))
 
 
 def label(samples: list[Sample], class_names: tuple[str, ...]) -> list[int]:
