@@ -1,11 +1,11 @@
 # `make demo` installs mnft and trains and evaluates a model on data that comes with it;
-# `make test` installs it and runs all checks and tests.
+# `make test` installs it and runs all checks and tests; `make gpu` runs the tests that need a GPU.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test test-all lint docs clean
+.PHONY: install demo test test-all gpu lint docs clean
 
 install: $(VENV)/.installed
 
@@ -32,6 +32,20 @@ test: lint
 
 test-all: lint
 	$(BIN)/pytest -n auto --dist loadfile -m "not network"
+
+# Without a GPU the tests are skipped, and say so.
+gpu: install
+	$(BIN)/pytest -m gpu
+	@echo
+	@echo "Next, with a config of real images and weights (benchmarks/gpu/README.md says what must"
+	@echo "be seen; a smaller copy of images: benchmarks/gpu/shrink.py):"
+	@echo "  $(BIN)/python benchmarks/gpu/equal.py CONFIG      the same figures as on the CPU"
+	@echo "  $(BIN)/python benchmarks/gpu/phases.py CONFIG     where the seconds of a training go"
+	@echo "  $(BIN)/python benchmarks/gpu/limit.py CONFIG      how close it comes to the GPU's limit"
+	@echo "  $(BIN)/python benchmarks/gpu/matrix.py CONFIG     every setting runs"
+	@echo "  $(BIN)/python benchmarks/gpu/stops.py CONFIG      SIGTERM and --resume, bit for bit"
+	@echo "  $(BIN)/python benchmarks/gpu/memory.py CONFIG     too little memory"
+	@echo "  $(BIN)/python benchmarks/gpu/processes.py CONFIG  several processes"
 
 docs: install
 	$(BIN)/python -m mnft.config.docs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -73,6 +74,13 @@ def run_cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Re
         return result
 
     return run
+
+
+@pytest.fixture
+def gpu_script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """A function that imports a script of benchmarks/gpu by its name."""
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks" / "gpu")
+    return importlib.import_module
 
 
 @pytest.fixture
