@@ -209,6 +209,18 @@ def test_names_in_the_picture_do_not_overlap(tmp_path, monkeypatch, count):
         assert inside.count_contains([(box.x0, box.y0), (box.x1, box.y1)]) == 2
 
 
+def test_a_name_that_no_font_has_is_a_number_in_the_picture(tmp_path, monkeypatch):
+    from mnft.edge import comparison_plot
+
+    figures = []
+    monkeypatch.setattr(comparison_plot, "save_figure", lambda figure, _: figures.append(figure))
+    rows = [row("a", 90, 1.0), row("\U0010f999", 91, 2.0)]
+    comparison_plot.plot_comparison(compare(rows), tmp_path / "x.png", title="t")
+    (axes,) = figures[0].axes
+    assert [text.get_text().partition(",")[0] for text in axes.texts] == ["a", "[2]"]
+    assert "[n]: rows of comparison.csv" in axes.get_xlabel()
+
+
 # --- the command
 
 

@@ -18,7 +18,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 
 from mnft.edge.compare import Comparison
-from mnft.runs.plots import draw_title, find_fonts, save_figure
+from mnft.runs.fonts import find_fonts, make_drawable
+from mnft.runs.plots import draw_title, save_figure
 
 _SIZE = (9.0, 5.6)  # inches
 _DPI = 130
@@ -59,7 +60,9 @@ def plot_comparison(comparison: Comparison, path: Path, *, title: str) -> None:
         path: the PNG to write.
         title: the line above.
     """
-    points, looks = _find_points(comparison)
+    names = [row.name for row in comparison.rows]
+    names, legend = make_drawable(names, numbering="rows of comparison.csv")
+    points, looks = _find_points(comparison, names)
     figure = Figure(figsize=_SIZE, dpi=_DPI, facecolor="white")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
@@ -68,15 +71,19 @@ def plot_comparison(comparison: Comparison, path: Path, *, title: str) -> None:
     for point in points:
         _draw_point(axes, point)
     _draw_legend(axes, looks)
+    if legend:
+        axes.set_xlabel(f"{axes.get_xlabel()}\n{legend}", fontsize=10)
     draw_title(axes, title, width=_SIZE[0], size=11)
     canvas.draw()
     _draw_labels(axes, points, front, canvas.get_renderer())
     save_figure(figure, path)
 
 
-def _find_points(comparison: Comparison) -> tuple[list[_Point], dict[str, tuple[str, str]]]:
+def _find_points(
+    comparison: Comparison, names: Sequence[str]
+) -> tuple[list[_Point], dict[str, tuple[str, str]]]:
     complete = [
-        (row.name, row.facts, row.evaluation, row.latency, comparison.fastest[index])
+        (names[index], row.facts, row.evaluation, row.latency, comparison.fastest[index])
         for index, row in enumerate(comparison.rows)
     ]
     looks: dict[str, tuple[str, str]] = {}
@@ -202,7 +209,7 @@ def _draw_labels(
             *_in_data(axes, inside.x0, inside.y0),
             point.name,
             fontsize=_LABEL_POINTS,
-            fontfamily=find_fonts(),
+            fontfamily=find_fonts([point.name]),
             parse_math=False,
             path_effects=[withStroke(linewidth=2.5, foreground="white")],
             zorder=4,

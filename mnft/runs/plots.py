@@ -15,10 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.font_manager import get_font_names
 from matplotlib.patches import Rectangle
 
 from mnft.files import atomic_path
+from mnft.runs.fonts import find_fonts, make_drawable
 
 _DPI = 110
 # Inches: a cell with its count inside, a cell that only needs its label, and the whole matrix.
@@ -30,8 +30,6 @@ _MAX_LABEL_CHARS = 28
 _NUM_LISTED = 25
 _MIN_TITLE_CHARS = 40
 _MARK = "#d55e00"  # the vermilion of Okabe and Ito, told from blue by every reader
-# Drawn where installed: matplotlib's own font has no Chinese, Japanese or Korean.
-_FALLBACK_FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "Hiragino Sans GB")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +39,8 @@ class _Matrix:
     counts: Any
     shares: Any
     labels: list[str]
+    legend: str | None  # of numbers in the labels
+    fonts: list[str]
     side: float  # inches
 
     @property
@@ -73,7 +73,8 @@ def plot_confusion(
 
     Args:
         confusion: (C, C) counts, rows by true class, columns by predicted class.
-        class_names: C names; long ones are shortened with an ellipsis.
+        class_names: C names; long ones are shortened with an ellipsis, and those that no font
+            here has are drawn as numbers.
         path: the PNG to write.
         title: the line above the matrix.
     """
@@ -145,10 +146,12 @@ def _build_matrix(confusion: Sequence[Sequence[int]], class_names: Sequence[str]
     roomy = min(num_classes, _MAX_COUNTED_CLASSES) * _ROOMY_CELL
     side = min(max(roomy, num_classes * _SMALL_CELL, _BAR_HEIGHT), _MAX_SIDE)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    return _Matrix(counts, shares, [_shorten(name) for name in class_names], side)
+    names, legend = make_drawable(class_names, numbering="rows of per_class.csv")
+    labels = [shorten(name) for name in names]
+    return _Matrix(counts, shares, labels, legend, find_fonts(labels), side)
 
 
-def _shorten(name: str) -> str:
+def shorten(name: str) -> str:
     """Keep both ends: names of one family often differ only in the last word."""
     text = " ".join(name.split())
     if len(text) <= _MAX_LABEL_CHARS:
@@ -178,12 +181,16 @@ def _draw_labels(axes: Axes, matrix: _Matrix, title: str) -> None:
     step = math.ceil(1.15 * size / matrix.cell_points)
     ticks = range(0, len(matrix.labels), step)
     labels = [matrix.labels[tick] for tick in ticks]
-    text: dict[str, Any] = {"fontsize": size, "parse_math": False, "fontfamily": find_fonts()}
+    text: dict[str, Any] = {"fontsize": size, "parse_math": False, "fontfamily": matrix.fonts}
     slant: dict[str, Any] = {"rotation": 90, "va": "center"} if matrix.many else {"rotation": 45}
     axes.set_xticks(ticks, labels, **text, **slant, ha="right", rotation_mode="anchor")
     axes.set_yticks(ticks, labels, **text)
     axes.tick_params(length=2, width=0.5)
     axes.set_xlabel("predicted", fontsize=matrix.heading_size)
+    if matrix.legend:
+        # Below the labels, which are long: matplotlib knows where they end.
+        line = textwrap.fill(matrix.legend, max(_MIN_TITLE_CHARS, int(72 * matrix.side / 5)))
+        axes.set_xlabel(f"predicted\n{line}", fontsize=matrix.heading_size)
     axes.set_ylabel("true", fontsize=matrix.heading_size)
     draw_title(axes, title, width=matrix.side, size=matrix.heading_size)
 
@@ -191,13 +198,9 @@ def _draw_labels(axes: Axes, matrix: _Matrix, title: str) -> None:
 def draw_title(axes: Axes, title: str, *, width: float, size: float) -> None:
     """Put a title above the axes, broken into lines that fit `width` inches at `size` points."""
     text = textwrap.fill(title, max(_MIN_TITLE_CHARS, int(72 * width / (0.6 * size))))
-    axes.set_title(text, loc="left", fontsize=size, fontfamily=find_fonts(), parse_math=False)
-
-
-def find_fonts() -> list[str]:
-    """Fonts for text that users chose: matplotlib's own, then those that have what it lacks."""
-    installed = set(get_font_names())
-    return ["DejaVu Sans", *(name for name in _FALLBACK_FONTS if name in installed)]
+    axes.set_title(
+        text, loc="left", fontsize=size, fontfamily=find_fonts([title]), parse_math=False
+    )
 
 
 def _draw_counts(axes: Axes, matrix: _Matrix, cells: Iterable[Sequence[int]]) -> None:
@@ -247,7 +250,7 @@ def _list_confusions(axes: Axes, matrix: _Matrix, confusions: list[tuple[int, in
         fontsize=size,
         linespacing=linespacing,
         parse_math=False,
-        fontfamily=find_fonts(),
+        fontfamily=matrix.fonts,
     )
 
 

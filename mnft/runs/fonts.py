@@ -1,0 +1,105 @@
+"""Which installed fonts draw the names that users chose, and numbers for names that none draws."""
+
+from __future__ import annotations
+
+import logging
+import unicodedata
+from collections.abc import Sequence
+from functools import lru_cache
+
+from matplotlib.font_manager import FontProperties, findfont, get_font_names
+from matplotlib.ft2font import FT2Font
+
+_OWN = "DejaVu Sans"  # comes with matplotlib, and has no Chinese, Japanese, Korean, Hindi or Thai
+# Tried first, as a font with serifs or for headlines may have the characters as well.
+_PREFERRED = (
+    "Noto Sans CJK JP",
+    "Noto Sans CJK SC",
+    "Noto Sans",
+    "Hiragino Sans GB",
+    "PingFang SC",
+    "Microsoft YaHei",
+    "WenQuanYi Zen Hei",
+    "Arial Unicode MS",
+)
+# These have a box or nothing for every character.
+_EMPTY = ("Last Resort", "LastResort", "Adobe Blank", "Adobe NotDef")
+_LOGGER = logging.getLogger(__name__)
+_told: list[bool] = []
+# That a family has no normal weight is no news to the user.
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+
+
+def find_fonts(texts: Sequence[str]) -> list[str]:
+    """Families that together draw as much of the texts as can be: matplotlib's own, then others."""
+    return [_OWN, *_search(_collect(texts))[0]]
+
+
+def make_drawable(names: Sequence[str], *, numbering: str) -> tuple[list[str], str | None]:
+    """Put a number before each name that no installed font draws, and leave out what is missing.
+
+    The log says once that there are such names.
+
+    Args:
+        names: of classes or models.
+        numbering: what the numbers are, for the legend, as "rows of per_class.csv".
+
+    Returns:
+        The names as they can be drawn, and a legend where there are numbers.
+    """
+    missing = _search(_collect(names))[1]
+    shown = []
+    for number, name in enumerate(names, start=1):
+        if missing.isdisjoint(name):
+            shown.append(name)
+            continue
+        rest = "".join(character for character in name if character not in missing).strip()
+        # What is left of "rose 🌻" says something, of "クラス 2" it would mislead.
+        readable = 2 * len(rest) > len(name) and any(character.isalpha() for character in rest)
+        shown.append(f"[{number}] {rest}" if readable else f"[{number}]")
+    if not missing:
+        return shown, None
+    if not _told:
+        _told.append(True)
+        _LOGGER.warning(
+            "no font on this machine has %s: pictures show numbers for names with such "
+            "characters; fonts such as Noto Sans CJK have them",
+            "".join(sorted(missing)[:10]),
+        )
+    return shown, f"[n]: {numbering}; no font here has all characters of these names"
+
+
+def _collect(texts: Sequence[str]) -> frozenset[str]:
+    """The characters that leave a mark; joiners and the like need no glyph."""
+    characters = set().union(*texts)
+    unseen = {"Cc", "Cf"}
+    return frozenset(
+        c for c in characters if unicodedata.category(c) not in unseen and not c.isspace()
+    )
+
+
+@lru_cache(maxsize=64)
+def _search(characters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]]:
+    """Families beside matplotlib's own that draw the characters, and those that none draws."""
+    missing = characters - _covered(_OWN, characters)
+    families = []
+    if missing:
+        names = [name for name in get_font_names() if not name.startswith(_EMPTY)]
+        rank = {name: place for place, name in enumerate(_PREFERRED)}
+        names.sort(key=lambda name: (rank.get(name, len(rank)), "Sans" not in name, name))
+        for name in names:
+            if covered := _covered(name, missing):
+                families.append(name)
+                missing -= covered
+            if not missing:
+                break
+    return tuple(families), missing
+
+
+def _covered(family: str, characters: frozenset[str]) -> frozenset[str]:
+    """The characters that the file has which matplotlib takes for a family."""
+    try:
+        font = FT2Font(findfont(FontProperties(family=family), fallback_to_default=False))
+        return frozenset(c for c in characters if font.get_char_index(ord(c)))
+    except (OSError, RuntimeError, ValueError):  # gone, damaged, or of bitmaps alone
+        return frozenset()
