@@ -40,6 +40,11 @@ def clean(text: str) -> str:
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
+def clean_line(text: str) -> str:
+    """The same for what stands in one line: names may hold line breaks too."""
+    return clean(text).replace("\n", "\N{REPLACEMENT CHARACTER}")
+
+
 def warn(message: str) -> None:
     """Print `warning: ...` to stderr."""
     _say(Text.assemble(("warning: ", "bold yellow"), clean(message)))
@@ -57,7 +62,7 @@ def done(message: str) -> None:
 
 def show_data(line: str) -> None:
     """Print a line of data to stdout, unwrapped."""
-    sys.stdout.write(clean(line) + "\n")
+    sys.stdout.write(clean_line(line) + "\n")
     sys.stdout.flush()
 
 
@@ -77,7 +82,7 @@ def show_table(
 ) -> None:
     """Print a table; a column whose values are all numbers (or end in a unit) is right-aligned."""
     table = Table(box=None, title=title, title_justify="left", pad_edge=False, padding=(0, 2, 0, 0))
-    cells = [[clean(str(cell)) for cell in row] for row in rows]
+    cells = [[clean_line(str(cell)) for cell in row] for row in rows]
     for index, column in enumerate(columns):
         numeric = bool(cells) and all(re.match(r"^(-?\d.*|-|)$", row[index]) for row in cells)
         table.add_column(clean(column), justify="right" if numeric else "left", no_wrap=not index)
@@ -92,7 +97,8 @@ def show_facts(facts: Mapping[str, object], *, to_stderr: bool = False) -> None:
     console = _console(stderr=to_stderr)
     for name, value in facts.items():
         console.print(
-            Text.assemble((f"{clean(name):<{width}}", "dim"), clean(str(value))), soft_wrap=True
+            Text.assemble((f"{clean_line(name):<{width}}", "dim"), clean_line(str(value))),
+            soft_wrap=True,
         )
 
 
