@@ -216,6 +216,14 @@ class TrainConfig(Section):
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes a GPU when there is one."""
 
+    @field_validator("stages")
+    @classmethod
+    def _stages_in_order(cls, value: list[str] | None) -> list[str] | None:
+        if value is not None and value not in (["head"], ["finetune"], ["head", "finetune"]):
+            shown = f"[{', '.join(value)}]"
+            raise ValueError(f"found {shown}, expected [head], [finetune] or [head, finetune]")
+        return value
+
     @model_validator(mode="after")
     def _parts_fit(self) -> TrainConfig:
         if self.batch_size != "auto" and self.accumulation_steps > self.batch_size:
