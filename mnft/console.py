@@ -47,6 +47,11 @@ def clean(text: str) -> str:
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
+def clean_line(text: str) -> str:
+    """The same for what stands in one line: names may hold line breaks too."""
+    return clean(text).replace("\n", "\N{REPLACEMENT CHARACTER}")
+
+
 def warn(message: str) -> None:
     """Print `warning: ...` to stderr."""
     _say(Text.assemble(("warning: ", "bold yellow"), clean(message)))
@@ -64,7 +69,7 @@ def done(message: str) -> None:
 
 def show_data(line: str) -> None:
     """Print a line of data to stdout, unwrapped."""
-    sys.stdout.write(clean(line) + "\n")
+    sys.stdout.write(clean_line(line) + "\n")
     sys.stdout.flush()
 
 
@@ -94,7 +99,7 @@ def show_table(
         to_stderr: print to stderr, as what is not the command's result.
     """
     console = _console(stderr=to_stderr)
-    table = [[clean(str(cell)) for cell in row] for row in (columns, *rows)]
+    table = [[clean(c) for c in columns], *([clean_line(str(c)) for c in row] for row in rows)]
     figures, widths = [], []
     for heading, *cells in zip(*table, strict=True):
         figures.append(bool(cells) and all(re.match(r"^(-?\d.*|-|)$", cell) for cell in cells))
@@ -130,7 +135,8 @@ def show_facts(facts: Mapping[str, object], *, to_stderr: bool = False) -> None:
     console = _console(stderr=to_stderr)
     for name, value in facts.items():
         console.print(
-            Text.assemble((f"{clean(name):<{width}}", "dim"), clean(str(value))), soft_wrap=True
+            Text.assemble((f"{clean_line(name):<{width}}", "dim"), clean_line(str(value))),
+            soft_wrap=True,
         )
 
 

@@ -20,28 +20,34 @@ def atomic_path(path: Path) -> Iterator[Path]:
     The data is flushed to the disk before the rename. On an exception the temporary file is
     removed and `path` stays as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        with naming(path):
+    with naming(path, _prefix(path)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=".tmp")
+        os.close(handle)
+        temporary = Path(name)
+        try:
             yield temporary
             _give_usual_permissions(temporary, 0o666)
             _flush(temporary)
             temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        finally:
+            temporary.unlink(missing_ok=True)
     _flush(path.parent)
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Let errors of the disk say which file it was; those of open files do not."""
+def naming(path: Path, prefix: str | None = None) -> Iterator[None]:
+    """Let errors of the disk say which file it was; those of open files do not.
+
+    Args:
+        path: the file or folder that is written.
+        prefix: of the names of temporary files beside it, whose own names tell a person nothing.
+    """
     try:
         yield
     except OSError as error:
-        if error.filename is None:
+        named = error.filename
+        if named is None or (prefix and str(named).startswith(str(path.parent / prefix))):
             error.filename = str(path)
         raise
 
@@ -103,12 +109,13 @@ def recover_folder(folder: Path) -> None:
 @contextmanager
 def temporary_folder(beside: Path) -> Iterator[Path]:
     """Give an empty folder for what shall stand at `beside`; it is removed, unless renamed."""
-    beside.parent.mkdir(parents=True, exist_ok=True)
-    name = tempfile.mkdtemp(dir=beside.parent, prefix=_prefix(beside), suffix=".tmp")
-    try:
-        yield Path(name)
-    finally:
-        shutil.rmtree(name, ignore_errors=True)
+    with naming(beside, _prefix(beside)):
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        name = tempfile.mkdtemp(dir=beside.parent, prefix=_prefix(beside), suffix=".tmp")
+        try:
+            yield Path(name)
+        finally:
+            shutil.rmtree(name, ignore_errors=True)
     _flush(beside.parent)
 
 

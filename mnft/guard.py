@@ -37,6 +37,7 @@ _DISK_ERRORS = {
     errno.ENAMETOOLONG,
     errno.ELOOP,
 }
+_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
 
 
 def guarded(command: Callable[P, None]) -> Callable[P, None]:
@@ -64,7 +65,11 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             if error.errno not in _DISK_ERRORS:
                 raise
             where = error.filename2 or error.filename or "the disk"
-            console.show_error(MnftError(f"{where}: {error.strerror}"))
+            hint = "name another place to write to: --output PATH"
+            may_help = "output" in kwargs and error.errno in _NOT_WRITABLE
+            console.show_error(
+                MnftError(f"{where}: {error.strerror}", hint=hint if may_help else None)
+            )
             raise typer.Exit(MnftError.exit_code) from None
         except (MemoryError, RuntimeError) as error:
             if (known := _explain(error)) is None:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+# The resized image is the input divided by crop_pct: 0.002 would make 16,000 pixels of 32. timm's
+# own values lie between 0.875 and 1.15.
+MIN_CROP_PCT = 0.25
+_MAX_CROP_PCT = 2.0
+_MAX_SIDE = 4096
+_CROP_MODES = ("center", "squash", "border")
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +24,8 @@ class Preprocessing:
         mean: a channel mean of values in 0..1, one a channel.
         std: a standard deviation likewise.
         interpolation: "bilinear", "bicubic" or "nearest".
-        crop_pct: share of the resized image that the centre crop keeps, in (0, 1].
+        crop_pct: share of the resized image's side that the centre crop keeps, at least 0.25;
+            above 1 (timm's VOLO) the crop has a border.
         crop_mode: timm's "center", "squash" or "border".
     """
 
@@ -29,9 +38,13 @@ class Preprocessing:
 
     @classmethod
     def from_timm(cls, config: Mapping[str, Any]) -> Preprocessing:
-        """Read what `timm.data.resolve_model_data_config` returns."""
+        """Read what `timm.data.resolve_model_data_config` returns.
+
+        Raises:
+            ValueError: no model can take images so, as in a file that was damaged or edited.
+        """
         channels, height, width = config["input_size"]
-        return cls(
+        found = cls(
             input_size=(channels, height, width),
             mean=_per_channel(config["mean"], channels),
             std=_per_channel(config["std"], channels),
@@ -39,6 +52,24 @@ class Preprocessing:
             crop_pct=float(config["crop_pct"]),
             crop_mode=config.get("crop_mode") or "center",
         )
+        found._check()
+        return found
+
+    def _check(self) -> None:
+        sides_fit = all(isinstance(n, int) and 1 <= n <= _MAX_SIDE for n in self.input_size)
+        rules = {
+            "input_size": (sides_fit, f"whole numbers from 1 to {_MAX_SIDE:,}"),
+            "mean": (all(map(math.isfinite, self.mean)), "finite numbers"),
+            "std": (all(0 < value < math.inf for value in self.std), "numbers above 0"),
+            "crop_pct": (
+                MIN_CROP_PCT <= self.crop_pct <= _MAX_CROP_PCT,
+                f"a number from {MIN_CROP_PCT} to {_MAX_CROP_PCT}",
+            ),
+            "crop_mode": (self.crop_mode in _CROP_MODES, f"one of {', '.join(_CROP_MODES)}"),
+        }
+        for name, (is_right, expected) in rules.items():
+            if not is_right:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected {expected}")
 
     def as_pretrained_cfg(self) -> dict[str, Any]:
         """The keys of timm's `pretrained_cfg` that hold this specification."""

@@ -191,3 +191,13 @@ def test_is_export(tmp_path: Path) -> None:
 
 def test_facts_are_added() -> None:
     assert set_facts(ARTIFACT, images=3).facts == {"packages": {"onnx": "1"}, "images": 3}
+
+
+def test_openvino_without_its_weights_says_which_file_is_missing(tmp_path: Path) -> None:
+    for name in ("model.xml", "model.bin"):
+        (tmp_path / name).write_bytes(name.encode())
+    write_record(tmp_path, replace(ARTIFACT, format="openvino", file="model.xml"))
+    read_artifact(tmp_path)
+    (tmp_path / "model.bin").unlink()
+    with pytest.raises(CheckpointError, match=r"'model.bin', which holds the weights of model.xml"):
+        read_artifact(tmp_path)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from mnft.config import describe, docs
@@ -61,6 +62,27 @@ def test_an_empty_section_means_its_defaults(load):
 def test_an_exponent_makes_a_number(text, value):
     assert parse_value(text) == value
     assert parse_yaml(f"a: {text}\n", Path("x")).values == {"a": value}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("0", 0), ("-7", -7), ("1_000", 1000), (".5", 0.5), ("-1.25", -1.25), ("1.", 1.0)],
+)
+def test_decimal_numbers(text, value):
+    found = parse_value(text)
+    assert (found, type(found)) == (value, type(value))
+    assert str(parse_value("-.inf")) == "-inf"
+
+
+ODD_NUMBERS = ["0x10", "010", "0b11", "1:30", "1:30.5", "-0x1F", "007"]
+
+
+@pytest.mark.parametrize("text", ODD_NUMBERS)
+def test_other_notations_of_numbers_are_texts_for_every_reader(text):
+    """Numbers in YAML 1.1: 010 is 8 there, 1:30 is 90. What is saved must not be one elsewhere."""
+    assert parse_value(text) == text
+    saved = dump_yaml({"name": text})
+    assert parse_yaml(saved, Path("x")).values == yaml.safe_load(saved) == {"name": text}
 
 
 @pytest.mark.parametrize("text", ["1e-3x", "e3", "2026-01-31", "'1e-3'", "1e", "v1e3"])

@@ -86,6 +86,19 @@ def test_control_characters_are_cleaned(capsys, show):
     output.encode("utf-8")
 
 
+@pytest.mark.parametrize(
+    "show",
+    [
+        console.show_data,
+        lambda text: console.show_facts({"name": text}),
+        lambda text: console.show_table(["name"], [[text]]),
+    ],
+)
+def test_a_name_with_a_line_break_stays_in_its_line(capsys, show):
+    show("red\nroses")
+    assert "red\N{REPLACEMENT CHARACTER}roses" in capsys.readouterr().out
+
+
 def test_markup_and_emoji_codes_are_plain_text(capsys):
     console.note("[bold]x[/bold] [/] :smile:")
     console.show_table(["a"], [["[red]x[/red]"]])

@@ -515,3 +515,36 @@ def test_a_model_that_gives_no_numbers(run: Path, evaluate: Cli) -> None:
     assert result.exit_code == 1
     assert "finite" in result.stderr
     assert not (run / "eval").exists()
+
+
+# A run that cannot be written
+
+
+def forbid_writing(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let a folder be read-only, under root too."""
+    import errno
+    import os
+    import tempfile
+
+    def refuse(dir: Path, prefix: str, suffix: str) -> str:
+        assert Path(dir) == folder
+        path = str(folder / f"{prefix}abc{suffix}")
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+
+
+def test_figures_of_a_read_only_run_are_shown(
+    run: Path, evaluate: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forbid_writing(monkeypatch, run)
+    result = evaluate(run)
+    assert result.exit_code == 1
+    assert "accuracy " in result.stdout
+    assert "written to" not in result.stderr
+    error = f"error: {run / 'eval'}: Permission denied\nhint: name another place to write to: "
+    assert result.stderr.endswith(error + "--output PATH\n")
+    result = evaluate(run, "--json")
+    assert json.loads(result.stdout)["output"] is None
+    monkeypatch.undo()
+    assert evaluate(run, "-o", run.parent / "elsewhere").exit_code == 0

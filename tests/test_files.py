@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -259,3 +261,32 @@ def test_all_of_a_folder_is_on_the_disk_before_its_name(
         (temporary / "y").write_text("y")
     assert {"x", "y", "inner", temporary.name} <= set(flushed)
     assert flushed[-1] == tmp_path.name
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_errors_name_what_is_written_not_a_temporary_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The name of a temporary file tells a person nothing."""
+    path = tmp_path / "result"
+
+    def write() -> None:
+        if kind == "file":
+            with files.atomic_path(path) as temporary:
+                (temporary / "below a file").read_bytes()
+        else:
+            with files.atomic_folder(path) as temporary:
+                (temporary / "missing").read_bytes()
+
+    with pytest.raises(OSError, match="result") as caught:
+        write()
+    assert caught.value.filename == str(path)
+
+    def refuse(*, dir: Path, prefix: str, suffix: str) -> str:
+        raise PermissionError(errno.EACCES, "no", str(dir / f"{prefix}x{suffix}"))
+
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    with pytest.raises(PermissionError) as refused:
+        write()
+    assert refused.value.filename == str(path)

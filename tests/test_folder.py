@@ -111,10 +111,19 @@ def test_class_names_are_the_same_on_a_mac(tmp_path: Path) -> None:
 
 
 def test_two_forms_of_one_class_name_in_one_folder_are_refused(tmp_path: Path) -> None:
-    root = touch(tmp_path, "caf\u00e9/1.jpg", "cafe\u0301/2.jpg")
+    root = touch(tmp_path, "caf\u00e9/1.jpg", "cafe\u0301/2.jpg", "cafe\u0301/3.jpg")
     if len(list(root.iterdir())) == 1:
         pytest.skip("this file system does not tell the two names apart")
-    assert "are the same class name in Unicode" in refusal(root)
+    message = refusal(root)
+    assert "two folders are the same class name in Unicode" in message
+    assert r"'cafe\u0301' (decomposed, 2 files)" in message
+    assert r"'caf\xe9' (composed, 1 file)" in message
+
+
+def test_a_class_name_with_a_line_break_is_refused(tmp_path: Path) -> None:
+    message = refusal(touch(tmp_path, "a\nb/1.jpg", "c/1.jpg"))
+    assert r"the class name 'a\nb' has a line break" in message
+    assert "\n" not in message
 
 
 def test_one_class_may_be_written_in_two_forms_in_two_splits(tmp_path: Path) -> None:

@@ -365,10 +365,20 @@ def test_damaged_split_files(tmp_path: Path) -> None:
     assert "format 2, expected 1" in damaged(tmp_path, lambda c: c.update(format=2))
     for key in ("root", "class_names", "samples", "left_out", "format", "fingerprint"):
         assert "damaged split file" in damaged(tmp_path, lambda c, key=key: c.pop(key))
-    assert "damaged" in damaged(tmp_path, lambda c: c.update(samples=3))
-    assert "damaged" in damaged(tmp_path, lambda c: c["samples"][0].pop("sha256"))
-    assert "damaged" in damaged(tmp_path, lambda c: c["samples"][0].update(more=1))
-    assert "damaged" in damaged(tmp_path, lambda c: c["samples"].pop())
+    entries = "damaged split file: its entries are not those that mnft writes"
+    assert entries in damaged(tmp_path, lambda c: c.update(samples=3))
+    assert entries in damaged(tmp_path, lambda c: c["samples"][0].pop("sha256"))
+    assert entries in damaged(tmp_path, lambda c: c["samples"][0].update(more=1))
+    assert "its fingerprint is not that of its samples" in damaged(
+        tmp_path, lambda c: c["samples"].pop()
+    )
+    assert "split file: `samples` is missing" in damaged(tmp_path, lambda c: c.pop("samples"))
+    path = tmp_path / "split.json"
+    for content, reason in ((b'{"format": 1,\n', "not valid JSON in line 2"), (b"\xff", "UTF-8")):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=f"damaged split file: .*{reason}") as caught:
+            load_manifest(path)
+        assert "--data DIR" in str(caught.value.hint)
     assert "fingerprint" in damaged(tmp_path, lambda c: c["samples"][0].update(split="val2"))
     assert "class_names lacks a" in damaged(tmp_path, lambda c: c["class_names"].remove("a"))
 

@@ -17,8 +17,9 @@ from mnft.edge import formats
 from mnft.edge.artifact import Artifact, write_record
 from mnft.edge.formats import FORMATS, Format, check_installed, find_format, find_missing
 from mnft.edge.quiet import silent
+from mnft.edge.runtimes import RuntimeModel
 from mnft.edge.sessions import open_session
-from mnft.errors import ConfigError, ExportError
+from mnft.errors import CheckpointError, ConfigError, ExportError
 from mnft.preprocessing import Preprocessing
 
 ARTIFACT = Artifact(
@@ -167,8 +168,9 @@ def test_child_processes_after_openvino(tmp_path: Path) -> None:
     assert done.returncode == 0
 
 
-def test_threads_of_a_session(tmp_path: Path) -> None:
-    """A network that doubles, made without torch: the session needs none."""
+@pytest.fixture
+def doubling(tmp_path: Path) -> Path:
+    """A folder with a network that doubles, made without torch: the session needs none."""
     onnx = pytest.importorskip("onnx", reason="mnft[onnx] is not installed")
     pytest.importorskip("onnxruntime", reason="mnft[onnx] is not installed")
     helper, float32 = onnx.helper, onnx.TensorProto.FLOAT
@@ -180,7 +182,28 @@ def test_threads_of_a_session(tmp_path: Path) -> None:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     onnx.save(model, str(tmp_path / "model.onnx"))
+    return tmp_path
+
+
+def test_threads_of_a_session(doubling: Path) -> None:
     for threads in (None, 1, 2):
-        session = open_session(tmp_path, ARTIFACT, threads=threads)
+        session = open_session(doubling, ARTIFACT, threads=threads)
         images = np.ones((3, 2), dtype=np.float32)
         assert np.array_equal(session.run(images), images * 2)
+
+
+def test_a_record_that_is_not_of_its_file(doubling: Path) -> None:
+    """A name too few, or another size, in model.json: said so where the file runs."""
+    import torch
+
+    for names, images, says in (
+        (("a", "b", "c"), torch.ones(2, 2), "gives 2 values an image, but model.json names 3"),
+        (("a",), torch.ones(2, 2), "gives 2 values an image, but model.json names 1"),
+        (("a", "b"), torch.ones(2, 1, 4, 4), "does not take inputs of 1 x 4 x 4, as model.json"),
+    ):
+        artifact = replace(ARTIFACT, class_names=names)
+        model = RuntimeModel(open_session(doubling, artifact), artifact, doubling)
+        with pytest.raises(CheckpointError, match=says) as caught:
+            model(images)
+        assert caught.value.message.startswith(str(doubling / "model.onnx"))
+        assert caught.value.hint is not None

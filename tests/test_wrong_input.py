@@ -142,6 +142,18 @@ def move(old: str, new: str) -> Setup:
     return setup
 
 
+def edit(path: str, **changes: Any) -> Setup:
+    """Change a JSON file, as an editor does: keys of the file, or of `pretrained_cfg` in it."""
+
+    def setup(here: Path, *_: object) -> None:
+        values = json.loads((here / path).read_text(encoding="utf-8"))
+        for key, value in changes.items():
+            (values if key in values else values["pretrained_cfg"])[key] = value
+        (here / path).write_text(json.dumps(values), encoding="utf-8")
+
+    return setup
+
+
 def forget_absolute_root(folder: Path, *_: object) -> None:
     """The run is a copy: the images that it was made with are still at their first place."""
     path = folder / "runs" / "done" / "split.json"
@@ -161,6 +173,11 @@ TABLE = [
     row("number for a flag", TRAIN, 2, "line 10: train.channels_last: found 1, expected true or false", plus("  channels_last: 1")),
     row("float for an integer", TRAIN, 2, "line 9: train.epochs: found 1.5, expected an integer", instead("epochs: 1", "epochs: 1.5")),
     row("nothing for a number", TRAIN, 2, "line 9: train.epochs: found nothing, expected an integer", instead("epochs: 1", "epochs:")),
+    row("hexadecimal number", TRAIN, 2, "line 11: optim.lr: found '0x10', expected a number above 0; numbers are decimal", plus("optim:", "  lr: 0x10")),
+    row("leading zero", TRAIN, 2, "line 9: train.epochs: found '010', expected an integer from 1 to 100000; numbers are decimal, without leading zeros", instead("epochs: 1", "epochs: 010")),
+    row("--set to minutes and seconds", f"{TRAIN} --set train.epochs=1:30", 2, "train.epochs: found '1:30', expected an integer | numbers are decimal", BASE),
+    row("a stage twice", TRAIN, 2, "line 10: train.stages: found [head, head], expected [head], [finetune] or [head, finetune]", plus("  stages: [head, head]")),
+    row("stages in wrong order", TRAIN, 2, "line 10: train.stages: found [finetune, head], expected", plus("  stages: [finetune, head]")),
     row("out of range", TRAIN, 2, "line 3: data.img_size: found 4, expected an integer from 8 to 2048, or empty", instead("img_size: 32", "img_size: 4")),
     row("infinite", TRAIN, 2, "line 11: optim.lr: found .inf, expected a number above 0", plus("optim:", "  lr: .inf")),
     row("not a number", TRAIN, 2, "line 11: optim.lr: found .nan, expected a number above 0", plus("optim:", "  lr: .nan")),
@@ -168,6 +185,7 @@ TABLE = [
     row("choice in capitals", TRAIN, 2, "found 'AUTO' | did you mean auto?", instead("workers: 0", "workers: AUTO")),
     row("warmup as long as training", TRAIN, 2, "line 11: schedule.warmup_epochs: found 1, expected less than train.epochs (1)", plus("schedule:", "  warmup_epochs: 1")),
     row("more parts than images", TRAIN, 2, "line 11: train.accumulation_steps: found 8, expected at most train.batch_size (4)", plus("  batch_size: 4", "  accumulation_steps: 8")),
+    row("crop to almost nothing", TRAIN, 2, "line 3: data.crop_pct: found 0.002, expected a number from 0.25 to 1, or empty", of_data("crop_pct: 0.002")),
     row("list in wrong order", TRAIN, 2, "line 11: augment.scale: found [1.0, 0.5], expected the smaller value first", plus("augment:", "  scale: [1.0, 0.5]")),
     row("list of one", TRAIN, 2, "line 11: augment.scale: found [0.5], expected a list of 2 numbers from 0 to 1", plus("augment:", "  scale: [0.5]")),
     row("wrong item of a list", TRAIN, 2, "line 11: augment.scale: found 'big' as item 2, expected a list of 2 numbers", plus("augment:", "  scale: [0.5, big]")),
@@ -242,11 +260,17 @@ TABLE = [
     row("weights of another model", TRAIN, 1, "line 7, model.pretrained: vit.safetensors does not fit lenet5: 8 missing | hint: nothing was loaded", instead("false", "vit.safetensors"), images, foreign_weights),
     row("model folder missing", TRAIN, 1, "line 6, model.name: runs/x/best is not a model folder: config.json is missing | hint:", instead("lenet5", "local-dir:runs/x/best"), images),
     row("unknown model argument", TRAIN, 1, "line 7, model.kwargs: lenet5 cannot be built | unexpected keyword argument 'widht'", of_model("kwargs: {widht: 2}"), images),
+    row("weights past mnft's checks", TRAIN, 1, "line 7, model.kwargs: checkpoint_path has no place here | hint: model.pretrained: FILE", of_model("kwargs: {checkpoint_path: my.pt}"), images),
+    row("weights by way of timm's config", TRAIN, 1, "line 7, model.kwargs: pretrained_cfg_overlay has no place here | hint: model.pretrained: FILE", of_model("kwargs: {pretrained_cfg_overlay: {file: my.pt}}"), images),
     row("freeze too much", TRAIN, 1, "line 7, model.freeze: found 9, expected at most 4", of_model("freeze: 9"), images),
     row("images too small for the model", TRAIN, 1, "lenet5 cannot take images of 8x8 pixels | hint: use an img_size of 16 or more", instead("img_size: 32", "img_size: 8"), images),
+    row("images smaller than a kernel", TRAIN, 1, "flowers.yaml, line 3, data.img_size: the model cannot take images of 16 x 16 pixels: | hint: leave data.img_size out", instead("img_size: 32", "img_size: 16").replace("lenet5", "test_convnext"), images),
+    row("images not of whole windows", TRAIN, 1, "flowers.yaml, line 3, data.img_size: the model cannot take images of 16 x 16 pixels: | hint: leave data.img_size out", instead("img_size: 32", "img_size: 16").replace("lenet5", "test_maxvit"), images),
+    row("damaged preprocessing to start from", TRAIN, 1, "flowers.yaml, line 6, model.name: the model's preprocessing | is damaged: crop_pct is 1e-09", instead("lenet5", "local-dir:runs/done/best"), done_run, edit("runs/done/best/config.json", crop_pct=1e-9)),
     # --- machine and run folder
     row("optimizer typo", TRAIN, 2, "flowers.yaml, line 11, optim.name: found 'adamww', expected an optimizer of timm | hint: did you mean adamw?", plus("optim:", "  name: adamww"), images),
     row("unknown device", TRAIN, 2, "line 10, train.device: found 'gpu', expected auto, cpu, cuda, cuda:N or mps", plus("  device: gpu"), images),
+    row("number of a CPU", TRAIN, 2, "line 10, train.device: found 'cpu:3', expected auto, cpu, cuda, cuda:N or mps | hint: did you mean cpu?", plus("  device: cpu:3"), images),
     row("absent device", TRAIN, 2, "line 10, train.device: this machine has no device 'cuda:99' | hint: `mnft doctor`", plus("  device: cuda:99"), images),
     row("fp16 on the CPU", TRAIN, 2, "line 11, train.precision: fp16 needs a GPU; use bf16 or fp32", plus("  device: cpu", "  precision: fp16"), images),
     row("eval in fp16 on the CPU", TRAIN, 2, "line 12, eval.precision: fp16 needs a GPU; use bf16 or fp32", plus("  device: cpu", "eval:", "  precision: fp16"), images),
@@ -270,6 +294,9 @@ TABLE = [
     row("eval model without run", "eval --ckpt models/best", 1, "models/best does not lie in a run | hint: name a folder of images: --data DIR", None, done_run, move("runs/done/best", "models/best")),
     row("eval damaged model", EVAL, 1, "runs/done/best/config.json: damaged", None, done_run, write("runs/done/best/config.json", "{")),
     row("eval damaged weights", EVAL, 1, "runs/done/best/model.safetensors: damaged: it is not what was written", None, done_run, write("runs/done/best/model.safetensors", "x")),
+    row("eval without room for a pixel", EVAL, 1, "runs/done/best: cannot be loaded: crop_pct is 1e-09, expected a number from 0.25 to 2.0", None, done_run, edit("runs/done/best/config.json", crop_pct=1e-9)),
+    row("eval without contrast", EVAL, 1, "runs/done/best: cannot be loaded: std is (0.0, 0.0, 0.0), expected numbers above 0", None, done_run, edit("runs/done/best/config.json", std=[0, 0, 0])),
+    row("eval model of other labels", EVAL, 1, "the split has classes that the model does not know: blue, green, red | hint: the class names", None, done_run, edit("runs/done/best/config.json", label_names=["a", "b", "c"])),
     row("eval unknown class", f"{EVAL} --data other", 1, "other: classes that the model does not know: rde | hint: the model knows blue, green, red", None, done_run, image("other/rde/a.png")),
     row("eval missing images", f"{EVAL} --data other", 1, "other: no such folder", None, done_run),
     row("eval unknown split", f"{EVAL} --split vall", 2, "--split: found 'vall', expected one of train, val, test | hint: did you mean val?", None, done_run),

@@ -59,14 +59,19 @@ def run(
     evaluation = compute_evaluation(outputs.logits, outputs.targets, bundle.class_names)
     paths = [images.samples[position].path for position in outputs.positions]
     seen = count_seen(opened, images)
-    write_evaluation(
-        target,
-        evaluation,
-        Predictions(paths, outputs.targets, softmax(outputs.logits)),
-        list(bundle.class_names),
-        header={**header, "images_trained_on": seen, "unreadable": images.problems},
-        unreadable=images.problems,
-    )
+    try:
+        write_evaluation(
+            target,
+            evaluation,
+            Predictions(paths, outputs.targets, softmax(outputs.logits)),
+            list(bundle.class_names),
+            header={**header, "images_trained_on": seen, "unreadable": images.problems},
+            unreadable=images.problems,
+        )
+    except OSError:
+        # A folder that cannot be written must not cost the figures too.
+        _show(bundle, images, evaluation, None, seen=seen, as_json=as_json)
+        raise
     _show(bundle, images, evaluation, target, seen=seen, as_json=as_json)
 
 
@@ -131,17 +136,18 @@ def _show(
     bundle: Bundle,
     images: Selection,
     evaluation: Evaluation,
-    target: Path,
+    target: Path | None,
     *,
     seen: int,
     as_json: bool,
 ) -> None:
+    """Print the figures; `target` is where they were written, or None."""
     if as_json:
         values = asdict(evaluation)
         values["per_class"] = {m.name: asdict(m) for m in evaluation.per_class}
         values["macro_over"] = MACRO_OVER
         head = {"checkpoint": str(bundle.folder), "data": str(images.root), "split": images.split}
-        output = {"output": str(target), "images_trained_on": seen}
+        output = {"output": None if target is None else str(target), "images_trained_on": seen}
         console.show_json({**head, **output, **values})
         return
     low, high = evaluation.accuracy_interval
@@ -173,6 +179,9 @@ def _show(
         ],
     )
     if len(present) > _SHOWN_CLASSES:
-        console.note(f"the {_SHOWN_CLASSES} worst of {len(present)} classes; all: per_class.csv")
+        where = "" if target is None else "; all: per_class.csv"
+        console.note(f"the {_SHOWN_CLASSES} worst of {len(present)} classes{where}")
+    if target is None:
+        return
     console.note(f"written to {target}")
     console.note(f"next: mnft predict --ckpt {bundle.folder} IMAGES")

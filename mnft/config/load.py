@@ -13,7 +13,15 @@ from mnft import files
 from mnft.config import describe
 from mnft.config.edge import AFTER_TRAINING
 from mnft.config.schema import Config
-from mnft.config.source import MAX_BYTES, Source, dump_inline, dump_yaml, parse_value, parse_yaml
+from mnft.config.source import (
+    MAX_BYTES,
+    Source,
+    dump_inline,
+    dump_yaml,
+    is_odd_number,
+    parse_value,
+    parse_yaml,
+)
 from mnft.errors import ConfigError
 
 _SHOWN_CHARS = 80
@@ -173,6 +181,8 @@ def _suggest_value(value: Any, key_path: str) -> str:
         close = difflib.get_close_matches(value.lower(), describe.choices(key_path), 1)
         if close:
             return f"; did you mean {close[0]}?"
+        if is_odd_number(value):
+            return "; numbers are decimal, without leading zeros"
         try:
             if isinstance(parse_value(value), int | float):
                 return f"; did you mean {value} without quotes?"

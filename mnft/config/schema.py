@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from mnft.config.edge import ExportConfig, PruneConfig, QuantizeConfig
 from mnft.config.section import Fraction, NotNegative, Positive, Section, Share
+from mnft.preprocessing import MIN_CROP_PCT
 
 
 def _off_is_a_word(value: Any) -> Any:
@@ -46,8 +47,9 @@ class DataConfig(Section):
     workers: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = "auto"
     """Processes that decode and augment images; 0 does it in the main process; `auto` chooses from
     the cores, at most 8 a training process."""
-    crop_pct: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    """Share of the resized image that the centre crop of evaluation keeps; empty: the model's."""
+    crop_pct: Annotated[float, Field(ge=MIN_CROP_PCT, le=1.0)] | None = None
+    """Share of the resized image's side that the centre crop of evaluation keeps; empty: the
+    model's."""
     interpolation: Literal["bilinear", "bicubic", "nearest"] | None = None
     """Resampling of the resize; empty: the model's own."""
     mean: Annotated[list[Share], Field(min_length=1, max_length=3)] | None = None
@@ -221,6 +223,14 @@ class TrainConfig(Section):
     """Seed of initial weights, order and augmentation."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes a GPU when there is one."""
+
+    @field_validator("stages")
+    @classmethod
+    def _stages_in_order(cls, value: list[str] | None) -> list[str] | None:
+        if value is not None and value not in (["head"], ["finetune"], ["head", "finetune"]):
+            shown = f"[{', '.join(value)}]"
+            raise ValueError(f"found {shown}, expected [head], [finetune] or [head, finetune]")
+        return value
 
     @model_validator(mode="after")
     def _parts_fit(self) -> TrainConfig:

@@ -82,7 +82,16 @@ class Source:
 
 _Resolvers = dict[str, list[tuple[str, re.Pattern[str]]]]
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq")}
+_INT_TAG = "tag:yaml.org,2002:int"
 _FLOAT_TAG = "tag:yaml.org,2002:float"
+_DECIMAL = re.compile(r"^[-+]?(?:0|[1-9][0-9_]*)$")
+_FRACTION = re.compile(
+    r"^(?:[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[-+]?\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?"
+    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+)
+_ODD_NUMBER = re.compile(
+    r"^[-+]?(?:0x[0-9a-fA-F_]+|0b[01_]+|0o?[0-9_]+|[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?)$"
+)
 _EXPONENT = re.compile(r"^[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$")
 
 
@@ -97,14 +106,28 @@ def _resolvers() -> _Resolvers:
     return resolvers
 
 
+def _decimal_resolvers() -> _Resolvers:
+    """The same without YAML 1.1's 0x10 (16), 010 (8), 0b11 (3) and 1:30 (90): those are texts."""
+    resolvers = {}
+    for first, known in _resolvers().items():
+        others = [(t, p) for t, p in known if t not in {_INT_TAG, _FLOAT_TAG} or p is _EXPONENT]
+        resolvers[first] = [*others, (_INT_TAG, _DECIMAL), (_FLOAT_TAG, _FRACTION)]
+    return resolvers
+
+
+def is_odd_number(text: str) -> bool:
+    """Whether a text is a number in a notation that YAML 1.1 has and configs have not."""
+    return bool(_ODD_NUMBER.match(text))
+
+
 class _Loader(yaml.SafeLoader):
     """What reads configs."""
 
-    yaml_implicit_resolvers = _resolvers()
+    yaml_implicit_resolvers = _decimal_resolvers()
 
 
 class _Dumper(yaml.SafeDumper):
-    """What writes configs; it quotes each text that the loader would take for something else."""
+    """What writes configs; it quotes each text that this or any YAML loader takes for a number."""
 
     yaml_implicit_resolvers = _resolvers()
 

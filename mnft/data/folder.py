@@ -170,13 +170,21 @@ def _class_folders(part: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in _folders(part):
         name = unicodedata.normalize("NFC", folder.name)
+        if "\n" in name:
+            # Lists of names, such as an export's labels.txt, have one a line.
+            raise DataError(f"{part}: the class name {name!r} has a line break; rename the folder")
         if _is_split(folder):
             raise DataError(
                 f"{folder}: a folder named like a split stands among the classes",
                 hint="rename it if it is a class, or move it out",
             )
         if name in found:
-            raise DataError(f"{found[name]} and {folder} are the same class name in Unicode")
+            raise DataError(
+                f"{part}: two folders are the same class name in Unicode: "
+                f"{_describe_name(found[name])} and {_describe_name(folder)}",
+                hint="they look alike: tell them apart by their number of files, and move all "
+                "images into one of them",
+            )
         found[name] = folder
     if not found:
         loose = [e.name for e in _entries(part) if e.suffix.lower() in IMAGE_SUFFIXES]
@@ -185,6 +193,13 @@ def _class_folders(part: Path) -> dict[str, Path]:
             f"{part}: found {what}, expected one folder a class", hint="such as roses/ and tulips/"
         )
     return found
+
+
+def _describe_name(folder: Path) -> str:
+    """A name with its letters spelt out, in which of Unicode's forms it is, and its files."""
+    form = "composed" if unicodedata.is_normalized("NFC", folder.name) else "decomposed"
+    count = len(_entries(folder))
+    return f"{folder.name!a} ({form}, {count:,} file{'s' if count != 1 else ''})"
 
 
 def _walk(folder: Path, above: frozenset[str]) -> Iterator[Path]:

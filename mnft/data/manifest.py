@@ -180,8 +180,25 @@ def load_manifest(path: Path) -> Manifest:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file, expected the run's split") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: damaged split file: {error!r}") from error
+        raise CheckpointError(
+            f"{path}: damaged split file: {_explain(error)}",
+            hint="restore it from a copy of the run; where there is none, move it away: the model "
+            "can still predict, and be judged on other images with --data DIR",
+        ) from error
     return manifest
+
+
+def _explain(error: Exception) -> str:
+    """What is wrong with a split file, in words."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"not valid JSON in line {error.lineno}"
+    if isinstance(error, UnicodeDecodeError):
+        return "not text in UTF-8"
+    if isinstance(error, KeyError):
+        return f"`{error.args[0]}` is missing"
+    if isinstance(error, TypeError):  # Python's words for a list in the place of a mapping
+        return "its entries are not those that mnft writes"
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def find_changes(manifest: Manifest, samples: Sequence[Sample]) -> list[str]:

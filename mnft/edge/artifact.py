@@ -108,6 +108,12 @@ def read_artifact(folder: Path) -> Artifact:
     # A damaged record must not lead out of the folder.
     if Path(artifact.file).name != artifact.file or not (folder / artifact.file).exists():
         raise CheckpointError(f"{folder}: {artifact.file!r}, which {RECORD} names, is missing")
+    weights = Path(artifact.file).with_suffix(".bin")
+    if artifact.format == "openvino" and not (folder / weights).is_file():
+        raise CheckpointError(
+            f"{folder}: {str(weights)!r}, which holds the weights of {artifact.file}, is missing",
+            hint="the two files belong together: copy both, or export the model again",
+        )
     if compute_sha256(folder / artifact.file) != expected:
         raise CheckpointError(
             f"{folder / artifact.file}: not the file that {RECORD} was written for "

@@ -8,9 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mnft.edge.artifact import Artifact, read_artifact
-from mnft.edge.sessions import Session, open_session
+from mnft.edge.artifact import RECORD, Artifact, read_artifact
+from mnft.edge.sessions import Array, Session, open_session
+from mnft.engine.memory import is_out_of_memory
+from mnft.errors import CheckpointError
 from mnft.model.bundle import Bundle
+
+_DAMAGED_HINT = f"{RECORD} was changed after the export: export the model again"
 
 
 class RuntimeModel(nn.Module):
@@ -19,13 +23,15 @@ class RuntimeModel(nn.Module):
     Args:
         session: the file in its runtime.
         artifact: what the file takes and gives.
+        folder: of the export, for errors.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, session: Session, artifact: Artifact) -> None:
+    def __init__(self, session: Session, artifact: Artifact, folder: Path) -> None:
         super().__init__()
+        self._folder = folder
         self._session = session
         self._artifact = artifact
         own = artifact.preprocessing
@@ -42,15 +48,32 @@ class RuntimeModel(nn.Module):
             images = ((images * self.std + self.mean) * 255).round().clamp(0, 255).to(torch.uint8)
         if self._artifact.layout == "NHWC":
             images = images.permute(0, 2, 3, 1)
-        array = np.ascontiguousarray(images.cpu().numpy())
-        if self._artifact.dynamic_batch:
-            outputs = self._session.run(array)
-        else:
-            rows = [self._session.run(array[i : i + 1]).copy() for i in range(len(array))]
-            outputs = np.concatenate(rows)
+        outputs = self._run(np.ascontiguousarray(images.cpu().numpy()))
+        if outputs.ndim != 2 or outputs.shape[1] != len(self._artifact.class_names):
+            raise CheckpointError(
+                f"{self._folder / self._artifact.file} gives {outputs.shape[-1]} values an image, "
+                f"but {RECORD} names {len(self._artifact.class_names)} classes",
+                hint=_DAMAGED_HINT,
+            )
         logits = torch.from_numpy(outputs.astype(np.float32)).to(images.device)
         # A probability that was rounded to 0 has a finite logarithm too.
         return logits.clamp_min(torch.finfo().tiny).log() if self._artifact.embedded else logits
+
+    def _run(self, array: Array) -> Array:
+        try:
+            if self._artifact.dynamic_batch:
+                return self._session.run(array)
+            rows = [self._session.run(array[i : i + 1]).copy() for i in range(len(array))]
+            return np.concatenate(rows)
+        except (RuntimeError, ValueError) as error:
+            if is_out_of_memory(error):
+                raise
+            shape = " x ".join(map(str, array.shape[1:]))
+            raise CheckpointError(
+                f"{self._folder / self._artifact.file} does not take inputs of {shape}, as "
+                f"{RECORD} says",
+                hint=_DAMAGED_HINT,
+            ) from error
 
 
 def load_exported(folder: Path, *, threads: int | None = None) -> Bundle:
@@ -64,7 +87,7 @@ def load_exported(folder: Path, *, threads: int | None = None) -> Bundle:
     session = open_session(folder, artifact, threads=threads)
     return Bundle(
         folder=folder,
-        model=RuntimeModel(session, artifact).eval(),
+        model=RuntimeModel(session, artifact, folder).eval(),
         architecture=f"{artifact.architecture}, {artifact.format} {artifact.precision}",
         class_names=artifact.class_names,
         preprocessing=artifact.preprocessing,

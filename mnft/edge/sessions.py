@@ -73,15 +73,19 @@ class _Onnx:
         options.log_severity_level = 3  # errors
         if threads:
             options.intra_op_num_threads = threads
+        self._errors = _find_onnx_errors()
         try:
             self._session = onnxruntime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]
             )
-        except _find_onnx_errors() as error:
+        except self._errors as error:
             raise RuntimeError(str(error)) from error
 
     def run(self, images: Array) -> Array:
-        return np.asarray(self._session.run(None, {INPUT_NAME: images})[0])
+        try:
+            return np.asarray(self._session.run(None, {INPUT_NAME: images})[0])
+        except self._errors as error:
+            raise RuntimeError(str(error)) from error
 
 
 def _find_onnx_errors() -> tuple[type[Exception], ...]:

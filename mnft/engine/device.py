@@ -52,6 +52,12 @@ def resolve_device(name: str, *, local_rank: int = 0) -> torch.device:
             hint="did you mean cuda?" if name.startswith(("gpu", "cud", "nv")) else None,
             key="train.device",
         ) from error
+    if device.index is not None and device.type != "cuda":
+        raise ConfigError(
+            f"found {name!r}, expected auto, cpu, cuda, cuda:N or mps",
+            hint=f"did you mean {device.type}? GPUs alone have numbers",
+            key="train.device",
+        )
     present = {
         "cpu": True,
         "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),

@@ -337,8 +337,19 @@ def choose_eval_batch_size(
 
 
 def label(samples: list[Sample], class_names: tuple[str, ...]) -> list[int]:
-    """The label of each sample: the place of its class's name."""
+    """The label of each sample: the place of its class's name.
+
+    Raises:
+        DataError: the model does not know a class.
+    """
     labels = {name: place for place, name in enumerate(class_names)}
+    if unknown := sorted({sample.class_name for sample in samples} - set(labels)):
+        more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
+        raise DataError(
+            f"the split has classes that the model does not know: {', '.join(unknown[:10])}{more}",
+            hint="the class names of the model, or split.json, were changed after the training: "
+            "restore them from a copy",
+        )
     return [labels[sample.class_name] for sample in samples]
 
 

@@ -122,7 +122,7 @@ def load_bundle(folder: Path) -> Bundle:
         model = _create(folder, pruned=is_pruned(config))
         preprocessing = Preprocessing.from_timm(timm.data.resolve_model_data_config(model))
     except (*_DAMAGED, ModelError) as error:
-        reason = str(error) or type(error).__name__
+        reason = str(error) or "timm refuses its config.json"
         raise CheckpointError(f"{folder}: cannot be loaded: {reason}") from error
     return Bundle(
         folder=folder,

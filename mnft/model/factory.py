@@ -10,6 +10,7 @@ from typing import Any
 
 import timm
 import timm.data
+import torch
 from timm.models import get_deprecated_models
 from torch import nn
 
@@ -40,6 +41,19 @@ _NOT_IN_KWARGS = {
     "drop_rate": "set model.drop_rate instead",
     "drop_path_rate": "set model.drop_path_rate instead",
     "img_size": "set data.img_size instead",
+    # With these timm would read weights of its own choice, past mnft's checks.
+    **dict.fromkeys(
+        (
+            "checkpoint_path",
+            "pretrained_cfg",
+            "pretrained_cfg_overlay",
+            "pretrained_strict",
+            "pretrained_filter_fn",
+            "pretrained_model_args",
+        ),
+        "model.pretrained: FILE loads a weights file",
+    ),
+    "cache_dir": "the environment variable HF_HOME names the cache of downloads",
 }
 
 
@@ -99,6 +113,8 @@ def build_model(
     model = _create(config, num_classes, model_args, pretrained=weights_file is None)
     preprocessing = _resolve_preprocessing(model, config.in_chans, img_size, overrides or {})
     pruned = _shrink(model, config, weights_file, preprocessing)
+    if img_size is not None:
+        _check_size(model, preprocessing)
     model_args = source_args | model_args
     weights = "random weights"
     if weights_file is not None:
@@ -113,6 +129,28 @@ def build_model(
     cfg = model.pretrained_cfg
     architecture = cfg["architecture"]
     return BuiltModel(model, preprocessing, architecture, model_args, weights, cfg, pruned)
+
+
+def _check_size(model: Any, preprocessing: Preprocessing) -> None:
+    """Refuse a size that the layers cannot take: smaller than a kernel, no multiple of a window."""
+    channels, height, width = preprocessing.input_size
+    if (height, width) == tuple(model.pretrained_cfg["input_size"][1:]):
+        return
+    model.eval()
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, channels, height, width))
+    except (RuntimeError, ValueError, ArithmeticError, AssertionError) as error:
+        if "alloc" in str(error):  # too little memory, which `guard` explains
+            raise
+        raise ModelError(
+            f"the model cannot take images of {width} x {height} pixels: "
+            f"{next(iter(str(error).splitlines()), '')}",
+            hint="leave data.img_size out for the size that it was made for",
+            key="data.img_size",
+        ) from error
+    finally:
+        model.train()
 
 
 def check_model(config: ModelConfig) -> None:
@@ -203,8 +241,10 @@ def _create(
             raise no_weights(config.name) from error
         raise ModelError(f"found {config.name!r}: {error}", key="model.name") from error
     except (TypeError, ValueError, KeyError, AssertionError) as error:
+        own = "data.img_size" if "img_size" in args else "model.name"
         raise ModelError(
-            f"{config.name} cannot be built with {dict(args)}: {error}", key="model.kwargs"
+            f"{config.name} cannot be built with {dict(args)}: {str(error) or 'timm refuses them'}",
+            key="model.kwargs" if config.kwargs else own,
         ) from error
 
 
@@ -232,10 +272,17 @@ def _resolve_preprocessing(
     model: Any, in_chans: int, img_size: int | None, overrides: Mapping[str, Any]
 ) -> Preprocessing:
     args = {name: value for name, value in overrides.items() if value is not None}
-    _, height, width = model.pretrained_cfg["input_size"]
-    size = (img_size, img_size) if img_size else (height, width)
-    args["input_size"] = (in_chans, *size)
     try:
+        _, height, width = model.pretrained_cfg["input_size"]
+        size = (img_size, img_size) if img_size else (height, width)
+        args["input_size"] = (in_chans, *size)
         return Preprocessing.from_timm(timm.data.resolve_data_config(args, model=model))
     except AssertionError as error:
+        if not {"mean", "std"} & set(args):
+            raise
         raise ModelError(f"data.mean and data.std need {in_chans} or 1 values") from error
+    except (ValueError, TypeError) as error:
+        raise ModelError(
+            f"the model's preprocessing (pretrained_cfg in its config.json) is damaged: {error}",
+            key="model.name",
+        ) from error
