@@ -922,7 +922,7 @@ def test_stdout_is_the_path_of_the_best_model_alone(train: Trainer) -> None:
     run = train.run("run")
     assert {entry.name for entry in run.iterdir()} == {
         *("config.yaml", "written.yaml", "split.json", "log.jsonl", "resume.pt"),
-        *("resume-1.pt", "best", "last"),
+        *("resume-1.pt", "best", "last", "training_curve.png"),
     }
     start, *epochs, stop = log_of(run)
     assert (start["event"], start["device"], start["updates_per_epoch"]) == ("start", "cpu", 3)

@@ -37,6 +37,7 @@ from mnft.runs.folder import (
 )
 from mnft.runs.keeper import RunKeeper
 from mnft.runs.tensorboard import open_writer
+from mnft.runs.training_plot import draw_training
 from mnft.stopping import await_signal
 
 
@@ -89,6 +90,7 @@ def _run(
         resumed = run_folder is not None
         result = _fit(config, folder, training, manifest, ranks, claim, resumed=resumed)
     if ranks.is_main:
+        draw_training(folder, training.state.results, config.eval.monitor)
         _show_result(folder, training, result, time.monotonic() - started, as_json=as_json)
 
 

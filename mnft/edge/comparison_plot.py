@@ -19,7 +19,7 @@ from matplotlib.transforms import Bbox
 
 from mnft.edge.compare import Comparison
 from mnft.runs.fonts import find_fonts, make_drawable
-from mnft.runs.plots import draw_title, save_figure
+from mnft.runs.plots import draw_title, save_figure, style_axes
 
 _SIZE = (9.0, 5.6)  # inches
 _DPI = 130
@@ -138,11 +138,7 @@ def _set_axes(axes: Axes, points: Sequence[_Point]) -> None:
         axes.set_xlim(max(0.0, shortest - room), longest + room)
     axes.set_xlabel("latency of one image, median in ms (less is better)", fontsize=10)
     axes.set_ylabel("accuracy in % (more is better)", fontsize=10)
-    axes.grid(True, color="#e4e4e4", linewidth=0.5)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=9, length=2, width=0.5)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    style_axes(axes)
 
 
 def _draw_front(axes: Axes, points: Sequence[_Point]) -> list[Bbox]:

@@ -36,6 +36,7 @@ from mnft.results import Observer
 from mnft.runs.folder import RunFolder, log_event
 from mnft.runs.keeper import RunKeeper
 from mnft.runs.tensorboard import open_writer
+from mnft.runs.training_plot import draw_training
 
 START = "start"
 TABLE = "pruning.csv"
@@ -250,6 +251,7 @@ def _fine_tune(job: Job, run: RunFolder, watcher: Watcher) -> None:
     finally:
         if writer is not None:
             writer.close()
+    draw_training(run, training.state.results, training.config.eval.monitor)
     log_event(
         run, "stop", {"reason": "early stopping" if result.stopped_early else "all epochs done"}
     )

@@ -59,6 +59,11 @@ class RunFolder:
         return self.path / "resume.pt"
 
     @property
+    def curve(self) -> Path:
+        """The picture of the training."""
+        return self.path / "training_curve.png"
+
+    @property
     def evaluation(self) -> Path:
         """What `mnft eval` writes."""
         return self.path / "eval"
@@ -163,7 +168,7 @@ def read_log(run: RunFolder) -> list[dict[str, Any]]:
 def remove_leftovers(run: RunFolder) -> None:
     """Remove what a crash left of the files that were being written; for who has the claim."""
     files.remove_leftovers(
-        [run.best, run.last, run.resume, run.log, run.config, run.written, run.split],
+        [run.best, run.last, run.resume, run.log, run.config, run.written, run.split, run.curve],
     )
 
 

@@ -254,6 +254,15 @@ def _list_confusions(axes: Axes, matrix: _Matrix, confusions: list[tuple[int, in
     )
 
 
+def style_axes(axes: Axes) -> None:
+    """What the pictures of curves have in common: a light grid, small ticks, no box."""
+    axes.grid(True, color="#e4e4e4", linewidth=0.5)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=9, length=2, width=0.5)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as a PNG, atomically."""
     with atomic_path(path) as temporary, warnings.catch_warnings():

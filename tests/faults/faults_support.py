@@ -190,5 +190,6 @@ def assert_same_run(a: Path, b: Path) -> None:
     assert_equal(*states)
     assert epochs_of(a) == epochs_of(b)
     kinds = {"config.yaml", "written.yaml", "split.json", "log.jsonl", "best", "last"}
+    kinds.add("training_curve.png")
     names = {path.name for path in b.iterdir() if not path.name.startswith("resume")}
     assert names == kinds  # nothing half-written is left

@@ -1,0 +1,112 @@
+"""The curve of a training as a PNG in its run folder: loss and metric over the epochs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from mnft.results import EpochResult
+from mnft.runs.folder import RunFolder
+
+_SIZE = (10.0, 4.0)  # inches
+_DPI = 110
+# The blue and the vermilion of Okabe and Ito; line and marker tell the same without colour.
+_VAL = {"color": "#0072b2", "linestyle": "-", "marker": "o"}
+_TRAIN = {"color": "#d55e00", "linestyle": "--", "marker": "s", "markerfacecolor": "white"}
+_OTHER = {"color": "#000000", "linestyle": ":", "marker": "^"}
+_METRICS = {"accuracy": "accuracy", "macro_f1": "macro F1", "loss": "loss"}
+_MAX_MARKED = 40  # epochs; beyond that markers hide the line
+_LOGGER = logging.getLogger(__name__)
+
+
+def draw_training(run: RunFolder, results: Sequence[EpochResult], monitor: str) -> None:
+    """Draw the curve of a run that has ended; a picture is no reason to fail what was trained.
+
+    Nothing is drawn of less than two results, which make no curve.
+
+    Args:
+        run: its folder gets training_curve.png.
+        results: of the head stage, if there was one, and of the epochs.
+        monitor: what chose the best epoch: "accuracy", "macro_f1" or "loss".
+    """
+    if len(results) < 2:
+        return
+    try:
+        plot_training(results, run.curve, monitor=monitor)
+    except (ImportError, OSError, MemoryError, RuntimeError, ValueError) as error:
+        _LOGGER.warning("%s was not drawn: %s", run.curve, error)
+
+
+def plot_training(results: Sequence[EpochResult], path: Path, *, monitor: str) -> None:
+    """Draw loss and accuracy over the epochs as a PNG, atomically, with the best epoch marked.
+
+    The head stage, which comes before the first epoch, has the place of epoch 0.
+
+    Args:
+        results: one at least, in their order.
+        path: the PNG to write.
+        monitor: what chose the best epoch; "macro_f1" is drawn beside the accuracy.
+    """
+    # matplotlib is imported here, where it is needed, and not when a training begins.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    from mnft.runs.plots import save_figure, style_axes
+
+    epochs = [result.epoch for result in results]
+    best = [result for result in results if result.is_best][-1:]
+    figure = Figure(figsize=_SIZE, dpi=_DPI, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    losses, shares = figure.subplots(1, 2)
+    size = 4 if len(epochs) <= _MAX_MARKED else 0
+    for axes, train, val in (
+        (losses, [r.train_loss for r in results], [r.val_loss for r in results]),
+        (
+            shares,
+            [100 * r.train_accuracy for r in results],
+            [100 * r.val_accuracy for r in results],
+        ),
+    ):
+        # The head is fitted to images as they are: another loss than that of the epochs, so no line
+        # leads from it to them.
+        first = 1 if results[0].stage == "head" else 0
+        axes.plot(epochs[:first], train[:first], markersize=4, **_TRAIN)
+        axes.plot(
+            epochs[first:],
+            train[first:],
+            label="training",
+            linewidth=1.3,
+            markersize=size,
+            **_TRAIN,
+        )
+        axes.plot(epochs, val, label="validation", linewidth=1.8, markersize=size, **_VAL)
+    if monitor == "macro_f1":
+        values = [100 * r.val_macro_f1 for r in results]
+        label = "validation, macro F1"
+        shares.plot(epochs, values, label=label, linewidth=1.3, markersize=size, **_OTHER)
+    for axes in (losses, shares):
+        for result in best:
+            axes.axvline(result.epoch, color="#555555", linewidth=1, linestyle=":", zorder=1)
+        if results[0].stage == "head":
+            axes.axvspan(-0.5, 0.5, color="#e6e6e6", zorder=0)
+        axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0f}" if x else "head"))
+        style_axes(axes)
+    losses.set_ylabel("loss (cross-entropy in nats)")
+    shares.set_ylabel("accuracy in %" + ", macro F1 x 100" * (monitor == "macro_f1"))
+    for result in best:
+        where = "the head stage" if result.stage == "head" else f"epoch {result.epoch}"
+        shares.set_title(
+            f"best by {_METRICS[monitor]}: {where} (validation accuracy {result.val_accuracy:.2%})",
+            loc="left",
+            fontsize=9.5,
+        )
+    losses.set_title(
+        "training figures: augmented images, weights still changing", loc="left", fontsize=9.5
+    )
+    shares.legend(fontsize=9, loc="best", framealpha=0.9)
+    save_figure(figure, path)
