@@ -40,6 +40,8 @@ SGD = OptimConfig(name="momentum", momentum=0.0, lr=0.01)
 class Points:
     """Batches of images in memory, in the order of an epoch."""
 
+    in_device_memory = False
+
     def __init__(self, images: torch.Tensor, targets: torch.Tensor, batch_size: int) -> None:
         self.sampler = EpochSampler(len(images), batch_size, seed=0)
         self.images, self.targets = images, targets

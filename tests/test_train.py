@@ -31,7 +31,7 @@ from mnft.engine.distributed import Ranks
 from mnft.engine.fit import FitOptions, fit
 from mnft.engine.loop import LoopOptions, LoopResult, train_one_epoch
 from mnft.engine.optim import Criterion, Schedule, compute_balanced_weights
-from mnft.engine.state import TrainState, load_state, save_state
+from mnft.engine.state import TrainState, describe_state, load_state, save_state
 from mnft.metrics import EpochMetrics
 from mnft.model.bundle import load_bundle
 from mnft.results import EpochResult
@@ -900,7 +900,7 @@ def test_rates_after_a_resume_are_those_of_the_uninterrupted_run(
     assert len({rate for rate, _ in expected}) > 7
     stopped, resumed = build(), build()
     assert run(stopped, stopped_after) == expected[:stopped_after]
-    save_state(stopped, tmp_path / "resume.pt")
+    save_state(describe_state(stopped), tmp_path / "resume.pt")
     load_state(resumed, tmp_path / "resume.pt")
     assert run(resumed, 15) == expected[stopped_after:]
 
