@@ -84,6 +84,25 @@ def test_leak(make_folder: Make) -> None:
     assert facts(only(root)) == ("leak", True, what, paths)
 
 
+@pytest.mark.parametrize("other", ["RED", "r-e d", "Red "])
+def test_classes_that_are_hard_to_tell_apart(make_folder: Make, other: str) -> None:
+    root = make_folder()
+    write_image(root / other / "x.png", (220, 30, 20), seed=77)
+    if len(list(root.iterdir())) == 3:
+        pytest.skip("this file system does not tell the two names apart")
+    (finding,) = [f for f in check(root).findings if f.kind == "similar_classes"]
+    assert not finding.is_problem
+    assert set(finding.paths) == {other, "red"}
+    assert "differ in case, spaces or signs alone" in finding.message
+
+
+def test_signs_and_letters_are_classes_of_their_own(make_folder: Make) -> None:
+    root = make_folder()
+    for number, name in enumerate(("+", "-", "redder")):
+        write_image(root / name / "x.png", (220, 30, 20), seed=77 + number)
+    assert not [f for f in check(root).findings if f.kind == "similar_classes"]
+
+
 def test_label_conflict(make_folder: Make) -> None:
     root = make_folder(per_class=3)
     copy(root / "red/000.png", root / "blue/x.png")
@@ -322,3 +341,20 @@ def test_a_name_cannot_draw_on_the_terminal(make_folder: Make, run_cli: Cli) -> 
     result = run_cli("data", "check", root)
     assert result.exit_code == 3
     assert "\x1b" not in result.stderr + result.stdout
+
+
+def test_training_warns_of_one_image_in_two_classes(
+    make_folder: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = make_folder()
+    config = DataConfig(root=str(root), store="off")
+    prepare_manifest(config, lambda *_: None)
+    assert "two classes" not in caplog.text
+    copy(root / "red/000.png", root / "red/copy.png")  # a copy in one class is no conflict
+    copy(root / "red/001.png", root / "blue/x.png")
+    prepare_manifest(config, lambda *_: None)
+    assert "1 image stands in two classes with the same bytes, such as" in caplog.text
+    assert "blue/x.png and red/001.png" in caplog.text
+    copy(root / "red/002.png", root / "green/y.png")
+    prepare_manifest(config, lambda *_: None)
+    assert "2 images stand in two classes" in caplog.text

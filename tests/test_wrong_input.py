@@ -142,6 +142,15 @@ def move(old: str, new: str) -> Setup:
     return setup
 
 
+def replace(path: str, old: str, new: str) -> Setup:
+    def setup(here: Path, *_: object) -> None:
+        text = (here / path).read_text(encoding="utf-8")
+        assert text.count(old) == 1
+        (here / path).write_text(text.replace(old, new), encoding="utf-8")
+
+    return setup
+
+
 def edit(path: str, **changes: Any) -> Setup:
     """Change a JSON file, as an editor does: keys of the file, or of `pretrained_cfg` in it."""
 
@@ -280,6 +289,7 @@ TABLE = [
     row("resume nothing", "train --resume runs/nothing", 1, "runs/nothing does not exist | hint: runs are the folders that `mnft train` makes"),
     row("resume no run", "train --resume images", 1, "images is not a run folder: config.yaml is missing | hint:", None, images),
     row("resume with another rate", f"{RESUME} --set optim.lr=1", 2, "optim.lr cannot change when a run is resumed | hint: only | train.epochs", None, done_run),
+    row("resume an edited config", RESUME, 2, "runs/done/config.yaml was changed since the run was trained: | optim.lr: 0.5, was 0.001 | hint: put the values back", None, done_run, replace("runs/done/config.yaml", "  lr: 0.001\n", "  lr: 0.5\n")),
     row("resume with a typo", f"{RESUME} --set train.epoch=9", 2, "--set train.epoch=9: train.epoch: unknown key; did you mean train.epochs?", None, done_run),
     row("resume with other images", RESUME, 1, "images: | changed since the run began: | red/ | hint: restore them", None, done_run, remove("images/red")),
     row("resume without state", RESUME, 1, "runs/done/resume.pt: no such file | hint: start it again", None, done_run, remove("runs/done/resume.pt")),

@@ -14,7 +14,7 @@ from mnft.config.schema import Config
 from mnft.config.source import dump_inline
 from mnft.engine.state import read_saved_progress
 from mnft.errors import ConfigError, MnftError
-from mnft.runs.folder import RunFolder, list_runs, open_run
+from mnft.runs.folder import RunFolder, list_runs, open_run, read_log
 
 # A resumed run may differ from the one that was interrupted in these keys only.
 RESUMABLE = (
@@ -62,6 +62,7 @@ def check_resumable(config: Config, run: RunFolder) -> None:
         ConfigError: naming the keys.
     """
     before, _ = load_config(run.config)
+    _check_not_edited(before, run)
     done, _ = read_saved_progress(run.resume)
     if config.train.epochs < done:
         raise ConfigError(
@@ -72,6 +73,28 @@ def check_resumable(config: Config, run: RunFolder) -> None:
         raise ConfigError(
             f"{', '.join(refused)} cannot change when a run is resumed",
             hint=f"only {', '.join(RESUMABLE)} can; start a new run for other values",
+        )
+
+
+def _check_not_edited(config: Config, run: RunFolder) -> None:
+    """Refuse a config.yaml that says something else than what the run was last trained with."""
+    logged = [entry["config"] for entry in read_log(run) if isinstance(entry.get("config"), dict)]
+    if not logged:  # of an older version
+        return
+    edited = []
+    for key_path in describe.key_paths():
+        section, _, key = key_path.partition(".")
+        values = logged[-1].get(section, {}) if key else logged[-1]
+        free = section in AFTER_TRAINING or key_path in RESUMABLE
+        if not free and (key or section) in values:
+            now, then = _value(config, key_path), values[key or section]
+            if now != then:
+                edited.append(f"  {key_path}: {dump_inline(now)}, was {dump_inline(then)}")
+    if edited:
+        raise ConfigError(
+            f"{run.config} was changed since the run was trained:\n" + "\n".join(edited),
+            hint=f"put the values back; only {', '.join(RESUMABLE)} can change when a run is "
+            "resumed, and a new run takes any values",
         )
 
 

@@ -189,14 +189,15 @@ def _announce(config: Config, folder: RunFolder, training: Training, *, resumed:
     console.note(f"run      {folder.path}")
     if not resumed:
         recipe = {choice.key: choice.value for choice in training.choices}
-        log_event(folder, "start", {**facts, "recipe": recipe})
+        log_event(folder, "start", {**facts, "recipe": recipe, "config": config.model_dump()})
         return
     remove_leftovers(folder)
     save_config(config, folder.config)
     history = training.state.history
     reconcile_log(folder, training.state.results)
     rate = training.state.schedule.lr
-    log_event(folder, "resume", {**facts, "epochs_done": len(history), "lr": rate})
+    values = {"epochs_done": len(history), "lr": rate, "config": config.model_dump()}
+    log_event(folder, "resume", {**facts, **values})
     partial = training.state.partial
     within = f" and {partial.updates} updates" if partial else ""
     console.note(f"resumed  after epoch {len(history)}{within}, learning rate {rate:.2e}")

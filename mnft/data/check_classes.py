@@ -24,6 +24,7 @@ def find_class_faults(material: Material, counts: Mapping[str, Mapping[str, int]
     """
     return [
         *_class_sets(material.scan),
+        *_similar_names(material.scan),
         *_empty(material.scan, counts),
         *_small(material),
         *_few(material),
@@ -50,6 +51,18 @@ def _class_sets(scan: FolderScan) -> list[Finding]:
             what = f"{split} has no images of: {', '.join(absent)}"
             findings.append(Finding("class_set", False, what, ()))
     return findings
+
+
+def _similar_names(scan: FolderScan) -> Iterator[Finding]:
+    """Names that a person may have meant for one class; the letters a and A are two."""
+    groups = defaultdict(list)
+    for name in scan.class_names():
+        groups["".join(c for c in name.casefold() if c.isalnum()) or name].append(name)
+    for names in groups.values():
+        if len(names) > 1:
+            what = f"classes {' and '.join(names)} differ in case, spaces or signs alone"
+            folders = tuple(_folder(scan, name) for name in names)
+            yield Finding("similar_classes", False, what, folders)
 
 
 def _empty(scan: FolderScan, counts: Mapping[str, Mapping[str, int]]) -> list[Finding]:

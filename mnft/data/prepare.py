@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -69,7 +70,26 @@ def prepare_manifest(
         _log.warning("left out: %s: %s", entry.path, entry.reason)
     if len(manifest.left_out) > _SHOWN:
         _log.warning("left out: %d more, see split.json", len(manifest.left_out) - _SHOWN)
+    _warn_of_conflicts(manifest)
     return _record(manifest, exclusion, config.exclude)
+
+
+def _warn_of_conflicts(manifest: Manifest) -> None:
+    """Say which files of the same bytes stand in two classes: one of the labels is wrong."""
+    by_content: dict[str, list[Sample]] = defaultdict(list)
+    for sample in manifest.samples:
+        by_content[sample.sha256].append(sample)
+    conflicts = [
+        same for same in by_content.values() if len({sample.class_name for sample in same}) > 1
+    ]
+    if conflicts:
+        _log.warning(
+            "%d image%s in two classes with the same bytes, such as %s; `mnft data check "
+            "--fix FILE` lists what data.exclude can leave out",
+            len(conflicts),
+            " stands" if len(conflicts) == 1 else "s stand",
+            " and ".join(sample.path for sample in conflicts[0][:2]),
+        )
 
 
 def _record(manifest: Manifest, exclusion: Exclusion, name: str | None) -> Manifest:

@@ -235,11 +235,12 @@ def _fine_tune(job: Job, run: RunFolder, watcher: Watcher) -> None:
         progress=watcher.progress,
     )
     run.path.mkdir(exist_ok=True)
-    save_config(_starting_from(training.config, job.home / START), run.config)
+    saved = _starting_from(training.config, job.home / START)
+    save_config(saved, run.config)
     save_manifest(job.manifest, run.split)
     # The folder of the work has another name than the finished one.
     weights = str(training.facts["weights"]).replace(str(job.folder), str(job.home))
-    log_event(run, "start", {**training.facts, "weights": weights})
+    log_event(run, "start", {**training.facts, "weights": weights, "config": saved.model_dump()})
     facts = {**_facts(job), "monitor": training.config.eval.monitor}
     writer = open_writer(run.path, training.config.run)
     keeper = RunKeeper(run, training.card, facts, writer)
