@@ -238,7 +238,9 @@ class Workshop:
             )
         for count in counts:
             worst = tuple(layer for layer, _ in ranked[:count])
-            yield self._attempt(f"{count} layer{'s' if count > 1 else ''} in float", worst, thorough=True)
+            yield self._attempt(
+                f"{count} layer{'s' if count > 1 else ''} in float", worst, thorough=True
+            )
 
     def _tune(self, fine_tune: Callable[[Path], None], path: Path) -> None:
         if self.method.format.name == "onnx":
