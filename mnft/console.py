@@ -164,12 +164,14 @@ class TrainingDisplay:
         epoch = f"epoch {result.epoch:>{width}}/{result.epochs}"
         if result.stage == "head":
             epoch = f"{'head':<{len(epoch)}}"
+        reduced = result.threads < result.max_threads
+        threads = f"  {result.threads} of {result.max_threads} threads" if reduced else ""
         line = (
             f"{epoch}"
             f"  loss {result.train_loss:.4f}  acc {result.train_accuracy:6.2%}"
             f"  val_loss {result.val_loss:.4f}  val_acc {result.val_accuracy:6.2%}"
             f"  {result.images_per_s:.0f} img/s  {result.data_wait:.1%} wait"
-            f"  {result.peak_memory_mb / 1000:.1f} GB  {result.seconds:.1f} s{mark}"
+            f"  {result.peak_memory_mb / 1000:.1f} GB  {result.seconds:.1f} s{threads}{mark}"
         )
         # Another console than the bar's would write into the bar's line.
         console = self._bar.console if self._bar else self._console

@@ -73,7 +73,8 @@ class EpochResult:
     figures are taken while the weights change, the val figures at the epoch's end. `stage` names
     the part of the training that the epoch belongs to. `data_wait` is the share in [0, 1] of the
     training's seconds that went by until batches were there, `peak_memory_mb` the most memory
-    (10^6 bytes) that the device had given out; 0 where it is not known.
+    (10^6 bytes) that the device had given out, `threads` the number that computed on the CPU, and
+    `max_threads` what it would be on a quiet machine; 0 where it is not known.
     """
 
     epoch: int
@@ -90,6 +91,8 @@ class EpochResult:
     stage: str = "finetune"
     data_wait: float = 0.0
     peak_memory_mb: float = 0.0
+    threads: int = 0
+    max_threads: int = 0
 
 
 class Observer(Protocol):

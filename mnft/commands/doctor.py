@@ -18,6 +18,7 @@ from mnft.edge import litert_environment
 from mnft.edge.formats import FORMATS, Format, find_missing
 from mnft.engine.device import cpu_has_bf16, resolve_device, resolve_precision
 from mnft.errors import ConfigError
+from mnft.processor import name_processor
 
 _PACKAGES = ("torch", "torchvision", "timm", "safetensors", "pillow", "scikit-learn")
 _EXTRAS = {"log": ("tensorboard",), "prune": ("torch-pruning",), "qat": ("torchao",)}
@@ -35,6 +36,7 @@ def run(*, as_json: bool) -> None:
         "python": platform.python_version(),
         **{name: _version(name) for name in _PACKAGES},
         "system": f"{platform.system()} {platform.machine()}",
+        "processor": name_processor(),
         "cores": count_cores(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],

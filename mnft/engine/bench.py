@@ -46,6 +46,7 @@ class BenchResult:
         wait: share of the training's time spent waiting for data, in [0, 1].
         rounds: of each measurement.
         batches: in a round.
+        threads: that computed on the CPU.
     """
 
     loading: Speed
@@ -55,6 +56,7 @@ class BenchResult:
     wait: float
     rounds: int
     batches: int
+    threads: int
 
     @property
     def limit(self) -> str:
@@ -84,6 +86,7 @@ def bench(
     count = min(batches, len(train))
     fixed = next(iter(train))
     device = training.options.loop.device
+    threads = training.options.threads.choose(training.options.loop.dtype)
     _train(training, _Part([fixed] * min(_WARMUP, count), train.sampler))
     found: dict[str, list[float]] = {"loading": [], "computing": [], "training": [], "eval": []}
     waits = []
@@ -106,6 +109,7 @@ def bench(
         wait=statistics.median(waits),
         rounds=rounds,
         batches=count,
+        threads=threads,
     )
 
 
