@@ -237,6 +237,8 @@ class TrainingDisplay:
         if result.stage == "head":
             epoch = f"{'head':<{len(epoch)}}"
         waited = "" if result.data_wait is None else f"{result.data_wait:.1%} wait"
+        reduced = result.threads < result.max_threads
+        threads = f"{result.threads} of {result.max_threads} threads" if reduced else ""
         figures = [
             Figure(epoch, 0),
             Figure(f"loss {result.train_loss:.4f}", 3, 11),
@@ -247,6 +249,7 @@ class TrainingDisplay:
             Figure(waited, 9, 10),
             Figure(f"{result.peak_memory_mb / 1000:.1f} GB", 8, 7),
             Figure(f"{result.seconds:.1f} s", 6, 7),
+            Figure(threads, 10),
             Figure("best" if result.is_best else "", 2, 4),
         ]
         line = fit_line(figures, self._console.width)

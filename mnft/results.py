@@ -74,7 +74,8 @@ class EpochResult:
     the part of the training that the epoch belongs to. `data_wait` is the fraction of
     the training's seconds that went by until batches were there, None where the images lie in the
     device's memory and nothing is waited for; `peak_memory_mb` is the most memory
-    (10^6 bytes) that the device had given out; 0 where it is not known.
+    (10^6 bytes) that the device had given out, `threads` the number that computed on the CPU, and
+    `max_threads` what it would be on a quiet machine; 0 where it is not known.
     """
 
     epoch: int
@@ -91,6 +92,8 @@ class EpochResult:
     stage: str = "finetune"
     data_wait: float | None = 0.0
     peak_memory_mb: float = 0.0
+    threads: int = 0
+    max_threads: int = 0
 
 
 class Observer(Protocol):

@@ -15,6 +15,11 @@ from typer.testing import CliRunner, Result
 
 MakeFolder = Callable[..., Path]
 
+# Read when torch is loaded, here and in the processes that tests start. One thread each: the tests
+# run in parallel, beside other work, and equal bits need equal numbers of threads; and a number
+# that the environment gives is never changed by the load of the machine.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _threads() -> None:

@@ -83,7 +83,7 @@ def test_bench_tells_a_slow_loader_from_a_slow_model(config, monkeypatch):
 
 def test_the_limit_is_the_model_where_loading_is_much_faster():
     speeds = [Speed(x, x, x) for x in (100.0, 45.0, 40.0, 30.0, 90.0)]
-    assert BenchResult(*speeds, wait=0.1, rounds=1, batches=1).limit == "computing"
+    assert BenchResult(*speeds, wait=0.1, rounds=1, batches=1, threads=1).limit == "computing"
 
 
 def test_find_lr_is_the_command_that_train_hands_over_to(config, run_cli, monkeypatch):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from mnft import console
 from mnft.commands.preparation import check_early, prepare
@@ -36,14 +37,17 @@ def run(
         with console.progress("measuring") as on_progress:
             result = bench(training, batches=batches, rounds=rounds, on_progress=on_progress)
     if as_json:
-        facts = {key: training.facts[key] for key in ("device", "precision", "input_size", "store")}
+        names = ("device", "processor", "precision", "input_size", "store")
+        facts = {name: training.facts[name] for name in names}
         console.show_json({**asdict(result), "limit": result.limit, **facts})
         return
-    _show(result, str(training.facts["store"]), training.config.train.batch_size)
+    _show(result, training.facts, training.config.train.batch_size)
 
 
-def _show(result: BenchResult, store: str, batch_size: int | str) -> None:
-    console.note(f"store    {store}")
+def _show(result: BenchResult, facts: Mapping[str, Any], batch_size: int | str) -> None:
+    threads = f"{result.threads} thread{'s' if result.threads != 1 else ''}"
+    console.note(f"machine  {facts['device']}; {facts['processor']}, {threads}")
+    console.note(f"store    {facts['store']}")
     rows = [
         ("loading alone", result.loading),
         ("fixed-batch limit", result.fixed_batch),

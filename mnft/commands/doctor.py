@@ -15,6 +15,7 @@ from mnft.data.inspection import count_cores
 from mnft.edge import litert_environment
 from mnft.edge.formats import FORMATS, Format, find_missing
 from mnft.errors import ConfigError
+from mnft.processor import name_processor
 
 _PACKAGES = ("torch", "torchvision", "timm", "safetensors", "pillow", "scikit-learn")
 _EXTRAS = {"log": ("tensorboard",), "prune": ("torch-pruning",), "qat": ("torchao",)}
@@ -37,6 +38,7 @@ def run(*, as_json: bool) -> None:
         "python": platform.python_version(),
         **{name: _version(name) for name in _PACKAGES},
         "system": f"{platform.system()} {platform.machine()}",
+        "processor": name_processor(),
         "cores": count_cores(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],

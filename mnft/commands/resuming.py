@@ -25,6 +25,7 @@ RESUMABLE = (
     "train.device",
     "train.early_stopping",
     "train.epochs",
+    "train.threads",
 )
 _log = logging.getLogger(__name__)
 

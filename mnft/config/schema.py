@@ -213,7 +213,7 @@ class TrainConfig(Section):
     grows evenly and is whole in the last third of the epochs. Smaller images train faster."""
     deterministic: bool = False
     """Use deterministic algorithms alone, so that a GPU repeats a run bit for bit; slower there.
-    The CPU does so anyway."""
+    The CPU does so anyway, with the same number of threads, which this fixes too."""
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """Keep an exponential moving average of the weights with this decay (reached gradually), and
     evaluate and save the average; empty: off."""
@@ -221,6 +221,10 @@ class TrainConfig(Section):
     """Stop after this many epochs without improvement of eval.monitor; empty: never."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of initial weights, order and augmentation."""
+    threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
+    """Threads that compute on the CPU. `auto` takes all cores, and fewer in epochs that begin while
+    other processes disturb them; OMP_NUM_THREADS or train.deterministic fixes the number. Results
+    are the same to the last bit for the same number only."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes a GPU when there is one."""
 

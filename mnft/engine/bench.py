@@ -51,6 +51,7 @@ class BenchResult:
             device's memory: what making batches of them adds to the time of the updates.
         rounds: of each measurement.
         batches: in a round.
+        threads: that computed on the CPU.
     """
 
     loading: Speed
@@ -61,6 +62,7 @@ class BenchResult:
     wait: float
     rounds: int
     batches: int
+    threads: int
 
     @property
     def limit(self) -> str:
@@ -90,6 +92,7 @@ def bench(
     count = min(batches, len(train))
     fixed = next(iter(train))
     device = training.options.loop.device
+    threads = training.options.threads.choose(training.options.loop.dtype)
     _train(training, _Part([fixed] * min(_WARMUP, count), train.sampler))
     found: dict[str, list[float]] = {
         name: [] for name in ("loading", "fixed_batch", "computing", "training", "evaluating")
@@ -120,6 +123,7 @@ def bench(
         wait=statistics.median(waits),
         rounds=rounds,
         batches=count,
+        threads=threads,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -21,6 +21,7 @@ from mnft.engine.memory import explaining_memory, peak_memory_mb, reset_peak_mem
 from mnft.engine.optim import Loss
 from mnft.engine.pauses import Pauses
 from mnft.engine.state import TrainState
+from mnft.engine.threads import Threads
 from mnft.errors import Interrupted, TrainError
 from mnft.metrics import EpochMetrics, compute_epoch_metrics
 from mnft.results import EpochResult, FitResult, Observer, StepProgress
@@ -53,6 +54,7 @@ class FitOptions:
         loop: how updates are computed.
         stage: of the training, for the records.
         snapshot_minutes: between two snapshots within an epoch, or None; with one process only.
+        threads: how many compute on the CPU.
     """
 
     epochs: int
@@ -64,6 +66,9 @@ class FitOptions:
     loop: LoopOptions
     stage: str = "finetune"
     snapshot_minutes: float | None = None
+    threads: Threads = field(
+        default_factory=lambda: Threads(torch.get_num_threads(), follows=False)
+    )
 
 
 def fit(
@@ -100,6 +105,9 @@ def fit(
         started = time.perf_counter()
         reset_peak_memory(loop.device)
         begun = state.partial
+        # The rest of an epoch is computed as it began: the order of sums follows from the number.
+        before = state.threads if begun else 0
+        state.threads = options.threads.choose(loop.dtype, begun_with=before)
         lr = begun.lr if begun else state.schedule.lr
         train.sampler.set_epoch(epoch, done=begun.updates if begun else 0)
         # Dropout and the like: each epoch, and each process, its own stream.
@@ -160,6 +168,8 @@ def _describe(
         stage=options.stage,
         data_wait=None if trained.waited is None else trained.waited / max(trained.seconds, 1e-9),
         peak_memory_mb=peak_memory_mb(options.loop.device),
+        threads=state.threads,
+        max_threads=options.threads.most,
     )
 
 

@@ -41,12 +41,14 @@ from mnft.engine.memory import find_batch_size
 from mnft.engine.optim import Criterion, Schedule, build_optimizer, compute_balanced_weights
 from mnft.engine.state import TrainState
 from mnft.engine.teaching import build_teaching_loss
+from mnft.engine.threads import Threads, build_threads
 from mnft.engine.training import Training
 from mnft.errors import ConfigError, DataError, ModelError
 from mnft.model.bundle import ModelCard
 from mnft.model.factory import BuiltModel, build_model
 from mnft.model.freeze import freeze, set_training_mode
 from mnft.model.sources import has_fixed_input
+from mnft.processor import name_processor
 
 
 def build_training(
@@ -74,6 +76,13 @@ def build_training(
             the config asks for cannot be built.
     """
     tune(device)
+    threads = build_threads(
+        config.train.threads,
+        device=device,
+        ranks=ranks,
+        # Compiled code is made for one number of threads.
+        fixed=config.train.deterministic or config.train.compile is True,
+    )
     if config.train.deterministic:
         make_deterministic(device)
     seed_everything(config.train.seed)
@@ -121,6 +130,8 @@ def build_training(
     )
     facts = {
         "device": str(device),
+        "processor": name_processor(),
+        "threads": threads.most,
         "processes": ranks.world_size,
         "precision": str(dtype).removeprefix("torch."),
         "compile": f"{'yes' if compiled else 'no'}: {why}",
@@ -139,7 +150,7 @@ def build_training(
         val=val,
         criterion=criterion,
         class_weights=class_weights,
-        options=_fit_options(config, num_classes, device, dtype, eval_dtype, ranks),
+        options=_fit_options(config, num_classes, device, dtype, eval_dtype, ranks, threads),
         card=_card(built, manifest),
         feature_folder=inputs.folder,
         contents={split: _contents(manifest, split) for split in ("train", "val")},
@@ -305,6 +316,7 @@ def _fit_options(
     dtype: torch.dtype,
     eval_dtype: torch.dtype,
     ranks: Ranks,
+    threads: Threads,
 ) -> FitOptions:
     return FitOptions(
         epochs=config.train.epochs,
@@ -314,6 +326,7 @@ def _fit_options(
         num_classes=num_classes,
         eval_dtype=eval_dtype,
         snapshot_minutes=config.run.snapshot_minutes,
+        threads=threads,
         loop=LoopOptions(
             device=device,
             dtype=dtype,

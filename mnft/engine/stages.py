@@ -42,6 +42,15 @@ def train(
     Raises:
         MnftError: as `fit`, and what keeps features from being computed.
     """
+    try:
+        return _train(training, keeper, observer, progress)
+    finally:
+        training.options.threads.release()
+
+
+def _train(
+    training: Training, keeper: Keeper | None, observer: Observer | None, progress: Progress
+) -> FitResult:
     state = training.state
     if "head" in training.stages and state.head is None:
         state.head = state.best = train_head(training, progress)
@@ -68,6 +77,7 @@ def train_head(training: Training, progress: Progress = no_progress) -> EpochRes
     """Fit the classifier, put it into the model (and its average), and judge the model."""
     options, state = training.options, training.state
     started = time.perf_counter()
+    state.threads = options.threads.choose(options.loop.dtype)
     reset_peak_memory(options.loop.device)
     fitted, num_images, seconds = _fit_head(training, progress)
     set_head(state.model, fitted)
@@ -88,6 +98,8 @@ def train_head(training: Training, progress: Progress = no_progress) -> EpochRes
         is_best=True,
         stage="head",
         peak_memory_mb=peak_memory_mb(options.loop.device),
+        threads=state.threads,
+        max_threads=options.threads.most,
     )
 
 

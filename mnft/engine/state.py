@@ -68,6 +68,7 @@ class TrainState:
         num_updates: optimizer updates so far.
         head: the result of the head stage, once it is over.
         partial: the epoch that is under way; None between epochs.
+        threads: of the CPU that compute the epoch that is under way; 0 before the first.
     """
 
     model: nn.Module
@@ -80,6 +81,7 @@ class TrainState:
     num_updates: int = 0
     head: EpochResult | None = None
     partial: PartialEpoch | None = None
+    threads: int = 0
 
     @property
     def results(self) -> list[EpochResult]:
@@ -109,6 +111,7 @@ def describe_state(state: TrainState) -> dict[str, Any]:
         "num_updates": state.num_updates,
         "head": None if state.head is None else asdict(state.head),
         "partial": None if state.partial is None else asdict(state.partial),
+        "threads": state.threads,
     }
 
 
@@ -187,6 +190,7 @@ def load_state(state: TrainState, path: Path) -> None:
         state.head = None if head is None else EpochResult(**head)
         partial = content.get("partial")
         state.partial = None if partial is None else PartialEpoch(**partial)
+        state.threads = content.get("threads", 0)  # unknown to older runs
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: does not fit this run: {error}") from error
 
