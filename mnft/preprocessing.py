@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+PREPROCESSING_KEYS = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 # The resized image is the input divided by crop_pct: 0.002 would make 16,000 pixels of 32. timm's
 # own values lie between 0.875 and 1.15.
 MIN_CROP_PCT = 0.25

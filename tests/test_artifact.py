@@ -13,8 +13,10 @@ from PIL import Image
 from mnft.data.transforms import build_eval_transform
 from mnft.edge.artifact import (
     Artifact,
+    check_metadata,
     compute_sha256,
     compute_size,
+    describe_metadata,
     find_artifact,
     is_export,
     read_artifact,
@@ -160,6 +162,78 @@ def test_damaged_records(tmp_path: Path) -> None:
     record.unlink()
     with pytest.raises(CheckpointError, match="no export"):
         read_artifact(folder)
+
+
+CHANGES = {
+    "names reversed": lambda r: r["class_names"].reverse(),
+    "a name less": lambda r: r["class_names"].pop(),
+    "mean": lambda r: r["preprocessing"].update(mean=[0.1, 0.2, 0.3]),
+    "input_size": lambda r: r["preprocessing"].update(input_size=[3, 64, 64]),
+    "resize": lambda r: r["preprocessing"]["resize"].update(width=99),
+    "layout": lambda r: r["input"].update(layout="NHWC"),
+    "output": lambda r: r["output"].update(name="probabilities"),
+    "embedded": lambda r: r.update(embedded_preprocessing=True),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_an_app_must_know_is_covered(tmp_path: Path, change: str) -> None:
+    folder = write(tmp_path / "a")
+    record = folder / "model.json"
+    values = json.loads(record.read_text(encoding="utf-8"))
+    CHANGES[change](values)
+    record.write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match=r"model\.json: changed since it was written"):
+        read_artifact(folder)
+
+
+def test_where_it_came_from_may_be_taken_out(tmp_path: Path) -> None:
+    folder = write(tmp_path / "a")
+    record = folder / "model.json"
+    values = json.loads(record.read_text(encoding="utf-8"))
+    record.write_text(json.dumps(values | {"source": {}, "facts": {}}))
+    assert read_artifact(folder).class_names == NAMES
+
+
+def test_exports_of_before_the_checksum_open(tmp_path: Path) -> None:
+    folder = write(tmp_path / "a")
+    record = folder / "model.json"
+    values = json.loads(record.read_text(encoding="utf-8"))
+    del values["record_sha256"]
+    record.write_text(json.dumps(values))
+    assert read_artifact(folder) == ARTIFACT
+
+
+def test_labels_are_those_of_the_record(tmp_path: Path) -> None:
+    labels = write(tmp_path / "a") / "labels.txt"
+    text = labels.read_text(encoding="utf-8")
+    labels.write_bytes(text.replace("\n", "\r\n").encode())  # git on Windows
+    assert read_artifact(tmp_path / "a") == ARTIFACT
+    lines = text.splitlines()
+    for wrong in (lines[::-1], lines[:-1], [*lines, "more"]):
+        labels.write_text("\n".join(wrong), encoding="utf-8")
+        with pytest.raises(CheckpointError, match=r"labels\.txt: not the class names of"):
+            read_artifact(tmp_path / "a")
+    labels.write_bytes(b"\xff\xfe")
+    with pytest.raises(CheckpointError, match=r"labels\.txt: damaged"):
+        read_artifact(tmp_path / "a")
+    labels.unlink()
+    assert read_artifact(tmp_path / "a") == ARTIFACT
+
+
+def test_a_file_that_speaks_for_itself_is_believed(tmp_path: Path) -> None:
+    folder = write(tmp_path / "a")
+    metadata = describe_metadata(ARTIFACT)
+    check_metadata(folder, ARTIFACT, metadata)
+    check_metadata(folder, ARTIFACT, {})
+    wrong = {
+        "class_names": replace(ARTIFACT, class_names=NAMES[::-1]),
+        "preprocessing": replace(ARTIFACT, preprocessing=replace(PREPROCESSING, crop_pct=0.5)),
+        "embedded_preprocessing": replace(ARTIFACT, embedded=True),
+    }
+    for name, artifact in wrong.items():
+        with pytest.raises(CheckpointError, match=f"its {name} is not that of model.onnx"):
+            check_metadata(folder, artifact, metadata)
 
 
 def test_find_artifact(tmp_path: Path) -> None:

@@ -387,8 +387,8 @@ def test_only_failures_are_an_error_and_leave_no_files(run_cli, run, fake, monke
 
 
 def test_classes_in_another_order_are_matched_by_name(run_cli, run, root, fake, tmp_path):
-    save_run(tmp_path / "runs/turned", root, ("red", "blue", "green"))
-    result = run_cli("compare", run, tmp_path / "runs/turned", "--json")
+    save_model(tmp_path / "turned", ("red", "blue", "green"))
+    result = run_cli("compare", run, tmp_path / "turned", "--json")
     ours, turned = json.loads(result.stdout)["models"]
     assert 0 < ours["accuracy"] < 1
     assert turned["accuracy"] == ours["accuracy"]

@@ -377,10 +377,38 @@ def test_classes_in_another_order(run: Path, root: Path, evaluate: Cli, tmp_path
     config = json.loads((run / "best" / "config.json").read_text())
     config["label_names"] = ["red", "blue", "green"]
     (tmp_path / "other" / "config.json").write_text(json.dumps(config))
+    refused = evaluate(tmp_path / "other", "--data", root, "--split", "test")
+    assert refused.exit_code == 1
+    assert "config.json: changed since it was written: label_names" in refused.stderr
+    record = json.loads((tmp_path / "other" / "mnft.json").read_text())
+    del record["config_sha256"]  # as the hint says, where it was meant
+    (tmp_path / "other" / "mnft.json").write_text(json.dumps(record))
     found = answer(evaluate(tmp_path / "other", "--json", "--data", root, "--split", "test"))
     outputs = ["blue", "green", "red"]  # what the outputs are called in `expected`
     for name, row in zip(outputs, expected["confusion"], strict=True):
         assert found["confusion"][["red", "blue", "green"].index(name)] == row
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["green", "blue", "red"], "calls class 1 'green', the run 'blue'"),
+        (["blue", "green", "scarlet"], "calls class 3 'scarlet', the run 'red'"),
+    ],
+)
+def test_a_run_of_before_the_checksum_is_compared_with_its_split(
+    run: Path, root: Path, evaluate: Cli, run_cli: Cli, names: list[str], message: str
+) -> None:
+    record = json.loads((run / "best" / "mnft.json").read_text())
+    del record["config_sha256"]
+    (run / "best" / "mnft.json").write_text(json.dumps(record))
+    assert evaluate(run).exit_code == 0
+    config = json.loads((run / "best" / "config.json").read_text())
+    (run / "best" / "config.json").write_text(json.dumps(config | {"label_names": names}))
+    image = next((root / "test").rglob("*.png"))
+    for result in (evaluate(run), run_cli("predict", "--ckpt", run, image, "--workers", 0)):
+        assert result.exit_code == 1
+        assert message in result.stderr
 
 
 def test_an_unknown_class_is_refused(run: Path, root: Path, evaluate: Cli) -> None:

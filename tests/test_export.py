@@ -333,6 +333,47 @@ def test_eval_gives_the_same_figures(
         assert float(row["confidence"]) == pytest.approx(float(other["confidence"]), abs=1e-4)
 
 
+def reverse_names(folder: Path, *, forget: bool) -> None:
+    """Edit model.json; `forget` as an export of before the checksum."""
+    values = read_json(folder / "model.json")
+    values["class_names"].reverse()
+    if forget:
+        del values["record_sha256"]
+        (folder / "labels.txt").unlink()
+    (folder / "model.json").write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    ("form", "forget", "message"),
+    [
+        ("onnx", False, "model.json: changed since it was written"),
+        ("onnx", True, "its class_names is not that of model.onnx"),
+        ("openvino", True, "its class_names is not that of model.xml"),
+        ("torchscript", True, "has other class names than"),  # a file without words, in its run
+    ],
+)
+def test_reversed_labels_of_an_export_are_told(
+    exports: Callable[..., Path],
+    runs: Path,
+    run_cli: Cli,
+    tmp_path: Path,
+    form: str,
+    forget: bool,
+    message: str,
+) -> None:
+    exports(form, "mobilenetv2")
+    shutil.copytree(runs / "mobilenetv2", tmp_path / "run")
+    folder = tmp_path / "run/exports" / form
+    options = ("--split", "val", "--workers", 0, "-o", tmp_path / "judged")
+    good = run_cli("eval", "--ckpt", folder, *options)
+    assert good.exit_code == 0, good.stderr
+    reverse_names(folder, forget=forget)
+    for command in (("eval", *options), ("predict", next((runs / "images").glob("*/*.png")))):
+        result = run_cli(command[0], "--ckpt", folder, *command[1:])
+        assert result.exit_code == 1
+        assert message in result.stderr
+
+
 def test_eval_writes_beside_the_run(exports: Callable[..., Path], runs: Path, run_cli: Cli) -> None:
     folder = exports("torchscript", "lenet5")
     result = run_cli("eval", "--ckpt", folder, "--device", "cpu", "--workers", 0)

@@ -380,7 +380,11 @@ def test_damaged_split_files(tmp_path: Path) -> None:
             load_manifest(path)
         assert "--data DIR" in str(caught.value.hint)
     assert "fingerprint" in damaged(tmp_path, lambda c: c["samples"][0].update(split="val2"))
-    assert "class_names lacks a" in damaged(tmp_path, lambda c: c["class_names"].remove("a"))
+    for change in ("reverse", "clear"):
+        assert "class_names" in damaged(
+            tmp_path, lambda c, how=change: getattr(c["class_names"], how)()
+        )
+    assert "class_names" in damaged(tmp_path, lambda c: c["class_names"].append("more"))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"format": 1}'])

@@ -544,6 +544,14 @@ def edit(folder: Path, **changes: Any) -> None:
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8")) | changes
     path.write_text(json.dumps({k: v for k, v in config.items() if v != "remove"}))
+    forget_sums(folder)
+
+
+def forget_sums(folder: Path) -> None:
+    """As in folders of before, and where config.json was changed on purpose."""
+    record = json.loads((folder / "mnft.json").read_text(encoding="utf-8"))
+    record.pop("config_sha256", None)
+    (folder / "mnft.json").write_text(json.dumps(record))
 
 
 def cut(path: Path, size: int) -> None:
@@ -600,6 +608,47 @@ def test_a_damaged_folder_is_refused(folder: Path, damage: str) -> None:
     with pytest.raises(CheckpointError) as error:
         load_bundle(folder)
     assert str(folder) in error.value.message
+
+
+CHANGES: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
+    "two names swapped": (
+        "label_names",
+        lambda c: c["label_names"].insert(0, c["label_names"].pop()),
+    ),
+    "a name changed": ("label_names", lambda c: c["label_names"].__setitem__(0, "other")),
+    "mean": ("preprocessing", lambda c: c["pretrained_cfg"].update(mean=[0.1, 0.2, 0.3])),
+    "std": ("preprocessing", lambda c: c["pretrained_cfg"].update(std=[0.1, 0.2, 0.3])),
+    "input_size": ("preprocessing", lambda c: c["pretrained_cfg"].update(input_size=[3, 64, 64])),
+    "crop_pct": ("preprocessing", lambda c: c["pretrained_cfg"].update(crop_pct=0.5)),
+    "interpolation": (
+        "preprocessing",
+        lambda c: c["pretrained_cfg"].update(interpolation="nearest"),
+    ),
+    "crop_mode": ("preprocessing", lambda c: c["pretrained_cfg"].update(crop_mode="squash")),
+    "arguments": ("architecture", lambda c: c["model_args"].update(drop_rate=0.1)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_config_json_says_of_the_weights_is_covered(folder: Path, change: str) -> None:
+    part, apply = CHANGES[change]
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    apply(config)
+    path.write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=f"changed since it was written: {part}") as error:
+        load_bundle(folder)
+    assert "take config_sha256 out of" in str(error.value.hint)
+    forget_sums(folder)
+    load_bundle(folder)
+
+
+def test_a_licence_or_another_format_of_the_text_changes_nothing(folder: Path) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["pretrained_cfg"]["license"] = "mit"
+    path.write_text(json.dumps(dict(reversed(config.items())), indent=8))
+    assert load_bundle(folder).class_names == CLASSES
 
 
 def test_a_folder_of_timm_without_class_names_says_what_to_do(folder: Path) -> None:

@@ -62,7 +62,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "model: {name: lenet5, pretrained: false}\n"
         "optim: {name: adamw, lr: 3.0e-3}\n"
         "augment: {scale: [0.9, 1.0]}\n"
-        "train: {epochs: 4, batch_size: 8, device: cpu, precision: fp32}\n"
+        "train: {epochs: 3, batch_size: 8, device: cpu, precision: fp32}\n"
         f"run: {{dir: {root / 'runs'}, name: lenet}}\n",
         encoding="utf-8",
     )

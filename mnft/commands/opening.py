@@ -60,10 +60,13 @@ def open_checkpoint(path: Path, *, threads: int | None = None) -> Opened:
         bundle = load_exported(folder, threads=threads)
         # RUN/exports/onnx
         run = _run_of(folder.resolve().parent)
-        return Opened(bundle, run, _manifest_of(run))
-    folder = find_bundle(path)
-    run = _run_of(folder)
-    return Opened(load_bundle(folder), run, _manifest_of(run))
+    else:
+        folder = find_bundle(path)
+        bundle, run = load_bundle(folder), _run_of(folder)
+    manifest = _manifest_of(run)
+    if manifest is not None and manifest.class_names != bundle.class_names:
+        raise _other_classes(bundle, run, manifest)
+    return Opened(bundle, run, manifest)
 
 
 def open_trained(path: Path) -> Opened:
@@ -94,6 +97,20 @@ def load_settings(opened: Opened, overrides: Sequence[str]) -> tuple[Config, Sou
 def spell(folder: Path) -> str:
     """A path that still says something elsewhere: as given, but for `.` and `..`."""
     return str(folder if folder.name not in {"", ".."} else folder.resolve())
+
+
+def _other_classes(bundle: Bundle, run: RunFolder, manifest: Manifest) -> CheckpointError:
+    """The outputs of a model are named in the order of the classes that it was trained on."""
+    ours, theirs = bundle.class_names, manifest.class_names
+    what = f"knows {len(ours)} classes, the run {len(theirs)}"
+    if len(ours) == len(theirs):
+        place = next(i for i, pair in enumerate(zip(ours, theirs, strict=True)) if len({*pair}) > 1)
+        what = f"calls class {place + 1} {ours[place]!r}, the run {theirs[place]!r}"
+    return CheckpointError(
+        f"{bundle.folder} has other class names than {run.split}: it {what}",
+        hint="bring back the folder, or export the model again; a model of another training "
+        "belongs outside of this run",
+    )
 
 
 def _run_of(folder: Path) -> RunFolder:

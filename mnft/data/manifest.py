@@ -175,8 +175,8 @@ def load_manifest(path: Path) -> Manifest:
         )
         if manifest.fingerprint != content["fingerprint"]:
             raise ValueError("its fingerprint is not that of its samples")
-        if unknown := {s.class_name for s in manifest.samples} - set(manifest.class_names):
-            raise ValueError(f"class_names lacks {', '.join(sorted(unknown))}")
+        if list(manifest.class_names) != sorted({s.class_name for s in manifest.samples}):
+            raise ValueError("class_names are not the names of its classes in their order")
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file, expected the run's split") from error
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -20,6 +20,20 @@ LABELS = "labels.txt"
 PARITY = "parity.json"
 QUANTIZATION = "quantization.json"  # of `mnft quantize` alone
 INPUT_NAME = "image"
+# What files that carry words say, by `describe_metadata`.
+METADATA = ("architecture", "class_names", "preprocessing", "embedded_preprocessing")
+# What model.json says of how the file is used.
+_SUMMED = (
+    "format",
+    "file",
+    "architecture",
+    "precision",
+    "class_names",
+    "preprocessing",
+    "embedded_preprocessing",
+    "input",
+    "output",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +84,7 @@ class Artifact:
 
 def write_record(folder: Path, artifact: Artifact) -> None:
     """Write labels.txt and model.json beside a model file that is there already."""
-    # One name a line: a line break within a name would shift all that follow.
-    names = [" ".join(name.splitlines()) for name in artifact.class_names]
-    files.write_text(folder / LABELS, "".join(f"{name}\n" for name in names))
+    files.write_text(folder / LABELS, _list_labels(artifact))
     files.write_json(folder / RECORD, _as_json(folder, artifact))
 
 
@@ -81,7 +93,7 @@ def read_artifact(folder: Path) -> Artifact:
 
     Raises:
         CheckpointError: it is missing or damaged, the model file is missing, or is not the one
-            that model.json was written for.
+            that model.json was written for, or model.json or labels.txt are not what was written.
     """
     path = folder / RECORD
     try:
@@ -101,6 +113,7 @@ def read_artifact(folder: Path) -> Artifact:
             facts=dict(values["facts"]),
         )
         expected = str(values["sha256"])
+        own_sum = values.get("record_sha256")
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder}: {RECORD} is missing, so it is no export") from error
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -120,6 +133,12 @@ def read_artifact(folder: Path) -> Artifact:
             "(its SHA-256 differs)",
             hint="export the model again",
         )
+    if own_sum is not None and own_sum != _sum_record(values):
+        raise CheckpointError(
+            f"{path}: changed since it was written, so labels or preprocessing may be wrong",
+            hint="export the model again; where it was changed on purpose, take record_sha256 out",
+        )
+    _check_labels(folder, artifact)
     return artifact
 
 
@@ -163,6 +182,70 @@ def set_facts(artifact: Artifact, **facts: Any) -> Artifact:
     return replace(artifact, facts={**artifact.facts, **facts})
 
 
+def describe_metadata(artifact: Artifact) -> dict[str, str]:
+    """Class names and preprocessing for formats whose files carry words."""
+    values = (
+        artifact.architecture,
+        json.dumps(list(artifact.class_names), ensure_ascii=False),
+        json.dumps(artifact.preprocessing.as_pretrained_cfg()),
+        json.dumps(artifact.embedded),
+    )
+    return dict(zip(METADATA, values, strict=True))
+
+
+def check_metadata(folder: Path, artifact: Artifact, metadata: Mapping[str, str]) -> None:
+    """Compare model.json with what the model file says of itself.
+
+    Args:
+        folder: of the export.
+        artifact: what its model.json says.
+        metadata: of the file; empty where its format has none.
+
+    Raises:
+        CheckpointError: they differ.
+    """
+    for name, text in describe_metadata(artifact).items():
+        if name in metadata and _parse(metadata[name]) != _parse(text):
+            raise CheckpointError(
+                f"{folder / RECORD}: its {name} is not that of {artifact.file}, which says "
+                f"{metadata[name][:200]}",
+                hint="export the model again",
+            )
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _list_labels(artifact: Artifact) -> str:
+    # One name a line: a line break within a name would shift all that follow.
+    names = [" ".join(name.splitlines()) for name in artifact.class_names]
+    return "".join(f"{name}\n" for name in names)
+
+
+def _check_labels(folder: Path, artifact: Artifact) -> None:
+    """Compare labels.txt, which apps read, with model.json; an app's folder may lack it."""
+    try:
+        text = (folder / LABELS).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / LABELS}: damaged: {error}") from error
+    if text.splitlines() != _list_labels(artifact).splitlines():
+        raise CheckpointError(
+            f"{folder / LABELS}: not the class names of {RECORD}", hint="export the model again"
+        )
+
+
+def _sum_record(values: Mapping[str, Any]) -> str:
+    """SHA-256 of what an app must know; where the file came from, and from whom, may change."""
+    text = json.dumps({key: values.get(key) for key in _SUMMED}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _names_file(record: Path, name: str) -> bool:
     try:
         values = json.loads(record.read_text(encoding="utf-8"))
@@ -180,7 +263,7 @@ def _parts(path: Path) -> list[Path]:
 
 def _as_json(folder: Path, artifact: Artifact) -> dict[str, Any]:
     model = folder / artifact.file
-    return {
+    values = {
         "format": artifact.format,
         "file": artifact.file,
         "mnft_version": mnft.__version__,
@@ -203,6 +286,7 @@ def _as_json(folder: Path, artifact: Artifact) -> dict[str, Any]:
         "source": dict(artifact.source),
         "facts": dict(artifact.facts),
     }
+    return values | {"record_sha256": _sum_record(values)}
 
 
 def _describe_input(artifact: Artifact) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mnft.edge import convert_litert, litert_environment
-from mnft.edge.artifact import INPUT_NAME, Artifact, set_facts
+from mnft.edge.artifact import INPUT_NAME, Artifact, describe_metadata, set_facts
 from mnft.edge.formats import FORMATS, Format, check_installed, read_versions
 from mnft.edge.graph import build_graph
 from mnft.edge.quiet import forbid_telemetry, silent
@@ -93,17 +92,6 @@ def convert(bundle: Bundle, form: Format, folder: Path, *, embed: bool) -> Artif
             hint="other formats may take it; `mnft -v export ...` shows the whole log",
         ) from error
     return artifact
-
-
-def describe_metadata(artifact: Artifact) -> dict[str, str]:
-    """Class names and preprocessing for formats whose files carry words."""
-    cfg = artifact.preprocessing.as_pretrained_cfg()
-    return {
-        "architecture": artifact.architecture,
-        "class_names": json.dumps(list(artifact.class_names), ensure_ascii=False),
-        "preprocessing": json.dumps(cfg),
-        "embedded_preprocessing": json.dumps(artifact.embedded),
-    }
 
 
 def write_onnx(

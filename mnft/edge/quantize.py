@@ -10,8 +10,8 @@ from typing import Any
 
 from mnft.config.edge import QuantizeConfig
 from mnft.edge import quantize_nncf, quantize_onnx
-from mnft.edge.artifact import Artifact
-from mnft.edge.convert import convert, describe_metadata
+from mnft.edge.artifact import Artifact, describe_metadata
+from mnft.edge.convert import convert
 from mnft.edge.formats import FORMATS, Format, check_installed, find_missing, read_versions
 from mnft.edge.int8 import Calibration, Census, Control, Quantizer, check_layers
 from mnft.edge.sensitivity import choose_counts, rank_layers

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mnft.edge.artifact import RECORD, Artifact, read_artifact
+from mnft.edge.artifact import RECORD, Artifact, check_metadata, read_artifact
 from mnft.edge.sessions import Array, Session, open_session
 from mnft.engine.memory import is_out_of_memory
 from mnft.errors import CheckpointError
@@ -80,11 +80,13 @@ def load_exported(folder: Path, *, threads: int | None = None) -> Bundle:
     """Open an export as `load_bundle` opens a model folder.
 
     Raises:
-        CheckpointError: not an export, or a damaged one.
+        CheckpointError: not an export, or a damaged one, or one that says other things of its
+            classes and preprocessing than its file does.
         ExportError: its runtime is not installed or does not exist here.
     """
     artifact = read_artifact(folder)
     session = open_session(folder, artifact, threads=threads)
+    check_metadata(folder, artifact, session.metadata)
     return Bundle(
         folder=folder,
         model=RuntimeModel(session, artifact, folder).eval(),

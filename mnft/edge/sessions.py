@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from mnft.edge.artifact import INPUT_NAME, Artifact
+from mnft.edge.artifact import INPUT_NAME, METADATA, Artifact
 from mnft.edge.formats import FORMATS, check_installed
 from mnft.edge.quiet import forbid_telemetry, silent
 from mnft.errors import ExportError
@@ -19,6 +20,10 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 class Session(Protocol):
     """A model that is ready to run."""
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What the file says of itself, as `describe_metadata`; empty where it says nothing."""
 
     def run(self, images: Array) -> Array:
         """One call of the runtime.
@@ -80,6 +85,7 @@ class _Onnx:
             )
         except self._errors as error:
             raise RuntimeError(str(error)) from error
+        self.metadata: Mapping[str, str] = self._session.get_modelmeta().custom_metadata_map
 
     def run(self, images: Array) -> Array:
         try:
@@ -116,13 +122,21 @@ class _OpenVino:
         config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
         if threads:
             config["INFERENCE_NUM_THREADS"] = threads
-        self._model = get_openvino_core().compile_model(path, "CPU", config)
+        model = get_openvino_core().read_model(path)
+        self.metadata: Mapping[str, str] = {
+            name: model.get_rt_info(["mnft", name]).astype(str)
+            for name in METADATA
+            if model.has_rt_info(["mnft", name])
+        }
+        self._model = get_openvino_core().compile_model(model, "CPU", config)
 
     def run(self, images: Array) -> Array:
         return np.array(self._model(images)[0])
 
 
 class _TorchScript:
+    metadata: Mapping[str, str] = {}
+
     def __init__(self, path: Path, threads: int | None) -> None:
         import torch
 
@@ -141,6 +155,8 @@ class _TorchScript:
 class _ExecuTorch:
     """Its thread pool has a size of its own, which Python cannot set."""
 
+    metadata: Mapping[str, str] = {}
+
     def __init__(self, path: Path, _threads: int | None) -> None:
         import torch
         from executorch.runtime import Runtime
@@ -156,6 +172,8 @@ class _ExecuTorch:
 
 
 class _LiteRt:
+    metadata: Mapping[str, str] = {}
+
     def __init__(self, path: Path, threads: int | None) -> None:
         from ai_edge_litert.interpreter import Interpreter
 

@@ -22,7 +22,7 @@ import mnft
 from mnft import files
 from mnft.errors import CheckpointError, ModelError
 from mnft.model.pruned import MARK, is_pruned, load_pruned
-from mnft.preprocessing import Preprocessing
+from mnft.preprocessing import PREPROCESSING_KEYS, Preprocessing
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -83,7 +83,7 @@ def save_bundle(
         state: the model's state dict, on any device.
         card: what belongs to the model.
         record: mnft's own facts, such as the epoch and its metrics; goes to mnft.json with the
-            version of mnft and the weights' SHA-256.
+            version of mnft and the SHA-256 of the weights and of what config.json says of them.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with files.atomic_folder(folder) as temporary:
@@ -93,9 +93,14 @@ def save_bundle(
             found = re.search(r"os error (\d+)", str(error))
             number = int(found[1]) if found else errno.EIO
             raise OSError(number, os.strerror(number), str(folder / WEIGHTS)) from error
-        files.write_json(temporary / CONFIG, _timm_config(card))
+        config = _timm_config(card)
+        files.write_json(temporary / CONFIG, config)
         sha256 = hashlib.sha256((temporary / WEIGHTS).read_bytes()).hexdigest()
-        head = {"mnft_version": mnft.__version__, "sha256": sha256}
+        head = {
+            "mnft_version": mnft.__version__,
+            "sha256": sha256,
+            "config_sha256": _sum_config(config),
+        }
         files.write_json(temporary / RECORD, head | dict(record))
 
 
@@ -118,6 +123,7 @@ def load_bundle(folder: Path) -> Bundle:
         )
     record = _read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
     _check_weights(folder, record)
+    _check_config(folder, config, record)
     try:
         model = _create(folder, pruned=is_pruned(config))
         preprocessing = Preprocessing.from_timm(timm.data.resolve_model_data_config(model))
@@ -144,6 +150,35 @@ def _check_weights(folder: Path, record: Mapping[str, Any]) -> None:
                 f"{folder / WEIGHTS}: damaged: it is not what was written",
                 hint=f"where it was changed on purpose, take sha256 out of {folder / RECORD}",
             )
+
+
+def _sum_config(config: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 of each part of config.json that decides what the weights take and give.
+
+    Of the values, not of the text: a licence may be added, and the file be formatted anew.
+    """
+    cfg = config.get("pretrained_cfg")
+    own = cfg if isinstance(cfg, Mapping) else {}
+    parts = {
+        "label_names": [config.get("num_classes"), config.get("label_names")],
+        "architecture": [config.get(key) for key in ("architecture", "model_args", "mnft")],
+        "preprocessing": {key: own.get(key) for key in PREPROCESSING_KEYS},
+    }
+    texts = {name: json.dumps(part, sort_keys=True) for name, part in parts.items()}
+    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+
+
+def _check_config(folder: Path, config: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    """Compare config.json with the sums that were taken when it was written."""
+    expected = record.get("config_sha256")
+    known = expected if isinstance(expected, Mapping) else {}
+    found = _sum_config(config)
+    if changed := [name for name in found if known.get(name, found[name]) != found[name]]:
+        raise CheckpointError(
+            f"{folder / CONFIG}: changed since it was written: {', '.join(changed)}",
+            hint="bring back the file; where it was changed on purpose, take config_sha256 out of "
+            f"{folder / RECORD}",
+        )
 
 
 def _create(folder: Path, *, pruned: bool) -> nn.Module:
