@@ -17,6 +17,7 @@ from PIL import Image
 
 from mnft import metrics
 from mnft.runs import evaluation as evaluation_files
+from mnft.runs import plots
 from mnft.runs.evaluation import Predictions, write_evaluation
 from mnft.runs.plots import plot_confusion
 
@@ -29,6 +30,7 @@ FILES = {
     "per_class.csv",
     "confusion_matrix.csv",
     "confusion_matrix.png",
+    "reliability.png",
 }
 HEADER = {"checkpoint": "runs/flowers/best", "split": "test"}
 
@@ -58,7 +60,7 @@ def strip_guard(cell):
     return cell[1:] if cell.startswith("'") else cell
 
 
-def test_folder_holds_the_five_files_and_nothing_else(written):
+def test_folder_holds_the_files_and_nothing_else(written):
     folder, _, _ = written
     assert {path.name for path in folder.iterdir()} == FILES
     assert [path.name for path in folder.parent.iterdir()] == ["eval"]
@@ -205,7 +207,8 @@ def test_a_failure_in_the_middle_leaves_the_old_folder_whole(tmp_path, monkeypat
     folder = tmp_path / "eval"
     write_evaluation(folder, *build_case(0), NAMES, header=HEADER)
     before = read_bytes(folder)
-    monkeypatch.setattr(evaluation_files, step, fail)
+    module = evaluation_files if hasattr(evaluation_files, step) else plots
+    monkeypatch.setattr(module, step, fail)
     with pytest.raises(OSError, match="disk full"):
         write_evaluation(folder, *build_case(1), NAMES, header=HEADER)
     assert read_bytes(folder) == before

@@ -65,6 +65,7 @@ def run(
         list(bundle.class_names),
         header={**header, "unreadable": images.problems},
         unreadable=images.problems,
+        root=images.root,
     )
     _show(bundle, images, evaluation, target, as_json=as_json)
 
