@@ -211,7 +211,8 @@ def evaluate(
     """Judge a trained model on images that it was not trained on.
 
     Accuracy with its 95% interval, precision, recall and F1 of each class, calibration; writes
-    metrics.json, predictions.csv, per_class.csv and the confusion matrix.
+    metrics.json, predictions.csv, per_class.csv, the confusion matrix, and pictures of the worst
+    mistakes and of how far confidence can be relied on.
 
     Examples: `mnft eval --ckpt runs/flowers`, `mnft eval --ckpt runs/flowers/best --data photos/`
     """

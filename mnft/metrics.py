@@ -166,12 +166,43 @@ def compute_ece(confidences: Array, correct: Array, *, num_bins: int = ECE_BINS)
         correct: (N,) bool.
         num_bins: M.
     """
+    _, hits, expected = _sum_bins(confidences, correct, num_bins)
+    # |B|/n * |acc(B) - conf(B)| is the difference of the sums over n: empty bins need no care.
+    return float(np.abs(hits - expected).sum() / len(confidences))
+
+
+class ReliabilityBin(NamedTuple):
+    """The predictions whose confidence lies in one bin; `confidence` is their mean, or 0."""
+
+    num_images: int
+    num_correct: int
+    confidence: float
+
+
+def compute_reliability(
+    confidences: Array, correct: Array, *, num_bins: int = ECE_BINS
+) -> list[ReliabilityBin]:
+    """The bins of `compute_ece`, from the least confident to the most.
+
+    Args:
+        confidences: (N,) float in (0, 1], the probability of the predicted class.
+        correct: (N,) bool.
+        num_bins: M.
+    """
+    counts, hits, expected = _sum_bins(confidences, correct, num_bins)
+    return [
+        ReliabilityBin(int(count), int(num_correct), float(total / max(count, 1)))
+        for count, num_correct, total in zip(counts, hits, expected, strict=True)
+    ]
+
+
+def _sum_bins(confidences: Array, correct: Array, num_bins: int) -> tuple[Array, Array, Array]:
+    """Of each bin the predictions, those that are right, and the sum of confidences; each (M,)."""
     inner_edges = np.linspace(0, 1, num_bins + 1)[1:-1]
     bins = np.digitize(confidences, inner_edges, right=True)
-    # |B|/n * |acc(B) - conf(B)| is the difference of the sums over n: empty bins need no care.
+    counts = np.bincount(bins, minlength=num_bins)
     hits = np.bincount(bins, weights=correct, minlength=num_bins)
-    expected = np.bincount(bins, weights=confidences, minlength=num_bins)
-    return float(np.abs(hits - expected).sum() / len(confidences))
+    return counts, hits, np.bincount(bins, weights=confidences, minlength=num_bins)
 
 
 def compute_wilson_interval(num_correct: int, num_images: int) -> tuple[float, float]:

@@ -28,6 +28,7 @@ FILES = {
     "per_class.csv",
     "confusion_matrix.csv",
     "confusion_matrix.png",
+    "reliability.png",
 }
 HEADER = {"checkpoint": "runs/flowers/best", "split": "test"}
 
@@ -57,7 +58,7 @@ def strip_guard(cell):
     return cell[1:] if cell.startswith("'") else cell
 
 
-def test_folder_holds_the_five_files_and_nothing_else(written):
+def test_folder_holds_the_files_and_nothing_else(written):
     folder, _, _ = written
     assert {path.name for path in folder.iterdir()} == FILES
     assert [path.name for path in folder.parent.iterdir()] == ["eval"]

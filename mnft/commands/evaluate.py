@@ -67,6 +67,7 @@ def run(
             list(bundle.class_names),
             header={**header, "images_trained_on": seen, "unreadable": images.problems},
             unreadable=images.problems,
+            root=images.root,
         )
     except OSError:
         # A folder that cannot be written must not cost the figures too.

@@ -252,7 +252,8 @@ def _fine_tune(job: Job, run: RunFolder, watcher: Watcher) -> None:
     finally:
         if writer is not None:
             writer.close()
-    draw_training(run, training.state.results, training.config.eval.monitor)
+    if run.path == job.folder:  # the runs of earlier steps are not kept
+        draw_training(run, training.state.results, training.config.eval.monitor)
     log_event(
         run, "stop", {"reason": "early stopping" if result.stopped_early else "all epochs done"}
     )

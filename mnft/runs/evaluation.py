@@ -20,7 +20,11 @@ PREDICTIONS = "predictions.csv"
 PER_CLASS = "per_class.csv"
 CONFUSION = "confusion_matrix.csv"
 PICTURE = "confusion_matrix.png"
-EVALUATION_FILES = frozenset({METRICS, PREDICTIONS, PER_CLASS, CONFUSION, PICTURE})
+RELIABILITY = "reliability.png"
+MISTAKES = "worst_mistakes.png"
+EVALUATION_FILES = frozenset(
+    {METRICS, PREDICTIONS, PER_CLASS, CONFUSION, PICTURE, RELIABILITY, MISTAKES}
+)
 MACRO_OVER = "classes that have images"
 
 # A spreadsheet takes a cell that starts so for a formula (OWASP, "CSV injection").
@@ -51,11 +55,13 @@ def write_evaluation(
     *,
     header: dict[str, Any],
     unreadable: Mapping[str, str] | None = None,
+    root: Path | None = None,
 ) -> None:
     """Write an evaluation as a folder that appears whole or not at all.
 
     The folder takes the place of an older one and holds metrics.json, predictions.csv,
-    per_class.csv, confusion_matrix.csv and confusion_matrix.png. In the CSV files a path or class
+    per_class.csv, confusion_matrix.csv and .png, reliability.png and, where `root` is given and
+    there are mistakes, worst_mistakes.png. In the CSV files a path or class
     name that starts with `=`, `+`, `-`, `@`, a tab or a carriage return gets a leading apostrophe,
     so that a spreadsheet does not run it as a formula. Carriage returns, and bytes of a file name
     that are not UTF-8, are written as backslash escapes.
@@ -69,8 +75,11 @@ def write_evaluation(
             metrics.json.
         unreadable: path and reason of files that could not be decoded; they follow the others in
             predictions.csv, with the reason as `error` and no prediction.
+        root: folder of the images, which `paths` are below.
     """
-    from mnft.runs.plots import plot_confusion  # matplotlib, which `mnft predict` does without
+    # matplotlib is imported where pictures are drawn: `predict` needs this module, but none.
+    from mnft.runs.evaluation_plots import plot_mistakes, plot_reliability
+    from mnft.runs.plots import plot_confusion
 
     _check(evaluation, predictions, class_names)
     names = [guard_cell(name) for name in class_names]
@@ -80,6 +89,11 @@ def write_evaluation(
         write_csv(new / PER_CLASS, _class_rows(evaluation))
         write_csv(new / CONFUSION, _confusion_rows(evaluation, names))
         plot_confusion(evaluation.confusion, class_names, new / PICTURE, title=_title(evaluation))
+        targets, probabilities = predictions.targets, predictions.probabilities
+        plot_reliability(targets, probabilities, new / RELIABILITY, ece=evaluation.ece)
+        if root is not None:
+            paths = predictions.paths
+            plot_mistakes(root, paths, targets, probabilities, class_names, new / MISTAKES)
 
 
 def _check(evaluation: Evaluation, predictions: Predictions, class_names: Sequence[str]) -> None:

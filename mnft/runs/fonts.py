@@ -69,6 +69,12 @@ def make_drawable(names: Sequence[str], *, numbering: str) -> tuple[list[str], s
     return shown, f"[n]: {numbering}; no font here has all characters of these names"
 
 
+def replace_missing(text: str) -> str:
+    """The text with a question mark for each character that no installed font has."""
+    missing = _search(_collect([text]))[1]
+    return "".join("?" if character in missing else character for character in text)
+
+
 def _collect(texts: Sequence[str]) -> frozenset[str]:
     """The characters that leave a mark; joiners and the like need no glyph."""
     characters = set().union(*texts)

@@ -151,13 +151,13 @@ def _build_matrix(confusion: Sequence[Sequence[int]], class_names: Sequence[str]
     return _Matrix(counts, shares, labels, legend, find_fonts(labels), side)
 
 
-def shorten(name: str) -> str:
+def shorten(name: str, limit: int = _MAX_LABEL_CHARS) -> str:
     """Keep both ends: names of one family often differ only in the last word."""
     text = " ".join(name.split())
-    if len(text) <= _MAX_LABEL_CHARS:
+    if len(text) <= limit:
         return text
-    tail = _MAX_LABEL_CHARS // 3
-    return text[: _MAX_LABEL_CHARS - tail - 1] + "…" + text[-tail:]
+    tail = limit // 3
+    return text[: limit - tail - 1] + "…" + text[-tail:]
 
 
 def _draw_cells(axes: Axes, matrix: _Matrix) -> None:
