@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import COLOURS, write_image
+from PIL import Image, ImageOps
 from torch import nn
 from typer.testing import Result
 
@@ -419,32 +420,93 @@ def test_predict_gives_the_same_rows(
             assert theirs["probability"] == pytest.approx(ours["probability"], abs=1e-4)
 
 
+def read_example() -> str:
+    manual = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(.*?)```", manual, re.DOTALL)
+    assert code is not None
+    return code[1]
+
+
+def save_unusual_images(folder: Path) -> list[Path]:
+    """What decoders differ in, with much contrast between what is right and what is not."""
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (40, 52, 4), dtype=np.uint8)
+    deep = Image.fromarray(rng.integers(0, 65536, (40, 52), dtype=np.uint16))
+    rgb, rgba = Image.fromarray(noise[..., :3]), Image.fromarray(noise)
+    palette = rgb.quantize(16)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    rgb.save(folder / "turned.jpg", exif=exif)
+    rgb.save(folder / "photo.png")
+    rgba.save(folder / "transparent.png")
+    rgba.save(folder / "transparent.webp", lossless=True, exif=exif)
+    rgba.convert("LA").save(folder / "grey-transparent.png")
+    palette.save(folder / "palette.png")
+    palette.save(folder / "palette-transparent.png", transparency=3)
+    palette.save(folder / "transparent.gif", transparency=3)
+    rgb.save(folder / "colour-transparent.png", transparency=rgb.getpixel((5, 5)))
+    deep.save(folder / "deep.png")
+    deep.save(folder / "deep-transparent.png", transparency=int(deep.getpixel((5, 5))))
+    deep.save(folder / "deep.tif")
+    rgb.convert("L").save(folder / "grey.png")
+    rgb.convert("1").save(folder / "black-and-white.png")
+    rgb.convert("CMYK").save(folder / "cmyk.jpg")
+    return sorted(folder.iterdir())
+
+
+def test_the_example_decodes_as_mnft_does(tmp_path: Path) -> None:
+    """Pixel for pixel; without `decode` most of the transparent and 16-bit ones differ."""
+    names: dict[str, Any] = {}
+    exec(read_example().partition("model = json")[0], names)
+    paths = save_unusual_images(tmp_path)
+    assert len(paths) == 15
+    naive = 0
+    for path in paths:
+        ours, theirs = np.asarray(decode(path)), np.asarray(names["decode"](path))
+        assert np.array_equal(ours, theirs), path.name
+        with Image.open(path) as file:
+            plain = ImageOps.exif_transpose(file).convert("RGB")
+        naive += not np.array_equal(ours, np.asarray(plain))
+    assert naive >= 6
+    floats = tmp_path / "floats.tif"
+    Image.fromarray(np.ones((8, 8), dtype=np.float32)).save(floats)
+    with pytest.raises(ValueError, match="not in this example"):
+        names["decode"](floats)
+
+
 def test_the_example_of_the_manual(
     exports: Callable[..., Path], runs: Path, run_cli: Cli, tmp_path: Path
 ) -> None:
     """With onnxruntime, NumPy and Pillow alone it answers as `mnft predict` does."""
     folder = exports("onnx", "mobilenetv2")
-    manual = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
-    code = re.search(r"```python\n(.*?)```", manual, re.DOTALL)
-    assert code is not None
-    write_image(tmp_path / "photo.png", (200, 90, 30), seed=5, size=77)
-    script = code[1].replace("runs/flowers/exports/onnx", str(folder))
-    script = script.replace("photo.jpg", "photo.png")
-    script += "\nimport sys\nassert not {'torch', 'mnft'} & set(sys.modules)\n"
+    assert read_json(folder / "model.json")["decoding"]["transparency"] == "composited on white"
+    (tmp_path / "images").mkdir()
+    paths = save_unusual_images(tmp_path / "images")
+    script = read_example().replace("runs/flowers/exports/onnx", str(folder))
+    head, _, tail = script.partition('image = decode("photo.jpg")')
+    assert tail
+    answer = '[model["class_names"][logits.argmax()], float(probabilities.max())]'
+    shown = 'print(model["class_names"][logits.argmax()], probabilities.max())'
+    assert shown in tail
+    tail = tail.replace(shown, f"print(json.dumps({answer}))")  # names may have line breaks
+    body = f"image = decode(path){tail}".replace("\n", "\n    ")
+    script = f"{head}import sys\nfor path in sys.argv[1:]:\n    {body}\n"
+    script += "assert not {'torch', 'mnft'} & set(sys.modules)\n"
     (tmp_path / "app.py").write_text(script, encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-I", "app.py"],
+        [sys.executable, "-I", "app.py", *map(str, paths)],
         capture_output=True,
         text=True,
         cwd=tmp_path,
         env=os.environ | {"PYTHONIOENCODING": "utf-8"},
     )
     assert done.returncode == 0, done.stderr
-    result = run_cli("predict", "--ckpt", runs / "mobilenetv2", "photo.png", "--json")
-    best = json.loads(result.stdout)["predictions"][0]
-    name, probability = done.stdout.strip().rsplit(" ", 1)
-    assert name == best["class"]
-    assert float(probability) == pytest.approx(best["probability"], abs=1e-4)
+    result = run_cli("predict", "--ckpt", runs / "mobilenetv2", *paths, "--json")
+    rows = [json.loads(line)["predictions"][0] for line in result.stdout.splitlines()]
+    for path, line, best in zip(paths, done.stdout.strip().splitlines(), rows, strict=True):
+        name, probability = json.loads(line)
+        assert name == best["class"], path.name
+        assert probability == pytest.approx(best["probability"], abs=1e-4), path.name
 
 
 # Gates

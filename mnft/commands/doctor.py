@@ -18,7 +18,12 @@ from mnft.errors import ConfigError
 from mnft.processor import name_processor
 
 _PACKAGES = ("torch", "torchvision", "timm", "safetensors", "pillow", "scikit-learn")
-_EXTRAS = {"log": ("tensorboard",), "prune": ("torch-pruning",), "qat": ("torchao",)}
+_EXTRAS = {
+    "log": ("tensorboard",),
+    "heic": ("pillow-heif",),
+    "prune": ("torch-pruning",),
+    "qat": ("torchao",),
+}
 # Tool-chains that cannot live beside mnft's torch, and what sets up an environment for them.
 _INSTALLERS = {"tflite": litert_environment.install}
 _SMALL_SHM_MB = 512

@@ -20,6 +20,14 @@ LABELS = "labels.txt"
 PARITY = "parity.json"
 QUANTIZATION = "quantization.json"  # of `mnft quantize` alone
 INPUT_NAME = "image"
+# How `data.decode` brings an image to 8-bit RGB; decoders of apps may do otherwise.
+DECODING = {
+    "orientation": "turned upright as EXIF says",
+    "transparency": "composited on white",
+    "depth": "16-bit grey times 255 / 65535, rounded; not clipped",
+    "cmyk": "through the colour profile where there is one",
+    "animation": "the first frame",
+}
 # What files that carry words say, by `describe_metadata`.
 METADATA = ("architecture", "class_names", "preprocessing", "embedded_preprocessing")
 # What model.json says of how the file is used.
@@ -30,6 +38,7 @@ _SUMMED = (
     "precision",
     "class_names",
     "preprocessing",
+    "decoding",
     "embedded_preprocessing",
     "input",
     "output",
@@ -274,6 +283,7 @@ def _as_json(folder: Path, artifact: Artifact) -> dict[str, Any]:
             **asdict(artifact.preprocessing),
             "resize": _describe_resize(artifact.preprocessing),
         },
+        "decoding": dict(DECODING),
         "embedded_preprocessing": artifact.embedded,
         "input": _describe_input(artifact),
         "output": {
