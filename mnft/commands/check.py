@@ -14,6 +14,7 @@ from mnft.config.load import load_config
 from mnft.config.schema import Config, DataConfig
 from mnft.config.source import Source
 from mnft.data.check import Checked, CheckReport, check_folder
+from mnft.data.decode import find_cures
 from mnft.data.exclude import write_list
 from mnft.data.findings import Expectations, Finding
 from mnft.data.folder import scan_folder
@@ -148,7 +149,10 @@ def _hint(report: CheckReport) -> str:
         skip = ""
         if any(f.kind == "unreadable" and f.is_problem for f in report.findings):
             skip = "; `data.on_bad_image: skip` trains without unreadable files"
-        return f"mend them, or leave files out: --fix FILE writes a list for data.exclude{skip}"
+        cures = find_cures(f.message for f in report.findings if f.kind == "unreadable")
+        cure = "".join(f"{command}; else " for command in cures)
+        leave = f"leave files out: --fix FILE writes a list for data.exclude{skip}"
+        return f"{cure}mend them, or {leave}"
     return "mend them"
 
 

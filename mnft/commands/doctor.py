@@ -20,7 +20,12 @@ from mnft.engine.device import cpu_has_bf16, resolve_device, resolve_precision
 from mnft.errors import ConfigError
 
 _PACKAGES = ("torch", "torchvision", "timm", "safetensors", "pillow", "scikit-learn")
-_EXTRAS = {"log": ("tensorboard",), "prune": ("torch-pruning",), "qat": ("torchao",)}
+_EXTRAS = {
+    "log": ("tensorboard",),
+    "heic": ("pillow-heif",),
+    "prune": ("torch-pruning",),
+    "qat": ("torchao",),
+}
 # Tool-chains that cannot live beside mnft's torch, and what sets up an environment for them.
 _INSTALLERS = {"tflite": litert_environment.install}
 _SMALL_SHM_MB = 512

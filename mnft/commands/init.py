@@ -8,6 +8,7 @@ from typing import Any
 from mnft import console, files
 from mnft.config.docs import render_config
 from mnft.config.schema import ModelConfig
+from mnft.data.decode import find_missing_support
 from mnft.data.folder import scan_folder
 from mnft.data.prepare import describe_scan
 from mnft.errors import ConfigError, DataError
@@ -46,6 +47,8 @@ def run(images: Path, output: Path | None, model: str, *, force: bool) -> None:
             reason = "its folder is a file"
         raise ConfigError(f"{output} cannot be written: {reason}") from error
     console.note(f"found    {describe_scan(scan)}")
+    for missing in find_missing_support(image.path for image in scan.images):
+        console.warn(missing)
     console.done(f"wrote    {output}")
     console.note(f"next: mnft data check {output}, then mnft train {output}")
     console.show_data(str(output))

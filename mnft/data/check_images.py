@@ -23,6 +23,7 @@ _ENDINGS = {
     "TIFF": {".tif", ".tiff"},
     "PPM": {".ppm", ".pgm", ".pnm"},
     "AVIF": {".avif"},
+    "HEIF": {".heic", ".heif", ".hif"},
     "JPEG2000": {".jp2"},
 }
 

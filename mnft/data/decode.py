@@ -9,14 +9,15 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Container
+from collections import Counter
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError, features
 
 from mnft.errors import DataError
 
@@ -25,7 +26,19 @@ from mnft.errors import DataError
 MAX_PIXELS = 89_478_485
 
 # Formats by content. EPS and other formats that run programs or read further files stay out.
-_FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000")
+_FORMATS = (
+    *("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000"),
+    "HEIF",  # of the extra `heic`
+)
+# What phones write, and what decodes it where Pillow alone does not.
+CURES = {
+    "HEIC": "pip install 'mnft[heic]'",
+    "AVIF": "pip install --upgrade pillow",  # 11.3 or newer
+}
+_PHONE_SUFFIXES = {".heic": "HEIC", ".heif": "HEIC", ".hif": "HEIC", ".avif": "AVIF"}
+# Brands of the ISO base media file format (ISO/IEC 23008-12); mif1 and msf1 may be either.
+_AVIF_BRANDS = {b"avif", b"avis"}
+_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
 
 # What Pillow's decoders were seen to raise on damaged files.
 _DECODER_ERRORS = (
@@ -131,20 +144,24 @@ def decode_whole(content: bytes, min_side: int | None) -> Decoded:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise _too_large(width * height)
-            if min_side is not None:
+            if min_side is not None and image.format in {"JPEG", "MPO"}:
+                # Of a HEIC file this would give a thumbnail, which may be another picture.
                 share = min_side / min(width, height)
                 image.draft(None, (math.ceil(width * share), math.ceil(height * share)))
             image.load()
+            if image.format == "HEIF":  # whose transformations are applied now
+                width, height = image.size
             orientation = _orientation(image)
             size = (height, width) if orientation in _SIDEWAYS else (width, height)
             return Decoded(_turn_upright(_to_rgb(image), orientation), size, str(image.format))
     except UnidentifiedImageError as error:
-        raise DataError("not an image of a known type") from error
+        raise DataError(_explain_unknown(content)) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         found = re.search(r"\d+", str(error))
         raise _too_large(int(found[0]) if found else MAX_PIXELS) from error
     except _DECODER_ERRORS as error:
-        raise DataError(f"cannot be decoded: {error}") from error
+        reason = " ".join(str(error).split())
+        raise DataError(f"cannot be decoded: {reason}") from error
 
 
 def inspect(path: Path, known: Container[str] = ()) -> Inspection:
@@ -188,10 +205,54 @@ def _too_large(pixels: int) -> DataError:
     )
 
 
+def find_missing_support(paths: Iterable[str]) -> list[str]:
+    """What must be installed to decode files of these names, each in words with its number."""
+    kinds = Counter(_PHONE_SUFFIXES.get(PurePath(path).suffix.lower()) for path in paths)
+    return [
+        f"{kinds[kind]:,} {kind} file{'s' if kinds[kind] > 1 else ''} cannot be read yet: {cure}"
+        for kind, cure in CURES.items()
+        if kinds[kind] and not can_decode(kind)
+    ]
+
+
+def can_decode(kind: str) -> bool:
+    """Whether "HEIC" or "AVIF" files can be decoded here."""
+    return {"HEIC": "HEIF", "AVIF": "AVIF"}[kind] in _known_formats()
+
+
+def find_cures(problems: Iterable[str]) -> list[str]:
+    """Those of `CURES` that problems of files name."""
+    problems = list(problems)
+    return [cure for cure in CURES.values() if any(cure in problem for problem in problems)]
+
+
+def _explain_unknown(content: bytes) -> str:
+    """Why no decoder takes a file."""
+    if content[4:8] == b"ftyp":
+        end = min(int.from_bytes(content[:4], "big"), 256)
+        brands = {content[8:12], *(content[at : at + 4] for at in range(16, end, 4))}
+        for kind, known in (("AVIF", _AVIF_BRANDS), ("HEIC", _HEIC_BRANDS)):
+            if brands & known:
+                if can_decode(kind):
+                    return f"damaged {kind}"
+                return f"{kind}, which this installation cannot read: {CURES[kind]}"
+    return "not an image of a known type"
+
+
 @cache
 def _known_formats() -> tuple[str, ...]:
     Image.init()
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
+    try:
+        import pillow_heif
+    except ImportError:
+        pass
+    else:
+        # Images are decoded side by side already; thumbnails and depth maps are of no use.
+        pillow_heif.register_heif_opener(
+            decode_threads=1, thumbnails=False, depth_images=False, aux_images=False
+        )
+    lacking = set() if features.check("avif") else {"AVIF"}
+    return tuple(name for name in _FORMATS if name in Image.OPEN and name not in lacking)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -27,6 +27,9 @@ IMAGE_SUFFIXES = frozenset(
         ".pgm",
         ".pnm",
         ".avif",
+        ".heic",
+        ".heif",
+        ".hif",
         ".jp2",
         ".mpo",
     ]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mnft.config.schema import DataConfig
 from mnft.data.cache import find_cache_folder
-from mnft.data.decode import Inspection
+from mnft.data.decode import Inspection, find_cures
 from mnft.data.exclude import Exclusion, exclude
 from mnft.data.folder import FolderScan, scan_folder
 from mnft.data.inspection import inspect_files
@@ -129,7 +129,8 @@ def _prepare(
             f"{scan.root}: {len(bad)} of {len(scan.images)} files cannot be decoded:\n"
             + "\n".join(f"  {path}: {problem}" for path, problem in list(bad.items())[:_LISTED_BAD])
             + (f"\n  and {len(bad) - _LISTED_BAD} more" if len(bad) > _LISTED_BAD else ""),
-            hint="mend or remove them (`mnft data check --json` lists them all), or leave them out "
+            hint="".join(f"{cure}; else " for cure in find_cures(bad.values()))
+            + "mend or remove them (`mnft data check --json` lists them all), or leave them out "
             "with data.on_bad_image: skip",
         )
     return split_folder(config, scan, inspections)
