@@ -27,6 +27,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin, features
 
+from mnft.data import decode
 from mnft.data.decode import decode_bytes, inspect
 from mnft.errors import DataError
 
@@ -80,6 +81,9 @@ def make_files() -> list[bytes]:
         made += [(alpha, "WEBP", animated)]
     if features.check("avif"):
         made += [(rgb, "AVIF", {}), (alpha, "AVIF", {})]
+    if decode.can_decode("HEIC"):
+        made += [(rgb, "HEIF", {}), (alpha, "HEIF", {"exif": exif.tobytes()})]
+        made += [(rgb, "HEIF", {"save_all": True, "append_images": frames[:1]})]
     if features.check("jpg_2000"):
         made += [(rgb, "JPEG2000", {}), (alpha, "JPEG2000", {})]
     written = []
