@@ -30,6 +30,7 @@ LAYERS = {
     "mnft.engine.device": 2,
     "mnft.engine.depthwise": 2,
     "mnft.engine.distributed": 2,
+    "mnft.engine.gpu_driver": 2,
     "mnft.engine.loop": 3,
     "mnft.engine.memory": 3,
     "mnft.engine.optim": 3,

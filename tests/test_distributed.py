@@ -22,8 +22,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import Result
 
-from mnft.engine.distributed import Ranks, broadcast, gather, one_voice, process_group
-from mnft.errors import DataError, Interrupted
+from mnft.engine import distributed
+from mnft.engine.distributed import Ranks, agree, broadcast, gather, one_voice, process_group
+from mnft.errors import ConfigError, DataError, Interrupted
 
 Cli = Callable[..., Result]
 TIMEOUT_S = 180
@@ -133,7 +134,7 @@ def test_an_error_ends_both_processes_and_is_said_once(config: Path) -> None:
 
 
 SCRIPT = '''
-import copy, sys
+import copy, sys, warnings
 from dataclasses import dataclass
 from types import SimpleNamespace
 import numpy as np, timm, torch
@@ -296,7 +297,8 @@ def check_messages(ranks):
 
 
 with process_group() as ranks:
-    assert ranks.world_size == 2
+    assert (ranks.world_size, ranks.local_world_size) == (2, 2)
+    warnings.warn("Grad strides do not match bucket view strides. This may indicate ...")
     check_messages(ranks)
     check_batchnorm(ranks)
     check_evaluation(ranks, check_training(ranks))
@@ -310,6 +312,7 @@ def test_the_parts_in_two_processes(tmp_path: Path) -> None:
     done = torchrun("script.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.split("\n")) == ["", "checked 0", "checked 1"]
+    assert "Grad strides" not in done.stderr
 
 
 @pytest.mark.slow
@@ -429,13 +432,69 @@ def test_other_processes_end_silently(error: BaseException, code: int) -> None:
         raise error
 
 
+def test_a_launcher_that_does_not_say_where_the_others_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    monkeypatch.setenv("MASTER_PORT", "1")
+    with pytest.raises(ConfigError, match=r"no MASTER_ADDR$"), process_group():
+        pytest.fail("joined")
+
+
+def test_the_place_on_a_machine_where_the_launcher_does_not_tell(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    hosts = ["a", "b", "a", "b", "b"]
+    monkeypatch.setattr(distributed, "gather", lambda ranks, value: hosts)
+    places = [distributed._find_ranks(rank, 5) for rank in range(5)]
+    assert [place.local_rank for place in places] == [0, 0, 1, 1, 2]
+    assert [place.local_world_size for place in places] == [2, 3, 2, 3, 3]
+    monkeypatch.setenv("LOCAL_RANK", "7")
+    assert distributed._find_ranks(2, 5) == Ranks(2, 5, 7, 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert distributed._find_ranks(2, 5) == Ranks(2, 5, 7, 8)
+
+
+def test_the_first_error_counts_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert agree(Ranks(), lambda: 3) == [3]
+    errors = [None, DataError("x", hint="h", key="data.root"), DataError("y")]
+    monkeypatch.setattr(distributed, "gather", lambda ranks, box: [(0, e) for e in errors])
+    with pytest.raises(DataError, match=r"^rank 1: x$") as found:
+        agree(Ranks(0, 3), lambda: 0)
+    assert (found.value.hint, found.value.key) == ("h", "data.root")
+    errors[0] = DataError("of the main process")
+    with pytest.raises(DataError, match=r"^of the main process$"):
+        agree(Ranks(2, 3), lambda: 0)
+
+
+def test_cores_are_shared_with_the_processes_of_this_machine_alone(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from mnft.config.load import load_config
+    from mnft.engine import inputs
+    from mnft.preprocessing import Preprocessing
+
+    asked: list[Any] = []
+    monkeypatch.setattr(inputs, "choose_workers", lambda *_, **told: asked.append(told) or 0)
+    settings, _ = load_config(config, ["train.batch_size=16"])
+    shape = Preprocessing((3, 32, 32), (0.5,) * 3, (0.5,) * 3, "bilinear", 1.0)
+    ranks = Ranks(rank=5, world_size=16, local_rank=1, local_world_size=4)
+    inputs.choose_loader_options(settings, shape, torch.device("cpu"), ranks)
+    assert asked[0]["processes"] == 4
+
+
 def test_a_batch_too_small_for_the_processes(config: Path, run_cli: Cli) -> None:
     import torch
 
     from mnft.config.load import load_config
     from mnft.data.manifest import Manifest
     from mnft.engine.setup import build_training
-    from mnft.errors import ConfigError
 
     settings, _ = load_config(config, ["train.batch_size=3"])
     manifest = Manifest(config.parent, ("a", "b"), ())

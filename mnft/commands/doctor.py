@@ -16,7 +16,8 @@ from mnft import console
 from mnft.data.inspection import count_cores
 from mnft.edge import litert_environment
 from mnft.edge.formats import FORMATS, Format, find_missing
-from mnft.engine.device import cpu_has_bf16, resolve_device, resolve_precision
+from mnft.engine.device import cpu_has_bf16, find_device, resolve_precision
+from mnft.engine.gpu_driver import explain_missing_gpu, has_cuda, read_driver_version
 from mnft.errors import ConfigError
 
 _PACKAGES = ("torch", "torchvision", "timm", "safetensors", "pillow", "scikit-learn")
@@ -28,8 +29,10 @@ _SMALL_SHM_MB = 512
 
 def run(*, as_json: bool) -> None:
     """Print versions, devices, memory and extras, and what to mend."""
-    device = resolve_device("auto")
-
+    device = find_device("auto")
+    # The driver counts GPUs that torch cannot use, as where it is too old.
+    count = torch.cuda.device_count() if has_cuda() else 0
+    gpus = [torch.cuda.get_device_properties(number) for number in range(count)]
     facts: dict[str, Any] = {
         "mnft": mnft.__version__,
         "python": platform.python_version(),
@@ -37,7 +40,11 @@ def run(*, as_json: bool) -> None:
         "system": f"{platform.system()} {platform.machine()}",
         "cores": count_cores(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "gpus": [gpu.name for gpu in gpus],
+        "gpu_memory_gb": [round(gpu.total_memory / 1e9, 1) for gpu in gpus],
+        "nvidia_driver": read_driver_version(),
+        "torch_cuda": torch.version.cuda,
+        "cudnn": _cudnn_version(),
         "device": str(device),
         "precision": str(resolve_precision("auto", device, key="train.precision")).split(".")[-1],
         "cpu_bf16": cpu_has_bf16(),
@@ -95,6 +102,12 @@ def _version(name: str) -> str | None:
         return None
 
 
+def _cudnn_version() -> str | None:
+    """Of the cuDNN that came with torch, such as "9.26.0"."""
+    version = torch.backends.cudnn.version()
+    return version and f"{version // 10_000}.{version // 100 % 100}.{version % 100}"
+
+
 def _shared_memory_mb() -> int | None:
     shared = Path("/dev/shm")
     return shutil.disk_usage(shared).free // 1_000_000 if shared.is_dir() else None
@@ -112,8 +125,8 @@ def _problems(facts: dict[str, Any]) -> list[str]:
             f"/dev/shm has {shared} MB free: fewer loading processes will be used "
             "(docker run --shm-size=2g gives more)"
         )
-    if platform.system() == "Linux" and not facts["gpus"] and shutil.which("nvidia-smi"):
-        problems.append("there is an NVIDIA driver, but torch sees no GPU")
+    if not facts["gpus"] and (reason := explain_missing_gpu()):
+        problems.append(reason)
     return problems
 
 
