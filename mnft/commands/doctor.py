@@ -104,8 +104,10 @@ def _version(name: str) -> str | None:
 
 def _cudnn_version() -> str | None:
     """Of the cuDNN that came with torch, such as "9.26.0"."""
-    version = torch.backends.cudnn.version()
-    return version and f"{version // 10_000}.{version // 100 % 100}.{version % 100}"
+    number: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    if number is None:
+        return None
+    return f"{number // 10_000}.{number // 100 % 100}.{number % 100}"
 
 
 def _shared_memory_mb() -> int | None:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mnft.engine.gpu_driver import has_cuda
-from mnft.errors import ConfigError, Interrupted, MnftError
+from mnft.errors import ConfigError, MnftError
 
 T = TypeVar("T")
 
@@ -38,10 +38,14 @@ class Ranks:
 
 @contextmanager
 def process_group() -> Iterator[Ranks]:
-    """Join the group that torchrun's environment variables describe, and leave it at the end.
+    """Join the group that torchrun's environment variables describe; leave it after success.
 
     gloo for tensors on the CPU, NCCL for those on GPUs. Without torchrun there is one process and
     no group. No GPU is touched: which one is this process's own, the config says.
+
+    After an error the group stays as it is. The other processes do not come to the collectives
+    that this one has begun, and NCCL would wait for them before it lets go: who handles the error
+    ends the process without that (`mnft.guard.leave`).
 
     Raises:
         ConfigError: the launcher says which process this is, but not where the others are.
@@ -61,10 +65,8 @@ def process_group() -> Iterator[Ranks]:
     backend = "cpu:gloo,cuda:nccl" if has_cuda() else "gloo"
     # The others wait while the main process fetches and checks the images.
     dist.init_process_group(backend, timeout=timedelta(hours=2))
-    try:
-        yield _find_ranks(int(os.environ["RANK"]), world_size)
-    finally:
-        dist.destroy_process_group()
+    yield _find_ranks(int(os.environ["RANK"]), world_size)
+    dist.destroy_process_group()
 
 
 def _find_ranks(rank: int, world_size: int) -> Ranks:
@@ -74,25 +76,6 @@ def _find_ranks(rank: int, world_size: int) -> Ranks:
     local_rank = int(os.environ.get("LOCAL_RANK", beside.index(rank)))
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", len(beside)))
     return Ranks(rank, world_size, local_rank, local_world_size)
-
-
-@contextmanager
-def one_voice(ranks: Ranks) -> Iterator[None]:
-    """Let errors of the main process be heard, and end the others with the same exit code.
-
-    What fails before the first epoch fails in every process alike, and a person wants to read it
-    once.
-    """
-    try:
-        yield
-    except (MnftError, Interrupted) as error:
-        if ranks.is_main:
-            raise
-        raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
-        if ranks.is_main:
-            raise
-        raise SystemExit(130) from None
 
 
 def broadcast(ranks: Ranks, compute: Callable[[], T]) -> T:
