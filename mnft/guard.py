@@ -7,7 +7,8 @@ import functools
 import os
 import sys
 from collections.abc import Callable
-from typing import ParamSpec
+from contextlib import suppress
+from typing import NoReturn, ParamSpec
 
 import typer
 
@@ -38,6 +39,8 @@ _DISK_ERRORS = {
     errno.ELOOP,
 }
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
+# Of these, those that tell of too little memory, or of a loading process that is lost.
+_PERHAPS_MEMORY = (MemoryError, RuntimeError)
 
 
 def guarded(command: Callable[P, None]) -> Callable[P, None]:
@@ -50,44 +53,61 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
         try:
             with handling_signals():
                 command(*args, **kwargs)
-        except (MnftError, Interrupted) as error:
-            console.show_error(error)
-            raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            console.show_error(Interrupted(130, "by Ctrl-C"))
-            raise typer.Exit(130) from None
         except BrokenPipeError:
             # The reader of our output is gone; the interpreter must not try to flush into it.
             for stream in (sys.stdout, sys.stderr):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
             raise typer.Exit(EXIT_BROKEN_PIPE) from None
-        except OSError as error:
-            if error.errno not in _DISK_ERRORS:
+        except (
+            MnftError,
+            Interrupted,
+            KeyboardInterrupt,
+            OSError,
+            MemoryError,
+            RuntimeError,
+        ) as error:
+            if (known := explain(error)) is None:
                 raise
-            where = error.filename2 or error.filename or "the disk"
-            hint = "name another place to write to: --output PATH"
-            may_help = "output" in kwargs and error.errno in _NOT_WRITABLE
-            console.show_error(
-                MnftError(f"{where}: {error.strerror}", hint=hint if may_help else None)
-            )
-            raise typer.Exit(MnftError.exit_code) from None
-        except (MemoryError, RuntimeError) as error:
-            if (known := _explain(error)) is None:
-                raise
+            not_writable = isinstance(error, OSError) and error.errno in _NOT_WRITABLE
+            if not_writable and "output" in kwargs:
+                known = MnftError(str(known), hint="name another place to write to: --output PATH")
             console.show_error(known)
             raise typer.Exit(known.exit_code) from None
 
     return run
 
 
-def _explain(error: BaseException) -> MnftError | None:
-    """What torch's plain errors mean; None where it is a bug."""
+def explain(error: BaseException) -> MnftError | Interrupted | None:
+    """What an error means to a person; None where it is a bug, of which a traceback says more."""
+    if isinstance(error, MnftError | Interrupted):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted(130, "by Ctrl-C")
+    if isinstance(error, OSError):
+        if error.errno not in _DISK_ERRORS:
+            return None
+        where = error.filename2 or error.filename or "the disk"
+        return MnftError(f"{where}: {error.strerror}")
+    if not isinstance(error, _PERHAPS_MEMORY):
+        return None
     if "torch" not in sys.modules:  # which is slow to import
         return _too_little_memory(error) if isinstance(error, MemoryError) else None
     from mnft.data.loaders import explain_lost_worker
     from mnft.engine.memory import is_out_of_memory
 
     return _too_little_memory(error) if is_out_of_memory(error) else explain_lost_worker(error)
+
+
+def leave(exit_code: int) -> NoReturn:
+    """End the process now, with no farewell to libraries that might wait for other processes."""
+    import multiprocessing  # late: it would be a seventh of the time that `mnft --help` takes
+
+    for child in multiprocessing.active_children():
+        child.terminate()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # its reader is gone, or it is closed
+            stream.flush()
+    os._exit(exit_code)
 
 
 def _too_little_memory(error: BaseException) -> MnftError:

@@ -15,13 +15,15 @@ _MOMENT_S = 0.5
 _process = 0
 _patient = 0
 _asked: Interrupted | None = None
+_first_only = False
+_ignoring = False
 
 
 @contextmanager
 def handling_signals() -> Iterator[None]:
     """Let Ctrl-C, SIGTERM and SIGUSR1 raise `Interrupted`; for the main thread."""
-    global _asked, _process
-    _asked, _process = None, os.getpid()
+    global _asked, _process, _first_only, _ignoring
+    _asked, _process, _first_only, _ignoring = None, os.getpid(), False, False
     before = {number: signal.signal(number, _on_signal) for number in _CODES}
     try:
         yield
@@ -60,6 +62,23 @@ def await_signal() -> None:
     raise_if_asked()
 
 
+def heed_first_signal_only() -> None:
+    """From now on, ignore the signals that follow one until the process has ended.
+
+    For a process of torchrun, which passes a signal on that the scheduler may have sent to all
+    processes anyway, and sends its own when one of them has ended: no second one is an impatient
+    person, and none may cut short what the first one has begun.
+    """
+    global _first_only
+    _first_only = True
+
+
+def ignore_signals() -> None:
+    """From now on, ignore signals: this process is ending, and has something to say first."""
+    global _ignoring
+    _ignoring = True
+
+
 @contextmanager
 def patiently() -> Iterator[None]:
     """Put off the first signal: whoever works inside asks for it, or it is raised at the end.
@@ -80,9 +99,12 @@ def patiently() -> Iterator[None]:
 
 
 def _on_signal(number: int, _frame: object) -> None:
-    global _asked
+    global _asked, _ignoring
     if os.getpid() != _process:  # a loading process, which ends in silence
         raise KeyboardInterrupt
+    if _ignoring:
+        return
+    _ignoring = _first_only
     _forget_children()
     which = signal.Signals(number)
     name = "Ctrl-C" if which is signal.SIGINT else which.name

@@ -130,6 +130,10 @@ QUICK_FAULTS = (
     "test_a_loading_process_is_killed",
     "test_memory_runs_out[12]",
     "test_two_runs_of_one_name_at_the_same_moment",
+    "test_memory_runs_out_in_one",
+    "test_a_signal_to_one[1]",
+    "test_a_failure_of_both_is_said_once",
+    "test_the_main_process_cannot_hear_of_it[signal]",
 )
 
 

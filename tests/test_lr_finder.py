@@ -6,6 +6,7 @@ import csv
 import json
 import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from PIL import Image
 from torch import nn
 
 from mnft.commands import find_lr as command
+from mnft.commands.processes import Group
 from mnft.config.schema import OptimConfig, ScheduleConfig
 from mnft.data.batches import Batch
 from mnft.data.samplers import EpochSampler
@@ -485,15 +487,7 @@ def test_a_run_dir_that_is_a_file(write_config: Write) -> None:
 def test_several_processes_are_refused(
     write_config: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ranks = replace(Ranks(), world_size=2)
-
-    class Group:
-        def __enter__(self) -> Ranks:
-            return ranks
-
-        def __exit__(self, *_: object) -> None:
-            return None
-
-    monkeypatch.setattr(command, "process_group", Group)
+    group = Group(replace(Ranks(), world_size=2))
+    monkeypatch.setattr(command, "joined", lambda: nullcontext(group))
     with pytest.raises(ConfigError, match="found 2 processes"):
         command.run(write_config(), [], as_json=False)

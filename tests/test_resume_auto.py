@@ -266,9 +266,55 @@ def find_training(pid: int) -> int:
     return next(int(c) for c, _, args in rows if c in below and "-m mnft train" in args)
 
 
+REPORT = """
+error: what mnft says
+Failures:
+[1]:
+  exitcode  : -15 (pid: 28958)  (SIGTERM)
+Root Cause (first observed failure):
+[0]:
+  rank      : 1 (local_rank: 1)
+  exitcode  : {code} (pid: 28956)
+  traceback : exitcode of something
+"""
+
+
+@pytest.mark.parametrize("codes", [[143, 1, 2], [1, 0], ["", 0]])
+def test_the_loop_around_torchrun_starts_no_wrong_config_again(
+    tmp_path: Path, codes: list[int | str]
+) -> None:
+    """The script of docs/unattended.md with a torchrun that ends with 1 and reports codes."""
+    page = (ROOT / "docs/unattended.md").read_text(encoding="utf-8")
+    scripts = re.findall(r"```bash\n(.*?)```", page, re.S)
+    (tmp_path / "train.sh").write_text(next(s for s in scripts if "torchrun --standalone" in s))
+    for number, code in enumerate(codes):
+        report = REPORT.format(code=code) if code else ""
+        (tmp_path / f"report-{number}").write_text(report)
+    (tmp_path / "torchrun").write_text(
+        "#!/bin/bash\n"
+        "echo x >> starts; n=$(($(wc -l < starts) - 1)); cat report-$n >&2\n"
+        f"codes=({' '.join(str(code or 0) if code == 0 else '1' for code in codes)})\n"
+        'echo "$@"; exit "${codes[$n]}"\n'
+    )
+    (tmp_path / "torchrun").chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "train.sh", "c.yaml", "4"],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path, "PAUSE": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == codes[-1]
+    assert (tmp_path / "starts").read_text().count("x") == len(codes)
+    assert done.stderr.count("starting again") == len(codes) - 1
+    command = "--standalone --nproc-per-node 4 -m mnft train c.yaml --resume auto\n"
+    assert done.stdout == (command if codes[-1] == 0 else "")
+
+
 def test_the_scripts_of_the_page_are_valid_bash() -> None:
     page = (ROOT / "docs/unattended.md").read_text(encoding="utf-8")
     scripts = re.findall(r"```bash\n(.*?)```", page, re.S)
-    assert len(scripts) == 2
+    assert len(scripts) == 3
     for script in scripts:
         assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0

@@ -34,10 +34,13 @@ def run(*, as_json: bool) -> None:
     with console.loading():  # not for `--install`, which has no need of torch
         import torch
 
-        from mnft.engine.device import cpu_has_bf16, resolve_device, resolve_precision
+        from mnft.engine.device import cpu_has_bf16, find_device, resolve_precision
+        from mnft.engine.gpu_driver import has_cuda, read_driver_version
 
-    device = resolve_device("auto")
-
+    device = find_device("auto")
+    # The driver counts GPUs that torch cannot use, as where it is too old.
+    count = torch.cuda.device_count() if has_cuda() else 0
+    gpus = [torch.cuda.get_device_properties(number) for number in range(count)]
     facts: dict[str, Any] = {
         "mnft": mnft.__version__,
         "python": platform.python_version(),
@@ -46,7 +49,11 @@ def run(*, as_json: bool) -> None:
         "processor": name_processor(),
         "cores": count_cores(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "gpus": [gpu.name for gpu in gpus],
+        "gpu_memory_gb": [round(gpu.total_memory / 1e9, 1) for gpu in gpus],
+        "nvidia_driver": read_driver_version(),
+        "torch_cuda": torch.version.cuda,
+        "cudnn": _cudnn_version(),
         "device": str(device),
         "precision": str(resolve_precision("auto", device, key="train.precision")).split(".")[-1],
         "cpu_bf16": cpu_has_bf16(),
@@ -104,6 +111,16 @@ def _version(name: str) -> str | None:
         return None
 
 
+def _cudnn_version() -> str | None:
+    """Of the cuDNN that came with torch, such as "9.26.0"."""
+    import torch
+
+    number: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    if number is None:
+        return None
+    return f"{number // 10_000}.{number // 100 % 100}.{number % 100}"
+
+
 def _shared_memory_mb() -> int | None:
     shared = Path("/dev/shm")
     return shutil.disk_usage(shared).free // 1_000_000 if shared.is_dir() else None
@@ -121,8 +138,10 @@ def _problems(facts: dict[str, Any]) -> list[str]:
             f"/dev/shm has {shared} MB free: fewer loading processes will be used "
             "(docker run --shm-size=2g gives more)"
         )
-    if platform.system() == "Linux" and not facts["gpus"] and shutil.which("nvidia-smi"):
-        problems.append("there is an NVIDIA driver, but torch sees no GPU")
+    from mnft.engine.gpu_driver import explain_missing_gpu
+
+    if not facts["gpus"] and (reason := explain_missing_gpu()):
+        problems.append(reason)
     return problems
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from mnft import console, files
 from mnft.commands.preparation import check_early, prepare
+from mnft.commands.processes import joined
 from mnft.config.load import load_config
 from mnft.config.schema import Config
 from mnft.engine import stages
 from mnft.engine.device import keep_freed_memory
-from mnft.engine.distributed import Ranks, one_voice, process_group
+from mnft.engine.distributed import Ranks
 from mnft.engine.lr_finder import LrCurve, find_lr
 from mnft.engine.training import Training
 from mnft.errors import ConfigError
@@ -33,7 +34,8 @@ def run(config_path: Path, overrides: Sequence[str], *, as_json: bool) -> None:
     """
     keep_freed_memory()
     config, source = load_config(config_path, overrides)
-    with process_group() as ranks, one_voice(ranks), source.locating():
+    with joined() as group, source.locating():
+        ranks = group.ranks
         if ranks.world_size > 1:
             raise ConfigError(
                 f"found {ranks.world_size} processes, expected one to find a learning rate",

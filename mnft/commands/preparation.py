@@ -30,7 +30,7 @@ def check_early(config: Config, ranks: Ranks, *, resumed: bool) -> torch.device:
     """Find what can be found wrong before the images are looked at; gives the device."""
     check_model(config.model)
     check_optimizer_name(config.optim.name)
-    device = resolve_device(config.train.device, local_rank=ranks.local_rank)
+    device = resolve_device(config.train.device, ranks)
     resolve_precision(config.train.precision, device, key="train.precision")
     resolve_precision(config.eval.precision, device, key="eval.precision")
     wants_writer(config.run)

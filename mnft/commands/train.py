@@ -11,6 +11,7 @@ from typing import Any
 from mnft import console, files
 from mnft.commands.parents import warn_of_seen_images
 from mnft.commands.preparation import check_early, prepare
+from mnft.commands.processes import Group, joined
 from mnft.commands.resuming import check_resumable, find_run
 from mnft.config.load import load_config, save_config
 from mnft.config.schema import Config
@@ -20,7 +21,7 @@ from mnft.data.loaders import explain_lost_worker
 from mnft.data.manifest import Manifest, save_manifest
 from mnft.engine import stages
 from mnft.engine.device import keep_freed_memory
-from mnft.engine.distributed import Ranks, broadcast, one_voice, process_group
+from mnft.engine.distributed import Ranks, broadcast
 from mnft.engine.fit import out_of_patience
 from mnft.engine.state import load_state, read_saved_progress
 from mnft.engine.training import Training
@@ -56,19 +57,20 @@ def run(
     """
     started = time.monotonic()
     keep_freed_memory()
-    with process_group() as ranks, one_voice(ranks):
-        _run(config_path, overrides, resume, ranks, started, as_json=as_json)
+    with joined() as group:
+        _run(config_path, overrides, resume, group, started, as_json=as_json)
 
 
 def _run(
     config_path: Path | None,
     overrides: Sequence[str],
     resume: Path | None,
-    ranks: Ranks,
+    group: Group,
     started: float,
     *,
     as_json: bool,
 ) -> None:
+    ranks = group.ranks
     run_folder, sets = broadcast(ranks, lambda: find_run(config_path, overrides, resume))
     with ExitStack() as stack:
         claim = _claim(run_folder, ranks, stack) if run_folder else None
@@ -88,7 +90,7 @@ def _run(
         if not run_folder:  # not `if not claim`, which the other processes never have
             claim = _claim(folder, ranks, stack)
         resumed = run_folder is not None
-        result = _fit(config, folder, training, manifest, ranks, claim, resumed=resumed)
+        result = _fit(config, folder, training, manifest, group, claim, resumed=resumed)
     if ranks.is_main:
         draw_training(folder, training.state.results, config.eval.monitor)
         _show_result(folder, training, result, time.monotonic() - started, as_json=as_json)
@@ -123,17 +125,14 @@ def _fit(
     folder: RunFolder,
     training: Training,
     manifest: Manifest,
-    ranks: Ranks,
+    group: Group,
     claim: Claim | None,
     *,
     resumed: bool,
 ) -> FitResult:
-    if not ranks.is_main:
-        try:
-            return _run_fit(training, keeper=None, observer=None)
-        except DataError as error:
-            console.show_error(error)  # of its own images: the main process does not know it
-            raise
+    if not group.ranks.is_main:
+        return _run_fit(training, group, keeper=None, observer=None)
+    group.describe_stop = lambda stop: _interrupted(stop, folder)
     facts = {
         "split_fingerprint": manifest.fingerprint,
         "monitor": config.eval.monitor,
@@ -145,7 +144,7 @@ def _fit(
         _announce(config, folder, training, resumed=resumed)
         warn_of_seen_images(manifest, config)
         with keeper, console.TrainingDisplay() as display:
-            result = _run_fit(training, keeper=keeper, observer=display)
+            result = _run_fit(training, group, keeper=keeper, observer=display)
     except (MnftError, KeyboardInterrupt, Interrupted) as error:
         # A disk that is full, or a folder that is gone, must not hide what was the matter.
         with suppress(OSError, CheckpointError):
@@ -163,10 +162,12 @@ def _fit(
     return result
 
 
-def _run_fit(training: Training, *, keeper: Any, observer: Any) -> FitResult:
+def _run_fit(training: Training, group: Group, *, keeper: Any, observer: Any) -> FitResult:
     try:
         return stages.train(training, keeper=keeper, observer=observer, progress=console.progress)
-    except (RuntimeError, DataError) as error:
+    except (RuntimeError, DataError, Interrupted) as error:
+        if (told := group.explain(error)) is not None:
+            raise told from error
         if explain_lost_worker(error.__cause__ or error):
             await_signal()
         raise
@@ -218,7 +219,7 @@ def _interrupted(error: BaseException, folder: RunFolder) -> Interrupted:
     done, partial = read_saved_progress(folder.resume)
     within = f" and {partial} updates of the next" if partial else ""
     go_on = f"go on with: mnft train --resume {folder.path}"
-    return Interrupted(code, f"by {by} after {done} epochs{within}; {go_on}")
+    return Interrupted(code, f"by {by} after {done} epochs{within}; {go_on}", by=by)
 
 
 def _show_result(

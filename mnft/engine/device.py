@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import random
+import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from mnft.engine.distributed import Ranks, agree
+from mnft.engine.gpu_driver import explain_missing_gpu, has_cuda
 from mnft.errors import ConfigError
 
+_log = logging.getLogger(__name__)
+_ALONE = Ranks()
 # glibc's numbers of its settings, and the environment variables by which people choose them.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _MALLOC_SETTINGS = (
@@ -26,22 +33,38 @@ _MALLOC_SETTINGS = (
 _BF16_FROM = 64
 
 
-def resolve_device(name: str, *, local_rank: int = 0) -> torch.device:
-    """The device that `train.device` names; `auto` is CUDA, then Apple's MPS, then the CPU.
+def resolve_device(name: str, ranks: Ranks = _ALONE) -> torch.device:
+    """The device that `train.device` names, made the current one where it is a GPU.
 
-    Of several processes on one machine each takes the GPU of its number.
+    `auto` is CUDA, then Apple's MPS, then the CPU; where it is the CPU of a machine with an NVIDIA
+    driver, a warning says why. Of several processes, which call this together, each takes a GPU of
+    its own.
+
+    Raises:
+        ConfigError: unknown, or not on this machine; or the processes cannot have a GPU each. In
+            every process alike.
+    """
+    places = agree(ranks, lambda: _find_place(name, ranks))
+    _check_together(places)
+    device = places[ranks.rank].device
+    if device.type == "cuda":
+        # Pinned memory and what names no device would open a context on GPU 0.
+        torch.cuda.set_device(device)
+    is_left_over = name == "auto" and device.type == "cpu" and ranks.local_rank == 0
+    if is_left_over and (reason := explain_missing_gpu()):
+        _log.warning("no GPU is used: %s", reason)
+    return device
+
+
+def find_device(name: str, ranks: Ranks = _ALONE) -> torch.device:
+    """As `resolve_device`, for this process alone and with no effect.
 
     Raises:
         ConfigError: unknown, or not on this machine.
     """
-    if name in {"auto", "cuda"} and torch.cuda.is_available():
-        if local_rank >= (count := torch.cuda.device_count()):
-            raise ConfigError(
-                f"process {local_rank + 1} of this machine finds {count} GPUs",
-                hint="start one process a GPU: torchrun --nproc-per-node",
-                key="train.device",
-            )
-        return torch.device("cuda", local_rank)
+    if name in {"auto", "cuda"} and has_cuda():
+        # One of its own, also where the launcher shows each process a GPU of its own as number 0.
+        return torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
     if name == "auto":
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
@@ -60,16 +83,61 @@ def resolve_device(name: str, *, local_rank: int = 0) -> torch.device:
         )
     present = {
         "cpu": True,
-        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "cuda": has_cuda() and (device.index or 0) < torch.cuda.device_count(),
         "mps": torch.backends.mps.is_available(),
     }
     if not present.get(device.type, False):
+        reason = explain_missing_gpu() if device.type == "cuda" and not has_cuda() else None
         raise ConfigError(
             f"this machine has no device {name!r}",
-            hint="`mnft doctor` shows what there is",
+            hint=reason or "`mnft doctor` shows what there is",
+            key="train.device",
+        )
+    if device.type == "cuda" and ranks.world_size > 1:
+        raise ConfigError(
+            f"found {name!r} for {ranks.world_size} processes, which need a GPU each",
+            hint="train.device: cuda gives each process its own",
             key="train.device",
         )
     return device
+
+
+class _Place(NamedTuple):
+    """Where a process computes; `gpu` identifies the GPU whatever number it has there."""
+
+    device: torch.device
+    host: str
+    gpu: str | None
+
+
+def _find_place(name: str, ranks: Ranks) -> _Place:
+    device = find_device(name, ranks)
+    gpu = None
+    if device.type == "cuda" and ranks.world_size > 1:
+        gpu = str(torch.cuda.get_device_properties(device).uuid)
+    return _Place(device, socket.gethostname(), gpu)
+
+
+def _check_together(places: Sequence[_Place]) -> None:
+    """Refuse processes that share a GPU, which NCCL cannot serve, or of which some have none."""
+    first = places[0]
+    for rank, place in enumerate(places):
+        if place.device.type != first.device.type:
+            raise ConfigError(
+                f"rank 0 (on {first.host}) computes on {first.device.type}, "
+                f"rank {rank} (on {place.host}) on {place.device.type}",
+                hint="`mnft doctor` shows what a machine has; train.device: cpu goes everywhere",
+                key="train.device",
+            )
+        beside = [other for other in places if other.host == place.host]
+        gpus = {other.gpu for other in beside}
+        if place.gpu is not None and len(gpus) < len(beside):
+            raise ConfigError(
+                f"{len(beside)} processes on {place.host} find {len(gpus)} "
+                f"GPU{'s' if len(gpus) > 1 else ''}",
+                hint=f"start one process a GPU: torchrun --nproc-per-node {len(gpus)}",
+                key="train.device",
+            )
 
 
 def resolve_precision(
@@ -95,7 +163,8 @@ def resolve_precision(
     if name != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
     if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        # Asked of this GPU: torch.cuda.is_bf16_supported asks the current one. AMD's all have it.
+        native = torch.version.hip or torch.cuda.get_device_capability(device)[0] >= 8
         return torch.bfloat16 if native else torch.float16
     if device.type == "cpu" and (img_size is None or img_size >= _BF16_FROM) and cpu_has_bf16():
         return torch.bfloat16

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import os
+import socket
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mnft.errors import Interrupted, MnftError
+from mnft.engine.gpu_driver import has_cuda
+from mnft.errors import ConfigError, MnftError
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """Which of how many processes this one is; `local_rank` counts on this machine."""
+    """Which of how many processes this one is, in all and on this machine (`local`)."""
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
+    local_world_size: int = 1
 
     @property
     def is_main(self) -> bool:
@@ -36,44 +40,44 @@ class Ranks:
 
 @contextmanager
 def process_group() -> Iterator[Ranks]:
-    """Join the group that torchrun's environment variables describe, and leave it at the end.
+    """Join the group that torchrun's environment variables describe; leave it after success.
 
     gloo for tensors on the CPU, NCCL for those on GPUs. Without torchrun there is one process and
-    no group.
+    no group. No GPU is touched: which one is this process's own, the config says.
+
+    After an error the group stays as it is. The other processes do not come to the collectives
+    that this one has begun, and NCCL would wait for them before it lets go: who handles the error
+    ends the process without that (`mnft.guard.leave`).
+
+    Raises:
+        ConfigError: the launcher says which process this is, but not where the others are.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1 or "RANK" not in os.environ:
         yield Ranks()
         return
-    ranks = Ranks(int(os.environ["RANK"]), world_size, int(os.environ.get("LOCAL_RANK", "0")))
-    if ranks.local_rank < torch.cuda.device_count():
-        torch.cuda.set_device(ranks.local_rank)
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        raise ConfigError(
+            f"found RANK and WORLD_SIZE in the environment, but no {' and no '.join(missing)}",
+            hint="torchrun sets them all; without them all, mnft trains in one process",
+        )
+    # Weights of 1 x 1 and depthwise convolutions have two layouts in channels_last, which are the
+    # same in memory: each process would print this once, for nothing.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    backend = "cpu:gloo,cuda:nccl" if has_cuda() else "gloo"
     # The others wait while the main process fetches and checks the images.
     dist.init_process_group(backend, timeout=timedelta(hours=2))
-    try:
-        yield ranks
-    finally:
-        dist.destroy_process_group()
+    yield _find_ranks(int(os.environ["RANK"]), world_size)
+    dist.destroy_process_group()
 
 
-@contextmanager
-def one_voice(ranks: Ranks) -> Iterator[None]:
-    """Let errors of the main process be heard, and end the others with the same exit code.
-
-    What fails before the first epoch fails in every process alike, and a person wants to read it
-    once.
-    """
-    try:
-        yield
-    except (MnftError, Interrupted) as error:
-        if ranks.is_main:
-            raise
-        raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
-        if ranks.is_main:
-            raise
-        raise SystemExit(130) from None
+def _find_ranks(rank: int, world_size: int) -> Ranks:
+    """Not every launcher tells a process its place on its machine; the machines' names do."""
+    hosts = gather(Ranks(rank, world_size), socket.gethostname())
+    beside = [other for other, host in enumerate(hosts) if host == hosts[rank]]
+    local_rank = int(os.environ.get("LOCAL_RANK", beside.index(rank)))
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", len(beside)))
+    return Ranks(rank, world_size, local_rank, local_world_size)
 
 
 def broadcast(ranks: Ranks, compute: Callable[[], T]) -> T:
@@ -104,6 +108,33 @@ def gather(ranks: Ranks, value: T) -> list[T]:
     values: list[Any] = [None] * ranks.world_size
     dist.all_gather_object(values, value)
     return values
+
+
+def agree(ranks: Ranks, compute: Callable[[], T]) -> list[T]:
+    """Compute a value in each process, with no collective; all get all, in the order of ranks.
+
+    Raises:
+        MnftError: of the first process that has one, in every process; it names the process.
+    """
+    if ranks.world_size == 1:
+        return [compute()]
+    box: tuple[T | None, MnftError | None]
+    try:
+        box = compute(), None
+    except MnftError as error:
+        box = None, error
+    boxes = gather(ranks, box)
+    for rank, (_, found) in enumerate(boxes):
+        if found is not None:
+            raise name_rank(found, rank)
+    return [cast(T, value) for value, _ in boxes]
+
+
+def name_rank(error: MnftError, rank: int) -> MnftError:
+    """The error, with the process that it comes from; the main process needs no name."""
+    if rank == 0:
+        return error
+    return type(error)(f"rank {rank}: {error.message}", hint=error.hint, key=error.key)
 
 
 def sum_over_ranks(ranks: Ranks, values: Tensor) -> Tensor:

@@ -304,7 +304,7 @@ def choose_loader_options(
         config.data.workers,
         device=device,
         batch_bytes=batch_size * math.prod(preprocessing.input_size),
-        processes=ranks.world_size,
+        processes=ranks.local_world_size,
     )
     return LoaderOptions(device, workers, config.train.channels_last)
 
