@@ -47,6 +47,8 @@ def naming(path: Path, prefix: str | None = None) -> Iterator[None]:
         yield
     except OSError as error:
         named = error.filename
+        if error.errno is None:  # only words, which a file name would take the place of
+            raise
         if named is None or (prefix and str(named).startswith(str(path.parent / prefix))):
             error.filename = str(path)
         raise

@@ -57,6 +57,7 @@ LAYERS = {
     "mnft.engine.stages": 4,
     "mnft.engine.training": 4,
     "mnft.engine.bench": 4,
+    "mnft.engine.batch_size": 4,
     "mnft.engine.estimate": 4,
     "mnft.engine.teaching": 4,
     "mnft.engine.lr_finder": 4,

@@ -16,9 +16,8 @@ from mnft.config.schema import Config, EvalConfig
 from mnft.data.batches import Batch
 from mnft.engine import evaluate
 from mnft.engine.distributed import Ranks
-from mnft.engine.evaluate import InParts, compute_outputs
+from mnft.engine.evaluate import InParts, choose_eval_batch_size, compute_outputs
 from mnft.engine.head import compute_features
-from mnft.engine.inputs import choose_eval_batch_size
 from mnft.preprocessing import Preprocessing
 
 CPU = torch.device("cpu")

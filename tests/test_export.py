@@ -394,7 +394,8 @@ def test_eval_of_an_export_that_lies_in_no_run_needs_images(
     assert "--data DIR" in result.stderr
     data = tmp_path / "data"
     for number, name in enumerate(CLASSES):
-        shutil.copytree(runs / "images" / str(number), data / name)
+        if "\n" not in name:  # which no folder may have
+            shutil.copytree(runs / "images" / str(number), data / name)
     result = run_cli("eval", "--ckpt", alone, "--data", data, "--device", "cpu", "--workers", 0)
     assert result.exit_code == 0, result.stderr
     assert (tmp_path / "phone model-eval" / "metrics.json").is_file()
@@ -750,7 +751,7 @@ def test_a_bare_model_folder(run_cli: Cli, runs: Path, tmp_path: Path) -> None:
     assert "--data DIR" in result.stderr
     for split in ("val", "test"):
         for number, name in enumerate(CLASSES):
-            for index in (2, 3):
+            for index in (2, 3) if "\n" not in name else ():  # which no folder may have
                 target = tmp_path / "data" / split / name / f"{split}{index}.png"
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(runs / "images" / str(number) / f"{index}.png", target)
@@ -758,10 +759,10 @@ def test_a_bare_model_folder(run_cli: Cli, runs: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     assert result.stdout == "a model/exports/torchscript/model.pt\n"
     assert "mnft eval --ckpt 'a model/exports/torchscript'" in result.stderr
-    assert "warning: only 6 images to compare on" in result.stderr
+    assert "warning: only 4 images to compare on" in result.stderr
     parity = read_json(tmp_path / "a model/exports/torchscript/parity.json")
     # Never the test split, which is for the last word on a model.
-    assert (parity["num_images"], parity["split"]) == (6, "val")
+    assert (parity["num_images"], parity["split"]) == (4, "val")
     load_bundle(tmp_path / "a model")
 
 

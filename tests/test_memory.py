@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mnft.config.schema import Config, ModelConfig
-from mnft.engine import setup
+from mnft.engine import batch_size
 from mnft.engine.distributed import Ranks
 from mnft.engine.memory import (
     explaining_memory,
@@ -195,14 +195,16 @@ def test_the_automatic_batch_size_is_tried_as_the_training_will_compute(
     built.model.register_forward_pre_hook(look)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     meta = torch.device("meta")
-    assert setup._find_batch_size(config, built, meta, Ranks(0, 2)) == 2 * 16
+    assert batch_size.fit_batch_size(config, built, meta, torch.float32, Ranks(0, 2)) == 2 * 16
     assert seen == [128, 64, 32, 16]
     assert torch.backends.cudnn.benchmark
     assert all(parameter.device.type == "cpu" for parameter in built.model.parameters())
     assert all(parameter.requires_grad for parameter in built.model.parameters())
     seen.clear()
-    assert setup._find_batch_size(config, built, meta, Ranks(0, 200)) == 256  # refused later
-    assert setup._find_batch_size(config, built, CPU, Ranks()) == 256
+    assert (
+        batch_size.fit_batch_size(config, built, meta, torch.float32, Ranks(0, 200)) == 256
+    )  # refused later
+    assert batch_size.fit_batch_size(config, built, CPU, torch.float32, Ranks()) == 256
     assert seen == []
 
 

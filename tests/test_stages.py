@@ -323,6 +323,10 @@ def test_an_older_run_without_stages_goes_on_as_it_was(pretrained, run_cli, tmp_
     config = yaml.safe_load((run / "config.yaml").read_text())
     del config["recipe"], config["train"]["stages"], config["train"]["start_size"]
     (run / "config.yaml").write_text(yaml.safe_dump(config))
+    events = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    for event in events:
+        event.pop("config", None)
+    (run / "log.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     state = torch.load(run / "resume.pt", weights_only=True)
     del state["head"]
     torch.save(state, run / "resume.pt")

@@ -159,6 +159,10 @@ def edit(path: str, **changes: Any) -> Setup:
         for key, value in changes.items():
             (values if key in values else values["pretrained_cfg"])[key] = value
         (here / path).write_text(json.dumps(values), encoding="utf-8")
+        record = (here / path).with_name("mnft.json")  # without the checksum of what was changed
+        known = json.loads(record.read_text(encoding="utf-8"))
+        known.pop("config_sha256")
+        record.write_text(json.dumps(known), encoding="utf-8")
 
     return setup
 

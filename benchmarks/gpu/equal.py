@@ -103,9 +103,8 @@ def compare_pixels(report: Report, ours: Any, stored: Any, placed: Any) -> None:
             f"largest {gap.max():.0f} levels, in {(gap > 0).float().mean():.2%} of the values",
         )
         there = parts.Draws(*(part.to(placed.device) for part in draws.parts))
-        options = {"jitter": True, "erase": True}
-        gap = parts.adjust(found, there, mean, **options).cpu()
-        gap = (gap - parts.adjust(found.cpu(), draws, mean, **options)).abs()
+        gap = parts.adjust(found, there, augment, mean).cpu()
+        gap = (gap - parts.adjust(found.cpu(), draws, augment, mean)).abs()
         report.check(
             f"colours and erasing after {mode}", bool(gap.max() < 0.01), f"largest {gap.max():.5f}"
         )

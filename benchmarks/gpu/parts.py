@@ -67,7 +67,7 @@ PHASES = [
     ("mnft.engine.stages", "fit_head", "fit the head"),
     ("mnft.engine.fit", "train_one_epoch", "epochs of training"),
     ("mnft.engine.fit", "_evaluate", "evaluations"),
-    ("mnft.runs.folder", "RunKeeper.keep", "saving"),
+    ("mnft.runs.keeper", "RunKeeper.keep", "saving"),
 ]
 # What lets cuDNN try its algorithms.
 TUNE = ("mnft.engine.setup", "tune")

@@ -15,7 +15,8 @@ from mnft.data.batches import LoaderOptions
 from mnft.data.manifest import find_changes
 from mnft.edge.int8 import choose_evenly
 from mnft.engine.distributed import Ranks
-from mnft.engine.inputs import build_eval_batches, choose_eval_batch_size
+from mnft.engine.evaluate import choose_eval_batch_size
+from mnft.engine.inputs import build_eval_batches
 from mnft.errors import CheckpointError, DataError
 from mnft.model.bundle import Bundle
 

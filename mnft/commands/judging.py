@@ -19,8 +19,8 @@ from mnft.data.store import Store, StoredImages, StoreUnavailable
 from mnft.data.stored_batches import StoredBatches
 from mnft.engine.device import keep_freed_memory, resolve_device, resolve_precision
 from mnft.engine.distributed import Ranks
-from mnft.engine.evaluate import Outputs, compute_outputs
-from mnft.engine.inputs import build_eval_batches, choose_eval_batch_size, label
+from mnft.engine.evaluate import Outputs, choose_eval_batch_size, compute_outputs
+from mnft.engine.inputs import build_eval_batches, label
 from mnft.model.bundle import Bundle
 
 

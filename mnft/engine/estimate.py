@@ -21,8 +21,9 @@ from mnft.data.manifest import Manifest
 from mnft.data.store import Store, StoreUnavailable
 from mnft.engine.device import resolve_device, resolve_precision
 from mnft.engine.distributed import Ranks
+from mnft.engine.evaluate import choose_eval_batch_size
 from mnft.engine.head import find_linear_head
-from mnft.engine.inputs import choose_eval_batch_size, choose_loader_options
+from mnft.engine.inputs import choose_loader_options
 from mnft.engine.optim import build_optimizer
 from mnft.errors import ConfigError, ModelError
 from mnft.model.factory import build_model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mnft.config.schema import EvalConfig
 from mnft.data.batches import Batch
 from mnft.engine.device import autocast
 from mnft.engine.distributed import Ranks, gather
 from mnft.engine.memory import free_memory, is_out_of_memory
+from mnft.preprocessing import Preprocessing
 from mnft.results import BadImage
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -23,6 +26,12 @@ Array = np.ndarray[Any, np.dtype[Any]]
 _log = logging.getLogger(__name__)
 # Numbers that stay on a device before they are copied from it: 256 MiB in float32.
 _MOST_KEPT = 1 << 26
+
+
+# Images in an evaluation batch where the config leaves it open, and the most pixels on a GPU.
+_EVAL_IMAGES = 64
+_EVAL_IMAGES_ON_GPU = 256
+_EVAL_PIXELS_ON_GPU = 256 * 224 * 224
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,3 +198,24 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in mode.items():
             module.training = training
+
+
+def choose_eval_batch_size(
+    config: EvalConfig, preprocessing: Preprocessing, *, stored_for: torch.device | None = None
+) -> int:
+    """`eval.batch_size`, or what `auto` stands for.
+
+    A GPU that need not wait for images to be decoded takes more of them at once, as long as they
+    are not large.
+
+    Args:
+        config: of the evaluation.
+        preprocessing: of the model's input.
+        stored_for: the device that evaluates stored images; None where images are decoded.
+    """
+    if config.batch_size != "auto":
+        return config.batch_size
+    if stored_for is None or stored_for.type != "cuda":
+        return _EVAL_IMAGES
+    pixels = math.prod(preprocessing.input_size[1:])
+    return max(_EVAL_IMAGES, min(_EVAL_IMAGES_ON_GPU, _EVAL_PIXELS_ON_GPU // pixels))

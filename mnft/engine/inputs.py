@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 
-from mnft.config.schema import Config, EvalConfig
+from mnft.config.schema import Config
 from mnft.data.batches import Batches, Growth, LoaderOptions
 from mnft.data.cache import find_cache_folder
 from mnft.data.geometry import EvalGeometry, TrainGeometry, choose_train_geometry
@@ -26,16 +26,12 @@ from mnft.data.store import Geometry, Store, StoredImages, StoreUnavailable
 from mnft.data.stored_batches import StoredBatches, fits_on_device
 from mnft.data.transforms import build_mix, build_train_transform
 from mnft.engine.distributed import Ranks, broadcast, gather
+from mnft.engine.evaluate import choose_eval_batch_size
 from mnft.engine.optim import compute_balanced_weights
 from mnft.errors import DataError, MnftError
 from mnft.preprocessing import Preprocessing
 
 _LOGGER = logging.getLogger(__name__)
-
-# Images in an evaluation batch where the config leaves it open, and the most pixels on a GPU.
-_EVAL_IMAGES = 64
-_EVAL_IMAGES_ON_GPU = 256
-_EVAL_PIXELS_ON_GPU = 256 * 224 * 224
 
 Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
@@ -313,27 +309,6 @@ def get_batch_size(config: Config) -> int:
     """`train.batch_size` once it is a number; `auto` is resolved before a training is built."""
     assert config.train.batch_size != "auto"
     return config.train.batch_size
-
-
-def choose_eval_batch_size(
-    config: EvalConfig, preprocessing: Preprocessing, *, stored_for: torch.device | None = None
-) -> int:
-    """`eval.batch_size`, or what `auto` stands for.
-
-    A GPU that need not wait for images to be decoded takes more of them at once, as long as they
-    are not large.
-
-    Args:
-        config: of the evaluation.
-        preprocessing: of the model's input.
-        stored_for: the device that evaluates stored images; None where images are decoded.
-    """
-    if config.batch_size != "auto":
-        return config.batch_size
-    if stored_for is None or stored_for.type != "cuda":
-        return _EVAL_IMAGES
-    pixels = math.prod(preprocessing.input_size[1:])
-    return max(_EVAL_IMAGES, min(_EVAL_IMAGES_ON_GPU, _EVAL_PIXELS_ON_GPU // pixels))
 
 
 def label(samples: list[Sample], class_names: tuple[str, ...]) -> list[int]:

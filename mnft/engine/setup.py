@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,15 +13,14 @@ from mnft.config.recipe import Choice, apply_recipe
 from mnft.config.schema import Config
 from mnft.data.manifest import Manifest
 from mnft.engine.average import WeightAverage
+from mnft.engine.batch_size import fit_batch_size
 from mnft.engine.compiling import Compiled, choose_compile
 from mnft.engine.depthwise import speed_up_depthwise
 from mnft.engine.device import (
-    autocast,
     make_deterministic,
     resolve_precision,
     seed_everything,
     tune,
-    without_tuning,
 )
 from mnft.engine.distributed import Ranks, broadcast, synchronize_batchnorm
 from mnft.engine.fit import FitOptions
@@ -37,7 +35,6 @@ from mnft.engine.inputs import (
     open_inputs,
 )
 from mnft.engine.loop import LoopOptions
-from mnft.engine.memory import find_batch_size
 from mnft.engine.optim import Criterion, Schedule, build_optimizer, compute_balanced_weights
 from mnft.engine.state import TrainState
 from mnft.engine.teaching import build_teaching_loss
@@ -46,7 +43,7 @@ from mnft.engine.training import Training
 from mnft.errors import ConfigError, DataError, ModelError
 from mnft.model.bundle import ModelCard
 from mnft.model.factory import BuiltModel, build_model
-from mnft.model.freeze import freeze, set_training_mode
+from mnft.model.freeze import freeze
 from mnft.model.sources import has_fixed_input
 from mnft.processor import name_processor
 
@@ -198,7 +195,8 @@ def _resolve(
             key="train.start_size",
         )
     if wanted == "auto":
-        size = broadcast(ranks, lambda: _find_batch_size(config, built, device, ranks))
+        dtype, _ = _resolve_precisions(config, built, device)
+        size = broadcast(ranks, lambda: fit_batch_size(config, built, device, dtype, ranks))
         values = config.model_dump()
         values["train"]["batch_size"] = size
         config = Config.model_validate(values)
@@ -210,35 +208,6 @@ def _resolve(
             key="train.batch_size",
         )
     return config, choices
-
-
-def _find_batch_size(config: Config, built: BuiltModel, device: torch.device, ranks: Ranks) -> int:
-    """The batch size that suits the data set, or the largest that fits into a GPU's memory."""
-    largest = get_batch_size(config) // ranks.world_size
-    # On the CPU trying may end the process; too few images for all processes are refused later.
-    if device.type == "cpu" or largest < 2:
-        return get_batch_size(config)
-    dtype, _ = _resolve_precisions(config, built, device)
-    layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
-    trial = copy.deepcopy(built.model)
-    freeze(trial, config.model.freeze)
-    trial.to(device).to(memory_format=layout)
-    set_training_mode(trial, freeze_batchnorm=config.model.freeze_batchnorm)
-    # What a training keeps besides: two averages of Adam's, and that of the weights.
-    kept = [torch.empty_like(p) for p in trial.parameters() if p.requires_grad for _ in range(3)]
-
-    def step(batch_size: int) -> None:
-        shape = (batch_size, *built.preprocessing.input_size)
-        images = torch.zeros(shape, device=device).contiguous(memory_format=layout)
-        trial.zero_grad()  # also of an attempt that failed half-way
-        with autocast(device, dtype):
-            loss = trial(images).float().square().mean()
-        loss.backward()
-
-    with without_tuning():
-        size = find_batch_size(step, largest=largest)
-    del kept
-    return size * ranks.world_size
 
 
 def _resolve_precisions(
