@@ -310,7 +310,7 @@ TABLE = [
     row("eval damaged weights", EVAL, 1, "runs/done/best/model.safetensors: damaged: it is not what was written", None, done_run, write("runs/done/best/model.safetensors", "x")),
     row("eval without room for a pixel", EVAL, 1, "runs/done/best: cannot be loaded: crop_pct is 1e-09, expected a number from 0.25 to 2.0", None, done_run, edit("runs/done/best/config.json", crop_pct=1e-9)),
     row("eval without contrast", EVAL, 1, "runs/done/best: cannot be loaded: std is (0.0, 0.0, 0.0), expected numbers above 0", None, done_run, edit("runs/done/best/config.json", std=[0, 0, 0])),
-    row("eval model of other labels", EVAL, 1, "the split has classes that the model does not know: blue, green, red | hint: the class names", None, done_run, edit("runs/done/best/config.json", label_names=["a", "b", "c"])),
+    row("eval model of other labels", EVAL, 1, "runs/done/best has other class names than runs/done/split.json: it calls class 1 'a', the run 'blue' | hint: bring back the folder", None, done_run, edit("runs/done/best/config.json", label_names=["a", "b", "c"])),
     row("eval unknown class", f"{EVAL} --data other", 1, "other: classes that the model does not know: rde | hint: the model knows blue, green, red", None, done_run, image("other/rde/a.png")),
     row("eval missing images", f"{EVAL} --data other", 1, "other: no such folder", None, done_run),
     row("eval unknown split", f"{EVAL} --split vall", 2, "--split: found 'vall', expected one of train, val, test | hint: did you mean val?", None, done_run),
