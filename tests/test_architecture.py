@@ -29,6 +29,7 @@ LAYERS = {
     "mnft.model.*": 2,
     "mnft.engine": 2,  # its docstring
     "mnft.engine.device": 2,
+    "mnft.engine.activations": 2,
     "mnft.engine.depthwise": 2,
     "mnft.engine.distributed": 2,
     "mnft.engine.load": 2,

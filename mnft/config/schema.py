@@ -247,7 +247,8 @@ class EvalConfig(Section):
     monitor: Literal["accuracy", "macro_f1", "loss"] = "accuracy"
     """Figure on the val split that chooses the best epoch, early stopping and plateau."""
     batch_size: Annotated[int, Field(ge=1)] = 64
-    """Images in one evaluation batch of a process; does not change the result."""
+    """Images in one evaluation batch of a process; does not change the result. On the CPU they
+    go through the model in parts with the pixels of 32 images of 224 x 224."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of evaluation; fp32 is what the saved model gives elsewhere (to the precision of
     TF32 on GPUs, whose convolutions use it unless torch is told otherwise)."""

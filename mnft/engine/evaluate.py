@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mnft.data.batches import Batch
 from mnft.engine.device import autocast
 from mnft.engine.distributed import Ranks, gather
+from mnft.engine.memory import split_for_evaluation
 from mnft.results import BadImage
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -66,9 +67,9 @@ def compute_outputs(
             bad |= dict(batch.bad)
             if len(batch.images):
                 with autocast(device, dtype):
-                    logits = model(batch.images)
-                    if flip:
-                        logits = (logits + model(batch.images.flip(-1))) / 2
+                    logits = torch.cat(
+                        [_forward(model, part, flip) for part in split_for_evaluation(batch.images)]
+                    )
                 parts.append(
                     (
                         np.asarray(batch.positions, dtype=np.int64),
@@ -89,6 +90,11 @@ def compute_outputs(
     )
     order = np.argsort(positions)
     return Outputs(positions[order], logits_of_all[order], targets[order], bad)
+
+
+def _forward(model: nn.Module, images: Tensor, flip: bool) -> Tensor:
+    logits: Tensor = model(images)
+    return (logits + model(images.flip(-1))) / 2 if flip else logits
 
 
 @contextmanager

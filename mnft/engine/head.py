@@ -15,6 +15,7 @@ from mnft.data.batches import Batch
 from mnft.engine.device import autocast
 from mnft.engine.distributed import Ranks, gather
 from mnft.engine.evaluate import evaluating
+from mnft.engine.memory import split_for_evaluation
 from mnft.metrics import EpochMetrics, compute_epoch_metrics
 
 # Weight decays that are tried, all at once, on features of unit variance: from nearly none to
@@ -102,7 +103,8 @@ def compute_features(
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     with torch.inference_mode(), autocast(device, dtype), evaluating(model):
         for batch in batches:
-            values = _forward_features(model, batch.images)
+            parts_of_batch = split_for_evaluation(batch.images)
+            values = torch.cat([_forward_features(model, part) for part in parts_of_batch])
             parts.append((torch.tensor(batch.positions), values.float().cpu(), batch.targets.cpu()))
             if on_images:
                 on_images(len(batch.positions))

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mnft.config.recipe import Choice, apply_recipe
 from mnft.config.schema import Config
 from mnft.data.manifest import Manifest
+from mnft.engine.activations import save_memory_of_relu6
 from mnft.engine.depthwise import speed_up_depthwise
 from mnft.engine.device import (
     autocast,
@@ -265,8 +266,10 @@ def _to_device(
     model = model.to(device)
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
-    if device.type == "cpu" and dtype == torch.bfloat16:
-        speed_up_depthwise(model)
+    if device.type == "cpu":
+        save_memory_of_relu6(model)
+        if dtype == torch.bfloat16:
+            speed_up_depthwise(model)
     return synchronize_batchnorm(model) if ranks.world_size > 1 else model
 
 
