@@ -17,6 +17,8 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 
+from mnft.processor import name_processor
+
 
 def run(args: argparse.Namespace, seed: int) -> dict[str, object]:
     """Train and evaluate once."""
@@ -30,7 +32,7 @@ def run(args: argparse.Namespace, seed: int) -> dict[str, object]:
         train = _mnft("train", str(config), "--json", *overrides)
         result = {"name": args.name, "model": args.model.rsplit("/", 1)[-1], "seed": seed}
         result |= {key: train[key] for key in ("best_epoch", "val_accuracy", "seconds")}
-        result["set"] = args.set
+        result |= {"set": args.set, "processor": name_processor()}
         lines = (Path(folder) / "runs/one/log.jsonl").read_text().splitlines()
         epochs = [line for line in map(json.loads, lines) if line["event"] == "epoch"]
         result["curve"] = [round(epoch["val_accuracy"], 4) for epoch in epochs]

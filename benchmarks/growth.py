@@ -18,6 +18,8 @@ import threading
 import time
 from pathlib import Path
 
+from mnft.processor import name_processor
+
 
 def copy_images(root: Path, target: Path, per_class: int, times: int) -> None:
     """`times * per_class` images a class in one folder without splits."""
@@ -94,6 +96,7 @@ def main() -> None:
     if args.measure:
         print(json.dumps(measure(*args.measure)))
         return
+    print(f"{name_processor()}\n")
     print(
         "| images | first pass, s | images/s of it | later epochs, images/s | own MB | mapped MB |"
     )

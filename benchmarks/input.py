@@ -33,6 +33,7 @@ from mnft.engine.device import keep_freed_memory
 from mnft.engine.distributed import Ranks
 from mnft.engine.inputs import build_train_batches, open_inputs
 from mnft.preprocessing import Preprocessing
+from mnft.processor import name_processor
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CPU = torch.device("cpu")
@@ -121,6 +122,7 @@ def main() -> None:
                 if epoch == 2:  # the first reads the new file into memory
                     rates["mnft later epochs"].append(done / (time.perf_counter() - started))
     base = statistics.median(rates["textbook"])
+    print(f"{name_processor()}, {torch.get_num_threads()} threads\n")
     print("| pipeline | images/s (median) | lowest | highest | times textbook |")
     print("|---|---|---|---|---|")
     for name, found in rates.items():

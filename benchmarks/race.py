@@ -18,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from mnft.processor import name_processor
+
 
 def run_textbook(args: argparse.Namespace, seed: int) -> list[tuple[float, float]]:
     """(seconds, val accuracy) after each epoch."""
@@ -93,6 +95,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["mnft", "textbook"])
     args = parser.parse_args()
     args.root = str(Path(args.root).absolute())
+    print(name_processor(), flush=True)
     for seed in range(args.rounds):
         for name, run in (("textbook", run_textbook), ("mnft", run_mnft)):
             if args.only in (None, name):

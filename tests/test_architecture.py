@@ -31,6 +31,7 @@ LAYERS = {
     "mnft.model.*": 2,
     "mnft.engine": 2,  # its docstring
     "mnft.engine.device": 2,
+    "mnft.engine.activations": 2,
     "mnft.engine.depthwise": 2,
     "mnft.engine.distributed": 2,
     "mnft.engine.compiling": 3,

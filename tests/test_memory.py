@@ -10,14 +10,19 @@ import torch
 from torch import nn
 
 from mnft.config.schema import Config, ModelConfig
+from mnft.data.batches import Batch
 from mnft.engine import batch_size
+from mnft.engine import memory as module
 from mnft.engine.distributed import Ranks
+from mnft.engine.evaluate import compute_outputs
+from mnft.engine.head import compute_features
 from mnft.engine.memory import (
     explaining_memory,
     find_batch_size,
     is_out_of_memory,
     peak_memory_mb,
     reset_peak_memory,
+    split_for_evaluation,
 )
 from mnft.errors import TrainError
 from mnft.model.factory import build_model
@@ -222,3 +227,54 @@ def test_other_errors_of_the_step_are_not_hidden() -> None:
 
     with pytest.raises(RuntimeError, match="shapes"):
         find_batch_size(step, largest=64)
+
+
+# Evaluation in parts
+
+
+@pytest.mark.parametrize(
+    ("count", "side", "parts"),
+    [(64, 224, [32, 32]), (33, 224, [32, 1]), (64, 64, [64]), (4, 2048, [1, 1, 1, 1]), (0, 8, [0])],
+)
+def test_evaluation_on_the_cpu_goes_in_parts(count: int, side: int, parts: list[int]) -> None:
+    images = torch.zeros(1).expand(count, 3, side, side)
+    assert [len(part) for part in split_for_evaluation(images)] == parts
+
+
+def test_a_gpu_takes_all_images_at_once() -> None:
+    images = torch.zeros(64, 3, 224, 224, device="meta")
+    assert [len(part) for part in split_for_evaluation(images)] == [64]
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_parts_give_the_outputs_of_the_whole(monkeypatch: pytest.MonkeyPatch, flip: bool) -> None:
+    monkeypatch.setattr(module, "_PIXELS", 3 * 16 * 16)
+    sizes: list[int] = []
+
+    class Model(torch.nn.Module):
+        def get_classifier(self) -> torch.nn.Module:
+            return torch.nn.Identity()
+
+        def forward_features(self, images: torch.Tensor) -> torch.Tensor:
+            sizes.append(len(images))
+            return images[..., 0].mean(2)
+
+        def forward_head(self, values: torch.Tensor, pre_logits: bool) -> torch.Tensor:
+            return values
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.forward_features(images)
+
+    images = torch.randn(8, 3, 16, 16)
+    batch = Batch(images, torch.arange(8), list(range(8)), [])
+    common: dict[str, Any] = {"device": CPU, "dtype": torch.float32}
+    outputs = compute_outputs(Model(), [batch], num_classes=3, flip=flip, **common)
+    expected = images[..., 0].mean(2)
+    if flip:
+        expected = (expected + images[..., -1].mean(2)) / 2
+    assert torch.equal(torch.from_numpy(outputs.logits), expected)
+    assert max(sizes) == 3
+    sizes.clear()
+    features = compute_features(Model(), [batch], ranks=Ranks(), **common)
+    assert torch.equal(features.values, images[..., 0].mean(2))
+    assert sizes == [3, 3, 2]

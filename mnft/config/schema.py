@@ -267,7 +267,8 @@ class EvalConfig(Section):
     with the same figure the one with the lowest loss is the best, of equal losses the later one."""
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Images in one evaluation batch of a process; does not change the result. `auto` takes 64, and
-    up to 256 where a GPU evaluates stored images."""
+    up to 256 where a GPU evaluates stored images. On the CPU they go through the model in parts
+    with the pixels of 32 images of 224 x 224."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of evaluation; fp32 is what the saved model gives elsewhere (to the precision of
     TF32 on GPUs, whose convolutions use it unless torch is told otherwise)."""

@@ -17,7 +17,7 @@ from mnft.config.schema import EvalConfig
 from mnft.data.batches import Batch
 from mnft.engine.device import autocast
 from mnft.engine.distributed import Ranks, gather
-from mnft.engine.memory import free_memory, is_out_of_memory
+from mnft.engine.memory import free_memory, is_out_of_memory, split_for_evaluation
 from mnft.preprocessing import Preprocessing
 from mnft.results import BadImage
 
@@ -177,7 +177,9 @@ class InParts:
         while True:
             try:
                 parts = images.tensor_split(max(1, min(self._parts, len(images))))
-                computed = [self._compute(part) for part in parts]
+                computed = [
+                    self._compute(piece) for part in parts for piece in split_for_evaluation(part)
+                ]
                 return computed[0] if len(computed) == 1 else torch.cat(computed)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or self._parts >= len(images):
@@ -186,6 +188,11 @@ class InParts:
             self._parts *= 2
             _log.warning("out of memory: batches are now evaluated in %d parts", self._parts)
             free_memory()
+
+
+def _forward(model: nn.Module, images: Tensor, flip: bool) -> Tensor:
+    logits: Tensor = model(images)
+    return (logits + model(images.flip(-1))) / 2 if flip else logits
 
 
 @contextmanager

@@ -10,10 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from mnft.errors import TrainError
 
 _log = logging.getLogger(__name__)
+# What goes through a model at once in evaluation on the CPU.
+_PIXELS = 32 * 224 * 224
 # What torch says where it raises no OutOfMemoryError. "out of memory" is said by CUDA itself (the
 # context, a graph or a library found the GPU full), its driver, Triton, NCCL and Apple's GPUs; then
 # come CUDA's libraries, which cannot allocate their handle or workspace, the CPU (Linux, Windows,
@@ -69,6 +72,21 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
     elif torch.backends.mps.is_available():
         torch.mps.empty_cache()
+
+
+def split_for_evaluation(images: Tensor) -> tuple[Tensor, ...]:
+    """Images in the parts that go through a model at once, of the size that suits the device.
+
+    On the CPU a part has as many pixels as 32 images of 224 pixels: more are no faster there, and
+    their activations in fp32 come on top of what the training keeps. A GPU takes all at once.
+
+    Args:
+        images: (B, C, H, W).
+    """
+    if images.device.type != "cpu":
+        return (images,)
+    height, width = images.shape[-2:]
+    return torch.split(images, max(1, _PIXELS // (height * width)))
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mnft.config.recipe import Choice, apply_recipe
 from mnft.config.schema import Config
 from mnft.data.manifest import Manifest
+from mnft.engine.activations import save_memory_of_relu6
 from mnft.engine.average import WeightAverage
 from mnft.engine.batch_size import fit_batch_size
 from mnft.engine.compiling import Compiled, choose_compile
@@ -228,8 +229,9 @@ def _build_state(
     average = None if decay is None else WeightAverage(model, decay)
     # Their backward needs the input, which autograd would clone before they overwrite it: 35 copies
     # a forward pass for MobileNetV2. Not in the average, which only evaluates.
+    # The CPU's own ReLU6 (engine.activations) keeps its output instead and stays in place.
     for module in model.modules():
-        if isinstance(module, nn.ReLU6 | nn.Hardswish | nn.SiLU):
+        if type(module) in {nn.ReLU6, nn.Hardswish, nn.SiLU}:
             module.inplace = False
     return TrainState(
         model=model,
@@ -252,8 +254,10 @@ def _to_device(
     model = model.to(device)
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
-    if device.type == "cpu" and dtype == torch.bfloat16:
-        speed_up_depthwise(model)
+    if device.type == "cpu":
+        save_memory_of_relu6(model)
+        if dtype == torch.bfloat16:
+            speed_up_depthwise(model)
     return synchronize_batchnorm(model) if ranks.world_size > 1 else model
 
 
