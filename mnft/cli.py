@@ -14,6 +14,7 @@ from mnft.cli_data import Json, Overrides, data_app, flag_of
 from mnft.cli_edge import edge_app
 from mnft.errors import ConfigError
 from mnft.guard import guarded
+from mnft.usage import RunArgument, SettingsCommand, choose_model, find_missing_model
 
 SPLITS = ("train", "val", "test")
 
@@ -32,7 +33,7 @@ app.add_typer(edge_app)
 
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Checkpoint = Annotated[
-    Path,
+    Path | None,
     typer.Option(
         "--ckpt", help="A run (its best model is taken), a model folder or an exported file."
     ),
@@ -86,7 +87,7 @@ def init(
         command.run(images, output, model, force=force)
 
 
-@app.command()
+@app.command(cls=SettingsCommand)
 @guarded
 def train(
     config: Annotated[Path | None, typer.Argument(help="A YAML config.")] = None,
@@ -132,7 +133,7 @@ def _find_lr(
     command.run(config, overrides, as_json=as_json)
 
 
-@app.command()
+@app.command(cls=SettingsCommand)
 @guarded
 def distill(
     config: Annotated[Path, typer.Argument(help="A YAML config of the student.")],
@@ -160,7 +161,7 @@ def distill(
     command.run(config, overrides, None, as_json=as_json, needs_teacher=True)
 
 
-@app.command()
+@app.command(cls=SettingsCommand)
 @guarded
 def bench(
     config: Annotated[Path, typer.Argument(help="A YAML config.")],
@@ -181,7 +182,8 @@ def bench(
 @app.command("eval")
 @guarded
 def evaluate(
-    checkpoint: Checkpoint,
+    model: RunArgument = None,
+    checkpoint: Checkpoint = None,
     data: Annotated[
         Path | None, typer.Option("--data", help="Other images than those of the run.")
     ] = None,
@@ -209,7 +211,7 @@ def evaluate(
     Accuracy with its 95% interval, precision, recall and F1 of each class, calibration; writes
     metrics.json, predictions.csv, per_class.csv and the confusion matrix.
 
-    Examples: `mnft eval --ckpt runs/flowers`, `mnft eval --ckpt runs/flowers/best --data photos/`
+    Examples: `mnft eval runs/flowers`, `mnft eval --ckpt runs/flowers/best --data photos/`
     """
     if split is not None and split not in SPLITS:
         close = difflib.get_close_matches(split, SPLITS, 1)
@@ -221,7 +223,7 @@ def evaluate(
 
     with flag_of("train.device", f"--device {device}"):
         command.run(
-            checkpoint,
+            choose_model(model, checkpoint, "eval"),
             data,
             split,
             output,
@@ -236,10 +238,10 @@ def evaluate(
 @app.command()
 @guarded
 def predict(
-    checkpoint: Checkpoint,
     inputs: Annotated[
         list[str], typer.Argument(help="Files, folders, globs, or - for a list on stdin.")
     ],
+    checkpoint: Checkpoint = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File to write; default stdout.")
     ] = None,
@@ -256,6 +258,8 @@ def predict(
     Examples: `mnft predict --ckpt runs/flowers photo.jpg`, `mnft predict --ckpt runs/flowers
     photos/ --top-k 3 -o out.csv`, `find . -name '*.jpg' | mnft predict --ckpt runs/flowers -`
     """
+    if checkpoint is None:
+        raise find_missing_model(inputs)
     from mnft.commands import predict as command
 
     with flag_of("train.device", f"--device {device}"):

@@ -9,11 +9,12 @@ import typer
 
 from mnft.cli_data import Json, Overrides
 from mnft.guard import guarded
+from mnft.usage import RunArgument, SettingsCommand, choose_model
 
 edge_app = typer.Typer()
 
 Trained = Annotated[
-    Path, typer.Option("--ckpt", help="A run (its best model is taken) or a model folder.")
+    Path | None, typer.Option("--ckpt", help="A run (its best model is taken) or a model folder.")
 ]
 Data = Annotated[
     Path | None, typer.Option("--data", help="Images to compare on, instead of the run's.")
@@ -24,10 +25,11 @@ Output = Annotated[
 ]
 
 
-@edge_app.command()
+@edge_app.command(cls=SettingsCommand)
 @guarded
 def export(
-    checkpoint: Trained,
+    model: RunArgument = None,
+    checkpoint: Trained = None,
     form: Annotated[
         str,
         typer.Option("--format", help="onnx, openvino, executorch, tflite, torchscript or coreml."),
@@ -56,14 +58,17 @@ def export(
     """
     from mnft.commands import export as command
 
-    request = command.Request(checkpoint, form, data, split, output, embed)
+    request = command.Request(
+        choose_model(model, checkpoint, "export"), form, data, split, output, embed
+    )
     command.run(request, overrides, as_json=as_json)
 
 
-@edge_app.command()
+@edge_app.command(cls=SettingsCommand)
 @guarded
 def quantize(
-    checkpoint: Trained,
+    model: RunArgument = None,
+    checkpoint: Trained = None,
     data: Annotated[
         Path | None,
         typer.Option("--data", help="Folder with train and val images, instead of the run's."),
@@ -84,13 +89,15 @@ def quantize(
     """
     from mnft.commands import quantize as command
 
-    command.run(command.Request(checkpoint, data, output), overrides, as_json=as_json)
+    request = command.Request(choose_model(model, checkpoint, "quantize"), data, output)
+    command.run(request, overrides, as_json=as_json)
 
 
-@edge_app.command()
+@edge_app.command(cls=SettingsCommand)
 @guarded
 def prune(
-    checkpoint: Trained,
+    model: RunArgument = None,
+    checkpoint: Trained = None,
     overrides: Overrides = [],  # noqa: B006 - Typer copies it
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="New run folder; default RUN/pruned-70.")
@@ -107,7 +114,7 @@ def prune(
     """
     from mnft.commands import prune as command
 
-    command.run(checkpoint, overrides, output, as_json=as_json)
+    command.run(choose_model(model, checkpoint, "prune"), overrides, output, as_json=as_json)
 
 
 @edge_app.command()
