@@ -14,6 +14,7 @@ from mnft.cli_edge import edge_app
 from mnft.errors import ConfigError
 from mnft.guard import guarded
 from mnft.starting import check_split, starting, starting_training
+from mnft.usage import RunArgument, SettingsCommand, choose_model, find_missing_model
 
 app = typer.Typer(
     name="mnft",
@@ -30,7 +31,7 @@ app.add_typer(edge_app)
 
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Checkpoint = Annotated[
-    Path,
+    Path | None,
     typer.Option(
         "--ckpt", help="A run (its best model is taken), a model folder or an exported file."
     ),
@@ -85,7 +86,7 @@ def init(
         command.run(images, output, model, force=force)
 
 
-@app.command()
+@app.command(cls=SettingsCommand)
 @guarded
 def train(
     config: Annotated[Path | None, typer.Argument(help="A YAML config.")] = None,
@@ -133,7 +134,7 @@ def _find_lr(
     command.run(config, overrides, as_json=as_json)
 
 
-@app.command()
+@app.command(cls=SettingsCommand)
 @guarded
 def distill(
     config: Annotated[Path, typer.Argument(help="A YAML config of the student.")],
@@ -163,7 +164,7 @@ def distill(
     command.run(config, overrides, None, as_json=as_json)
 
 
-@app.command()
+@app.command(cls=SettingsCommand)
 @guarded
 def bench(
     config: Annotated[Path, typer.Argument(help="A YAML config.")],
@@ -185,7 +186,8 @@ def bench(
 @app.command("eval")
 @guarded
 def evaluate(
-    checkpoint: Checkpoint,
+    model: RunArgument = None,
+    checkpoint: Checkpoint = None,
     data: Annotated[
         Path | None, typer.Option("--data", help="Other images than those of the run.")
     ] = None,
@@ -214,15 +216,16 @@ def evaluate(
     metrics.json, predictions.csv, per_class.csv, the confusion matrix, and pictures of the worst
     mistakes and of how far confidence can be relied on.
 
-    Examples: `mnft eval --ckpt runs/flowers`, `mnft eval --ckpt runs/flowers/best --data photos/`
+    Examples: `mnft eval runs/flowers`, `mnft eval --ckpt runs/flowers/best --data photos/`
     """
     check_split(split)
-    with starting(checkpoints=[checkpoint], images=data):
+    chosen = choose_model(model, checkpoint, "eval")
+    with starting(checkpoints=[chosen], images=data):
         from mnft.commands import evaluate as command
 
     with flag_of("train.device", f"--device {device}"):
         command.run(
-            checkpoint,
+            chosen,
             data,
             split,
             output,
@@ -237,10 +240,10 @@ def evaluate(
 @app.command()
 @guarded
 def predict(
-    checkpoint: Checkpoint,
     inputs: Annotated[
         list[str], typer.Argument(help="Files, folders, globs, or - for a list on stdin.")
     ],
+    checkpoint: Checkpoint = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File to write; default stdout.")
     ] = None,
@@ -257,6 +260,8 @@ def predict(
     Examples: `mnft predict --ckpt runs/flowers photo.jpg`, `mnft predict --ckpt runs/flowers
     photos/ --top-k 3 -o out.csv`, `find . -name '*.jpg' | mnft predict --ckpt runs/flowers -`
     """
+    if checkpoint is None:
+        raise find_missing_model(inputs)
     with starting(checkpoints=[checkpoint]):
         from mnft.commands import predict as command
 

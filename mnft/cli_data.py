@@ -10,6 +10,7 @@ import typer
 
 from mnft.guard import guarded
 from mnft.starting import starting
+from mnft.usage import SettingsCommand
 
 data_app = typer.Typer(no_args_is_help=True, help="Bring data sets and check image folders.")
 
@@ -55,7 +56,7 @@ def data_fetch(
     command.run(name, source, to, show=show, as_json=as_json)
 
 
-@data_app.command("check")
+@data_app.command("check", cls=SettingsCommand)
 @guarded
 def data_check(
     target: Annotated[Path, typer.Argument(help="A config, or a folder of images.")],

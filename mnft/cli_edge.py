@@ -10,11 +10,12 @@ import typer
 from mnft.cli_data import Json, Overrides
 from mnft.guard import guarded
 from mnft.starting import check_split, starting
+from mnft.usage import RunArgument, SettingsCommand, choose_model
 
 edge_app = typer.Typer()
 
 Trained = Annotated[
-    Path, typer.Option("--ckpt", help="A run (its best model is taken) or a model folder.")
+    Path | None, typer.Option("--ckpt", help="A run (its best model is taken) or a model folder.")
 ]
 Data = Annotated[
     Path | None, typer.Option("--data", help="Images to compare on, instead of the run's.")
@@ -25,10 +26,11 @@ Output = Annotated[
 ]
 
 
-@edge_app.command()
+@edge_app.command(cls=SettingsCommand)
 @guarded
 def export(
-    checkpoint: Trained,
+    model: RunArgument = None,
+    checkpoint: Trained = None,
     form: Annotated[
         str,
         typer.Option("--format", help="onnx, openvino, executorch, tflite, torchscript or coreml."),
@@ -59,17 +61,19 @@ def export(
 
     find_format(form)
     check_split(split)
-    with starting(checkpoints=[checkpoint], overrides=overrides, images=data):
+    chosen = choose_model(model, checkpoint, "export")
+    with starting(checkpoints=[chosen], overrides=overrides, images=data):
         from mnft.commands import export as command
 
-    request = command.Request(checkpoint, form, data, split, output, embed)
+    request = command.Request(chosen, form, data, split, output, embed)
     command.run(request, overrides, as_json=as_json)
 
 
-@edge_app.command()
+@edge_app.command(cls=SettingsCommand)
 @guarded
 def quantize(
-    checkpoint: Trained,
+    model: RunArgument = None,
+    checkpoint: Trained = None,
     data: Annotated[
         Path | None,
         typer.Option("--data", help="Folder with train and val images, instead of the run's."),
@@ -88,16 +92,19 @@ def quantize(
     Examples: `mnft quantize --ckpt runs/flowers`, `mnft quantize --ckpt runs/flowers --set
     quantize.method=nncf`
     """
-    with starting(checkpoints=[checkpoint], overrides=overrides, images=data):
+    chosen = choose_model(model, checkpoint, "quantize")
+    with starting(checkpoints=[chosen], overrides=overrides, images=data):
         from mnft.commands import quantize as command
 
-    command.run(command.Request(checkpoint, data, output), overrides, as_json=as_json)
+    request = command.Request(chosen, data, output)
+    command.run(request, overrides, as_json=as_json)
 
 
-@edge_app.command()
+@edge_app.command(cls=SettingsCommand)
 @guarded
 def prune(
-    checkpoint: Trained,
+    model: RunArgument = None,
+    checkpoint: Trained = None,
     overrides: Overrides = [],  # noqa: B006 - Typer copies it
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="New run folder; default RUN/pruned-70.")
@@ -112,10 +119,11 @@ def prune(
     Examples: `mnft prune --ckpt runs/flowers`, `mnft prune --ckpt runs/flowers --set
     prune.macs=0.5 --set prune.epochs=20`
     """
-    with starting(checkpoints=[checkpoint], overrides=overrides):
+    chosen = choose_model(model, checkpoint, "prune")
+    with starting(checkpoints=[chosen], overrides=overrides):
         from mnft.commands import prune as command
 
-    command.run(checkpoint, overrides, output, as_json=as_json)
+    command.run(chosen, overrides, output, as_json=as_json)
 
 
 @edge_app.command()

@@ -67,6 +67,7 @@ LAYERS = {
     "mnft.commands.*": 6,
     "mnft.guard": 6,
     "mnft.starting": 6,
+    "mnft.usage": 6,
     "mnft.cli": 7,
     "mnft.cli_data": 7,
     "mnft.cli_edge": 7,
@@ -93,10 +94,18 @@ LIGHT_MODULES = (
     "mnft.cli_edge",
     "mnft.guard",
     "mnft.starting",
+    "mnft.usage",
     "mnft.__main__",
 )
-TYPER_USERS = {"mnft.cli", "mnft.cli_data", "mnft.cli_edge", "mnft.guard", "mnft.__main__"}
-CONSOLE_USERS = ("mnft.cli", "mnft.guard", "mnft.starting", "mnft.commands")
+TYPER_USERS = {
+    "mnft.cli",
+    "mnft.cli_data",
+    "mnft.cli_edge",
+    "mnft.guard",
+    "mnft.usage",
+    "mnft.__main__",
+}
+CONSOLE_USERS = ("mnft.cli", "mnft.guard", "mnft.starting", "mnft.usage", "mnft.commands")
 WRITERS_TO_STDOUT = ("mnft.console", "mnft.commands.predict")
 
 
@@ -233,7 +242,15 @@ def test_light_modules_import_nothing_heavy(module):
         assert heavy == []
 
 
-EARLY = {"mnft", "mnft.cli_data", "mnft.cli_edge", "mnft.errors", "mnft.guard", "mnft.starting"}
+EARLY = {
+    "mnft",
+    "mnft.cli_data",
+    "mnft.cli_edge",
+    "mnft.errors",
+    "mnft.guard",
+    "mnft.starting",
+    "mnft.usage",
+}
 
 
 def test_the_command_line_imports_commands_and_console_late():

@@ -577,3 +577,8 @@ def test_figures_of_a_read_only_run_are_shown(
     assert json.loads(result.stdout)["output"] is None
     monkeypatch.undo()
     assert evaluate(run, "-o", run.parent / "elsewhere").exit_code == 0
+
+
+def test_the_run_may_stand_without_a_flag(run: Path, run_cli: Cli) -> None:
+    result = run_cli("eval", run, "--device", "cpu", "--workers", 0, "--json")
+    assert answer(result)["checkpoint"] == str(run / "best")

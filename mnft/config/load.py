@@ -102,6 +102,24 @@ def validate(source: Source) -> Config:
     raise ConfigError("\n".join([f"{name} has {count}", *problems]), hint=hint)
 
 
+def find_key(name: str, *, prefer: str = "", cutoff: float = 1.0) -> str | None:
+    """The key that a word means, such as epochs, batch-size, optim.lr or model.
+
+    Args:
+        name: the word; `-` stands for `_`.
+        prefer: a section whose keys go before others of the same name.
+        cutoff: how like the word a key must be, up to 1.0 for equal.
+    """
+    keys = describe.key_paths()
+    keys.sort(key=lambda key: key.partition(".")[0] != prefer)
+    names = {key: key for key in keys}
+    for key in keys:
+        names.setdefault(key.rpartition(".")[2], key)
+    names = _OTHER_NAMES | {"model": "model.name", "data": "data.root", "output": "run.dir"} | names
+    close = difflib.get_close_matches(name.replace("-", "_"), list(names), 1, cutoff=cutoff)
+    return names[close[0]] if close else None
+
+
 def _read_text(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -116,6 +134,8 @@ def _read_text(path: Path) -> str:
         raise ConfigError(f"{path}: no such config file", hint=hint) from error
     except IsADirectoryError as error:
         hint = f"`mnft init {path}` writes a config for a folder of images"
+        if (path / "config.yaml").is_file():
+            hint = f"mnft train --resume {path} goes on with this run"
         raise ConfigError(f"{path}: is a folder, expected a YAML config", hint=hint) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not a text file, expected YAML in UTF-8") from error

@@ -231,8 +231,9 @@ def _build_state(
     # a forward pass for MobileNetV2. Not in the average, which only evaluates.
     # The CPU's own ReLU6 (engine.activations) keeps its output instead and stays in place.
     for module in model.modules():
-        if type(module) in {nn.ReLU6, nn.Hardswish, nn.SiLU}:
-            module.inplace = False
+        kind: type[nn.Module] = type(module)
+        if kind in {nn.ReLU6, nn.Hardswish, nn.SiLU}:
+            setattr(module, "inplace", False)  # noqa: B010 - mypy knows no such attribute
     return TrainState(
         model=model,
         optimizer=optimizer,
