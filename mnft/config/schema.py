@@ -60,7 +60,7 @@ class DataConfig(Section):
     """Decode each image once and keep its pixels in memory-mapped files that all epochs, runs and
     processes share: `auto` in the cache folder ($MNFT_CACHE, or mnft in the user's cache folder),
     `off` decodes in every epoch, or the path of a folder for them. A run without it trains on the
-    same batches bit for bit; only a GPU that holds stored images rounds their pixels differently."""
+    same batches bit for bit; only a GPU that holds stored images rounds pixels differently."""
     store_limit_gb: Positive = 20.0
     """Largest size of that folder in gigabytes; the files used longest ago make room, and images
     that would not fit are decoded in every epoch, which is slower and changes nothing else."""
