@@ -59,7 +59,8 @@ def _show(result: BenchResult, facts: Mapping[str, Any], batch_size: int | str) 
         ["part", "images/s", "lowest", "highest"], [_row(name, speed) for name, speed in rows]
     )
     console.note(
-        f"{result.rounds} rounds of {result.batches} batches of {batch_size}; "
+        f"{result.rounds} round{'s' * (result.rounds != 1)} of {result.batches} "
+        f"batch{'es' * (result.batches != 1)} of {batch_size}; "
         f"waiting for data: {result.wait:.1%} of the training"
     )
     console.note(f"limit    {result.limit}: {_ADVICE[result.limit]}")

@@ -113,7 +113,11 @@ def _schedule(config: Config, num_images: int) -> list[Choice]:
     return [
         Choice("train.epochs", epochs, f"{num_images:,} images: fewer images, more passes"),
         Choice("schedule.name", "cosine", "ends with small steps"),
-        Choice("schedule.warmup_epochs", min(1.0, 0.2 * chosen), "Adam's averages need a start"),
+        Choice(
+            "schedule.warmup_epochs",
+            min(1.0, round(0.2 * chosen, 2)),
+            "Adam's averages need a start",
+        ),
     ]
 
 
