@@ -408,6 +408,7 @@ def test_the_command_writes_the_curve_and_gives_the_rate(
     assert 1e-5 < suggestion < 0.3
     assert f"suggested learning rate: {out.strip()}" in err
     assert "because the loss falls most steeply there" in err
+    assert f"the config has optim.lr: 5; the suggestion is {suggestion / 5:.2g} times that" in err
     assert (
         f"next: mnft train small.yaml --set optim.name=adamw --set optim.lr={out.strip()}\n" in err
     )
@@ -429,7 +430,8 @@ def test_the_command_as_json_twice(write_config: Write, capsys: pytest.CaptureFi
         command.run(config, ["run.dir=out/deep"], as_json=True)
         answers.append(json.loads(capsys.readouterr().out))
     assert answers[0] == answers[1]
-    assert answers[0].keys() == {"suggestion", "png", "csv", "steps"}
+    assert answers[0].keys() == {"suggestion", "png", "csv", "steps", "own"}
+    assert answers[0]["own"] == {"lr": 0.001, "source": "default"}
     assert answers[0]["png"] == "out/deep/small-lr.png"
     assert len(Path(answers[0]["csv"]).read_text().splitlines()) == answers[0]["steps"] + 1
 
@@ -442,6 +444,20 @@ def test_the_head_is_fitted_first(write_config: Write) -> None:
         with open("runs/small-lr.csv", newline="") as stream:
             first.append(float(next(csv.DictReader(stream))["loss"]))
     assert first[1] < first[0] - 0.1
+
+
+def test_the_rate_of_the_recipe_is_named_and_why_it_differs(
+    write_config: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import timm
+    from safetensors.torch import save_file
+
+    save_file(timm.create_model("lenet5", num_classes=3).state_dict(), "start.safetensors")
+    config = write_config(pretrained="start.safetensors")
+    command.run(config, ["recipe=auto", "train.stages=[finetune]"], as_json=False)
+    err = capsys.readouterr().err
+    assert "the recipe has optim.lr: 0.001, chosen by the val accuracy of whole trainings" in err
+    assert "the suggestion is where the loss of a short trial falls most steeply" in err
 
 
 def test_the_head_alone_has_no_learning_rate(write_config: Write) -> None:

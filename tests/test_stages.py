@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import yaml
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 
+from mnft.commands.train import _compare_with_head
 from mnft.config.schema import Config
 from mnft.data.batches import Batch
 from mnft.data.prepare import prepare_manifest
@@ -29,6 +31,7 @@ from mnft.engine.head import (
 from mnft.engine.setup import build_training
 from mnft.errors import ModelError
 from mnft.model.bundle import load_bundle
+from mnft.results import EpochResult, FitResult
 
 CPU = torch.device("cpu")
 
@@ -409,3 +412,44 @@ def test_activations_keep_their_input_and_give_the_same_bits(make_folder, name, 
     assert theirs - ours == clones
     assert torch.equal(loss, expected)
     assert all(map(torch.equal, gradients, expected_gradients))
+
+
+# --- the end of a training
+
+
+@pytest.mark.parametrize(
+    ("monitor", "says"),
+    [
+        ("accuracy", "val_accuracy 90.00% in epoch 2, the head 95.00%"),
+        ("macro_f1", "val_macro_f1 0.9000 in epoch 2, the head 0.9500"),
+        ("loss", "val_loss 0.2000 in epoch 1, the head 0.1000"),
+    ],
+)
+def test_fine_tuning_that_does_not_beat_the_head_is_told(monitor, says):
+    def epoch(number, accuracy, loss, stage="finetune"):
+        figures = {"val_accuracy": accuracy, "val_macro_f1": accuracy, "val_loss": loss}
+        return EpochResult(
+            epoch=number,
+            epochs=2,
+            train_loss=1.0,
+            train_accuracy=0.5,
+            lr=0.1,
+            images_per_s=1.0,
+            seconds=1.0,
+            is_best=stage == "head",
+            stage=stage,
+            **figures,
+        )
+
+    epochs = [epoch(1, 0.8, 0.2), epoch(2, 0.9, 0.3)]
+    head = epoch(0, 0.95, 0.1, stage="head")
+    config = Config.model_validate({"data": {"root": "x"}, "optim": {"lr": 0.003}})
+    training = SimpleNamespace(options=SimpleNamespace(monitor=monitor), config=config)
+    remark = _compare_with_head(FitResult(epochs, head, stopped_early=False), training)
+    assert remark is not None
+    assert says in remark
+    assert "--set optim.lr=0.001" in remark
+    assert "--set train.epochs=4" in remark
+    assert "\n" not in remark
+    assert _compare_with_head(FitResult(epochs, epochs[1], stopped_early=False), training) is None
+    assert _compare_with_head(FitResult([], head, stopped_early=False), training) is None

@@ -6,7 +6,7 @@ import csv
 import io
 import shlex
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mnft import console, files
@@ -51,7 +51,8 @@ def run(config_path: Path, overrides: Sequence[str], *, as_json: bool) -> None:
     others = [value for value in overrides if value.partition("=")[0].strip() != "optim.lr"]
     sets = [*others, f"optim.lr={curve.suggestion:g}"]
     words = ["mnft", "train", str(config_path), *(w for value in sets for w in ("--set", value))]
-    _show(curve, picture, table, shlex.join(words), as_json=as_json)
+    own = _OwnRate.of(config, training)
+    _show(curve, own, picture, table, shlex.join(words), as_json=as_json)
 
 
 def _make_folder(config: Config) -> Path:
@@ -115,7 +116,36 @@ def _write(curve: LrCurve, picture: Path, table: Path, *, title: str) -> None:
     )
 
 
-def _show(curve: LrCurve, picture: Path, table: Path, following: str, *, as_json: bool) -> None:
+@dataclass(frozen=True, slots=True)
+class _OwnRate:
+    """The learning rate that a run would take without the suggestion, and where it is from."""
+
+    lr: float
+    source: str
+
+    @classmethod
+    def of(cls, config: Config, training: Training) -> _OwnRate:
+        if "lr" in config.optim.model_fields_set:
+            return cls(config.optim.lr, "config")
+        by_recipe = any(choice.key == "optim.lr" for choice in training.choices)
+        return cls(training.config.optim.lr, "recipe" if by_recipe else "default")
+
+    def compare(self, suggestion: float) -> str:
+        """Beside the suggestion, and why the two are not the same."""
+        words = f"the {self.source} has optim.lr: {self.lr:g}"
+        if self.source != "recipe":
+            return f"{words}; the suggestion is {suggestion / self.lr:.2g} times that"
+        return (
+            f"{words}, chosen by the val accuracy of whole trainings with warmup, decay and "
+            "averaging, which bear a higher rate; the suggestion is where the loss of a short "
+            "trial falls most steeply, which is cautious: keep the recipe's unless its training is "
+            "unstable"
+        )
+
+
+def _show(
+    curve: LrCurve, own: _OwnRate, picture: Path, table: Path, following: str, *, as_json: bool
+) -> None:
     if as_json:
         console.show_json(
             {
@@ -123,11 +153,13 @@ def _show(curve: LrCurve, picture: Path, table: Path, following: str, *, as_json
                 "png": str(picture),
                 "csv": str(table),
                 "steps": len(curve.lrs),
+                "own": {"lr": own.lr, "source": own.source},
             }
         )
         return
     console.done(f"suggested learning rate: {curve.suggestion:g}")
     console.note(f"because {curve.reason}")
+    console.note(own.compare(curve.suggestion))
     console.note(f"curve    {picture} and {table.name}, {len(curve.lrs)} updates")
     console.note(f"next: {following}")
     console.show_data(f"{curve.suggestion:g}")

@@ -264,6 +264,27 @@ def _show_result(
         ],
         to_stderr=True,
     )
+    if (remark := _compare_with_head(result, training)) is not None:
+        console.note(remark)
     console.done(f"the best model is {folder.best}")
     console.note(f"next: mnft eval --ckpt {folder.path}")
     console.show_data(str(folder.best))
+
+
+def _compare_with_head(result: FitResult, training: Training) -> str | None:
+    """That fine-tuning has not improved on the fitted head, and what to try; None where it has."""
+    head, epochs = result.best, [r for r in result.epochs if r.stage != "head"]
+    if head is None or head.stage != "head" or not epochs:
+        return None
+    figure = {"accuracy": "val_accuracy", "macro_f1": "val_macro_f1", "loss": "val_loss"}
+    name = figure[training.options.monitor]
+    choose = min if name == "val_loss" else max
+    epoch = choose(epochs, key=lambda result: float(getattr(result, name)))
+    shape = ".2%" if name == "val_accuracy" else ".4f"
+    best, before = (format(getattr(result, name), shape) for result in (epoch, head))
+    lr = training.config.optim.lr
+    return (
+        f"fine-tuning did not beat the head ({name} {best} in epoch {epoch.epoch}, the head "
+        f"{before}), so the best model is the head's; to try: a lower rate (--set "
+        f"optim.lr={lr / 3:.1g}), more epochs (--set train.epochs={2 * len(epochs)}), more images"
+    )
