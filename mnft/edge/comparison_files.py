@@ -73,7 +73,8 @@ class Setting:
         return (
             f"{self.num_images:,} images of {self.data}, split {self.split}; latency with "
             f"{self.threads} thread{'s' * (self.threads != 1)}, "
-            f"{self.plan.rounds} round{'s' * (self.plan.rounds != 1)} of {self.plan.calls} calls of each model in turn, after warm-up; images/s at batch "
+            f"{self.plan.rounds} round{'s' * (self.plan.rounds != 1)} of "
+            f"{self.plan.calls} calls of each model in turn, after warm-up; images/s at batch "
             f"{self.plan.batch_size}, or 1 where a file takes no more"
         )
 
