@@ -111,7 +111,7 @@ def open_inputs(
             raise UncheckedImages(str(error)) from error
         if ranks.is_main:
             _LOGGER.warning(
-                "no store, so every epoch decodes all images, to the same batches: %s", error
+                "no store, every epoch decodes all images (slower, to the same batches): %s", error
             )
         return Inputs(None, None, f"none: {error}")
     if fits_on_device([train, val], device):
