@@ -35,10 +35,10 @@ FIGURES = {"images/s": "{:,.1f}", "first update s": "{:.2f}", "peak MB": "{:,.0f
 HOOKED = """
 import sys, time
 from torch.optim.optimizer import register_optimizer_step_post_hook
-done = []
+path, done = sys.argv[1], []
 def first(*_):
     if not done:
-        done.append(open(sys.argv[1], "w").write(str(time.time())))
+        done.append(open(path, "w").write(str(time.time())))
 register_optimizer_step_post_hook(first)
 sys.argv = ["mnft", *sys.argv[2:]]
 from mnft.cli import main
