@@ -6,7 +6,7 @@ import errno
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ParamSpec
 
 import typer
@@ -72,7 +72,7 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             )
             raise typer.Exit(MnftError.exit_code) from None
         except (MemoryError, RuntimeError) as error:
-            if (known := _explain(error)) is None:
+            if (known := _explain(error, kwargs)) is None:
                 raise
             console.show_error(known)
             raise typer.Exit(known.exit_code) from None
@@ -80,19 +80,23 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
     return run
 
 
-def _explain(error: BaseException) -> MnftError | None:
+def _explain(error: BaseException, options: Mapping[str, object]) -> MnftError | None:
     """What torch's plain errors mean; None where it is a bug."""
     if "torch" not in sys.modules:  # which is slow to import
-        return _too_little_memory(error) if isinstance(error, MemoryError) else None
+        return _too_little_memory(error, options) if isinstance(error, MemoryError) else None
     from mnft.data.loaders import explain_lost_worker
     from mnft.engine.memory import is_out_of_memory
 
-    return _too_little_memory(error) if is_out_of_memory(error) else explain_lost_worker(error)
+    if is_out_of_memory(error):
+        return _too_little_memory(error, options)
+    return explain_lost_worker(error)
 
 
-def _too_little_memory(error: BaseException) -> MnftError:
+def _too_little_memory(error: BaseException, options: Mapping[str, object]) -> MnftError:
     reason = next(iter(str(error).splitlines()), "")
-    return MnftError(
-        f"this machine has too little memory{reason and f': {reason}'}",
-        hint="lower train.batch_size, eval.batch_size, data.img_size or data.workers",
-    )
+    hint = None
+    if "batch_size" in options:
+        hint = "smaller values of --batch-size and --workers need less"
+    elif "overrides" in options:
+        hint = "lower train.batch_size, eval.batch_size, data.img_size or data.workers"
+    return MnftError(f"this machine has too little memory{reason and f': {reason}'}", hint=hint)

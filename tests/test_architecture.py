@@ -21,6 +21,7 @@ LAYERS = {
     "mnft.seeding": 0,
     "mnft.stopping": 0,
     "mnft.streams": 0,
+    "mnft.wording": 0,
     "mnft.preprocessing": 0,
     "mnft.config.*": 1,
     "mnft.metrics": 1,

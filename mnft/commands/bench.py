@@ -12,6 +12,7 @@ from mnft.config.load import load_config
 from mnft.engine.bench import BenchResult, Speed, bench
 from mnft.engine.device import keep_freed_memory
 from mnft.engine.distributed import Ranks
+from mnft.wording import count
 
 _ADVICE = {
     "loading": "images come too slowly: data.store: auto if it is off, more data.workers, or "
@@ -54,7 +55,8 @@ def _show(result: BenchResult, store: str, batch_size: int | str) -> None:
         ["part", "images/s", "lowest", "highest"], [_row(name, speed) for name, speed in rows]
     )
     console.note(
-        f"{result.rounds} rounds of {result.batches} batches of {batch_size}; "
+        f"{count(result.rounds, 'round')} of {count(result.batches, 'batch', 'batches')} of "
+        f"{batch_size}; "
         f"waiting for data: {result.wait:.1%} of the training"
     )
     console.note(f"limit    {result.limit}: {_ADVICE[result.limit]}")

@@ -105,6 +105,7 @@ def _warn_of_training_images(images: Selection, *, asked: str | None) -> None:
     trained = {sample.sha256 for sample in images.recorded.split("train")}
     if seen := sum(sample.sha256 in trained for sample in images.samples):
         console.warn(
-            f"{seen} of these {len(images.samples)} images are in the model's training split, "
+            f"{seen} of these {len(images.samples)} images {'is' if seen == 1 else 'are'} in the "
+            "model's training split, "
             "so the figures are too good"
         )

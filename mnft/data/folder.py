@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mnft.errors import DataError
+from mnft.wording import count
 
 IMAGE_SUFFIXES = frozenset(
     [
@@ -102,7 +103,7 @@ def scan_folder(root: Path) -> FolderScan:
     """
     if not _is_folder(root):
         what = "is a file, expected a folder" if root.exists() else "no such folder"
-        raise DataError(f"{root}: {what}", hint="data.root names the folder of images")
+        raise DataError(f"{root}: {what}")
     splits = {d.name: SPLIT_NAMES[d.name.lower()] for d in _folders(root) if _is_split(d)}
     classes = [d.name for d in _folders(root) if not _is_split(d)]
     if not splits:
@@ -154,9 +155,6 @@ def _class_folders(part: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in _folders(part):
         name = unicodedata.normalize("NFC", folder.name)
-        if "\n" in name:
-            # Lists of names, such as an export's labels.txt, have one a line.
-            raise DataError(f"{part}: the class name {name!r} has a line break; rename the folder")
         if _is_split(folder):
             raise DataError(
                 f"{folder}: a folder named like a split stands among the classes",
@@ -172,7 +170,7 @@ def _class_folders(part: Path) -> dict[str, Path]:
         found[name] = folder
     if not found:
         loose = [e.name for e in _entries(part) if e.suffix.lower() in IMAGE_SUFFIXES]
-        what = f"{len(loose)} images but no class folders" if loose else "no class folders"
+        what = f"{count(len(loose), 'image')} but no class folders" if loose else "no class folders"
         raise DataError(
             f"{part}: found {what}, expected one folder a class", hint="such as roses/ and tulips/"
         )
@@ -182,8 +180,7 @@ def _class_folders(part: Path) -> dict[str, Path]:
 def _describe_name(folder: Path) -> str:
     """A name with its letters spelt out, in which of Unicode's forms it is, and its files."""
     form = "composed" if unicodedata.is_normalized("NFC", folder.name) else "decomposed"
-    count = len(_entries(folder))
-    return f"{folder.name!a} ({form}, {count:,} file{'s' if count != 1 else ''})"
+    return f"{folder.name!a} ({form}, {count(len(_entries(folder)), 'file')})"
 
 
 def _walk(folder: Path, above: frozenset[str]) -> Iterator[Path]:

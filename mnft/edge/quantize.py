@@ -16,6 +16,7 @@ from mnft.edge.formats import FORMATS, Format, check_installed, find_missing, re
 from mnft.edge.int8 import Calibration, Census, Control, Quantizer, check_layers
 from mnft.edge.sensitivity import choose_counts, rank_layers
 from mnft.model.bundle import Bundle
+from mnft.wording import count
 
 _RANKING_IMAGES = 32
 # Measured: NNCF loses least on MobileNetV2 and V3, and OpenVINO is faster in int8 on
@@ -216,7 +217,7 @@ class Workshop:
             def write(path: Path) -> Sequence[str]:
                 return quantizer.write_controlled(path, control())
 
-            yield Attempt(f"up to {largest} layers in float, found by NNCF", (), write)
+            yield Attempt(f"up to {count(largest, 'layer')} in float, found by NNCF", (), write)
             return
         counts = choose_counts(largest, len(self.layers))
         if not counts:
@@ -234,9 +235,9 @@ class Workshop:
             self._work,
             on_progress=on_ranking,
         )
-        for count in counts:
-            worst = tuple(layer for layer, _ in ranked[:count])
-            yield self._attempt(f"{count} layers in float", worst, thorough=True)
+        for number in counts:
+            worst = tuple(layer for layer, _ in ranked[:number])
+            yield self._attempt(f"{count(number, 'layer')} in float", worst, thorough=True)
 
     def _tune(self, fine_tune: Callable[[Path], None], path: Path) -> None:
         if self.method.format.name == "onnx":

@@ -28,6 +28,7 @@ from mnft.errors import ConfigError, ModelError
 from mnft.model.factory import build_model
 from mnft.model.freeze import freeze
 from mnft.preprocessing import Preprocessing
+from mnft.wording import count
 
 _SHARED = Path("/dev/shm")
 # States that are on the disk while one is saved: the new one and three before it.
@@ -170,7 +171,7 @@ def _estimate_shared(config: Config, plan: Plan, device: torch.device) -> list[N
     assert isinstance(config.train.batch_size, int)
     batch = max(config.train.batch_size, config.eval.batch_size)
     size = count_shared_bytes(options.workers, batch * math.prod(plan.preprocessing.input_size))
-    what = f"shared memory of {options.workers} workers"
+    what = f"shared memory of {count(options.workers, 'worker')}"
     return [Need(what, size, measure_free(_SHARED), str(_SHARED))]
 
 
