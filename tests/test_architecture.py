@@ -53,6 +53,7 @@ LAYERS = {
     "mnft.engine.training": 4,
     "mnft.engine.bench": 4,
     "mnft.engine.estimate": 4,
+    "mnft.engine.parts": 4,
     "mnft.engine.teaching": 4,
     "mnft.engine.lr_finder": 4,
     "mnft.edge.*": 5,

@@ -179,9 +179,10 @@ class TrainConfig(Section):
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 32
     """Images that make one update: the total over all processes and accumulated parts. `auto`
     takes a size by the number of images, as large as the device's memory allows."""
-    accumulation_steps: Annotated[int, Field(ge=1)] = 1
+    accumulation_steps: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Parts that a process cuts its batch into, one after the other, to save memory; the gradient
-    stays that of the whole batch."""
+    stays that of the whole batch. `auto` cuts on the CPU alone, where a batch would keep more than
+    3 GB for the backward pass and BatchNorm does not learn its statistics from the batch."""
     label_smoothing: Fraction = 0.0
     """Share of each target that is spread over all classes."""
     class_weights: Literal["none", "balanced"] = "none"
@@ -220,9 +221,10 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> TrainConfig:
-        if self.batch_size != "auto" and self.accumulation_steps > self.batch_size:
+        steps = self.accumulation_steps
+        if "auto" not in (self.batch_size, steps) and int(steps) > int(self.batch_size):
             raise ValueError(
-                f"train.accumulation_steps: found {self.accumulation_steps}, expected at most "
+                f"train.accumulation_steps: found {steps}, expected at most "
                 f"train.batch_size ({self.batch_size})"
             )
         return self
