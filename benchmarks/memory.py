@@ -34,10 +34,9 @@ def run(args: argparse.Namespace, tree: Path, size: int, precision: str, cache: 
             f"run: {{dir: '{folder}/runs', name: one, tensorboard: false}}\n"
         )
         command = [sys.executable, "-m", "mnft", "train", str(config)]
-        environment = {**os.environ, "PYTHONPATH": str(tree)}
-        with subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        ) as process:
+        # Python looks for mnft in the current folder first.
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        with subprocess.Popen(command, cwd=tree, **quiet) as process:
             own = 0
             while process.poll() is None:
                 try:
@@ -70,6 +69,7 @@ def main() -> None:
     parser.add_argument("--tree", type=Path)
     args = parser.parse_args()
     args.root = str(Path(args.root).absolute())
+    os.environ.pop("PYTHONPATH", None)
     trees = [HERE, *([args.tree.resolve()] if args.tree else [])]
     found = defaultdict(list)
     with tempfile.TemporaryDirectory() as cache:

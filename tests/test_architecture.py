@@ -60,6 +60,7 @@ LAYERS = {
     "mnft.engine.bench": 4,
     "mnft.engine.batch_size": 4,
     "mnft.engine.estimate": 4,
+    "mnft.engine.parts": 4,
     "mnft.engine.teaching": 4,
     "mnft.engine.lr_finder": 4,
     "mnft.edge.*": 5,

@@ -187,9 +187,9 @@ class TrainConfig(Section):
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 32
     """Images that make one update: the total over all processes and accumulated parts. `auto`
     takes a size by the number of images, as large as the device's memory allows."""
-    accumulation_steps: Annotated[int, Field(ge=1)] = 1
-    """Parts that a process cuts its batch into, one after the other, to save memory; the gradient
-    stays that of the whole batch."""
+    accumulation_steps: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Parts that a process cuts its batch into to save memory; the gradient stays that of the whole
+    batch. `auto` does so only on the CPU if BatchNorm is fixed and a batch would keep over 3 GB."""
     label_smoothing: Fraction = 0.0
     """Share of each target that is spread over all classes."""
     class_weights: Literal["none", "balanced"] = "none"
@@ -237,11 +237,10 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> TrainConfig:
-        if self.batch_size != "auto" and self.accumulation_steps > self.batch_size:
-            raise ValueError(
-                f"train.accumulation_steps: found {self.accumulation_steps}, expected at most "
-                f"train.batch_size ({self.batch_size})"
-            )
+        steps = self.accumulation_steps
+        if "auto" not in (self.batch_size, steps) and int(steps) > int(self.batch_size):
+            limit = f"at most train.batch_size ({self.batch_size})"
+            raise ValueError(f"train.accumulation_steps: found {steps}, expected {limit}")
         return self
 
 

@@ -19,15 +19,17 @@ from mnft.data.geometry import EvalGeometry, choose_train_geometry
 from mnft.data.loaders import count_shared_bytes
 from mnft.data.manifest import Manifest
 from mnft.data.store import Store, StoreUnavailable
+from mnft.engine.activations import save_memory_of_relu6
 from mnft.engine.device import resolve_device, resolve_precision
 from mnft.engine.distributed import Ranks
 from mnft.engine.evaluate import choose_eval_batch_size
 from mnft.engine.head import find_linear_head
 from mnft.engine.inputs import choose_loader_options
 from mnft.engine.optim import build_optimizer
-from mnft.errors import ConfigError, ModelError
+from mnft.engine.parts import choose_parts, count_kept_bytes
+from mnft.errors import ConfigError
 from mnft.model.factory import build_model
-from mnft.model.freeze import freeze
+from mnft.model.freeze import freeze, set_training_mode
 from mnft.preprocessing import Preprocessing
 
 _SHARED = Path("/dev/shm")
@@ -187,8 +189,14 @@ def _estimate_memory(config: Config, plan: Plan, device: torch.device) -> Need:
     dtype = resolve_precision(config.train.precision, device, key="train.precision", img_size=side)
     share = dtype.itemsize / torch.float32.itemsize
     assert isinstance(config.train.batch_size, int)
-    images = math.ceil(config.train.batch_size / config.train.accumulation_steps)
-    needed = fixed + round(images * share * _count_kept_bytes(plan))
+    if device.type == "cpu":
+        save_memory_of_relu6(plan.model)
+    kept = share * count_kept_bytes(plan.model, plan.preprocessing.input_size)
+    steps = config.train.accumulation_steps
+    if steps == "auto":
+        set_training_mode(plan.model, freeze_batchnorm=config.model.freeze_batchnorm)
+        steps = choose_parts(plan.model, config.train.batch_size, kept, device)
+    needed = fixed + round(math.ceil(config.train.batch_size / steps) * kept)
     return Need("memory for training, at least", needed, _free_memory(device), str(device))
 
 
@@ -206,32 +214,6 @@ def _count_optimizer_bytes(config: Config, plan: Plan) -> int:
     optimizer.zero_grad()
     kept = [t for state in optimizer.state.values() for t in state.values()]
     return _count_bytes([t for t in kept if isinstance(t, Tensor)])
-
-
-def _count_kept_bytes(plan: Plan) -> float:
-    """Bytes in fp32 that autograd keeps of one image until the backward pass.
-
-    Raises:
-        ModelError: the model does not take images of its input size.
-    """
-    own = {p.untyped_storage().data_ptr() for p in plan.model.parameters()}
-    kept: dict[int, int] = {}
-    alive: list[Tensor] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor)  # a freed one would give its place to the next
-        return tensor
-
-    images = torch.zeros(2, *plan.preprocessing.input_size)
-    try:
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            plan.model.train()(images)
-    except (RuntimeError, ValueError, AssertionError) as error:  # an input that it does not take
-        raise ModelError(f"the model does not take {tuple(images.shape[1:])}: {error}") from error
-    return sum(kept.values()) / len(images)
 
 
 def _free_memory(device: torch.device) -> int | None:

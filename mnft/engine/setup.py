@@ -37,6 +37,7 @@ from mnft.engine.inputs import (
 )
 from mnft.engine.loop import LoopOptions
 from mnft.engine.optim import Criterion, Schedule, build_optimizer, compute_balanced_weights
+from mnft.engine.parts import get_parts, resolve_parts
 from mnft.engine.state import TrainState
 from mnft.engine.teaching import build_teaching_loss
 from mnft.engine.threads import Threads, build_threads
@@ -202,6 +203,8 @@ def _resolve(
         values["train"]["batch_size"] = size
         config = Config.model_validate(values)
         choices = [*choices, Choice("train.batch_size", size, "fits the data set and the memory")]
+    config, cut = resolve_parts(config, built, device, ranks)
+    choices = [*choices, *cut]
     if get_batch_size(config) < 2 * ranks.world_size and ranks.world_size > 1:
         raise ConfigError(
             f"found {config.train.batch_size}, expected at least two images for each of "
@@ -304,7 +307,7 @@ def _fit_options(
         loop=LoopOptions(
             device=device,
             dtype=dtype,
-            accumulation_steps=config.train.accumulation_steps,
+            accumulation_steps=get_parts(config),
             clip_grad=config.train.clip_grad,
             ranks=ranks,
             freeze_batchnorm=config.model.freeze_batchnorm,
