@@ -140,7 +140,7 @@ def distill(
     config: Annotated[Path, typer.Argument(help="A YAML config of the student.")],
     teacher: Annotated[
         str | None,
-        typer.Option("--teacher", help="A run, a model folder or a timm name; see below."),
+        typer.Option("--teacher", help="A run, a model folder or a timm name."),
     ] = None,
     overrides: Overrides = [],  # noqa: B006 - Typer copies it
     as_json: Json = False,

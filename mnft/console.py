@@ -27,6 +27,7 @@ from mnft.results import EpochResult, StepProgress
 # Terminal escapes in file and class names must not reach the terminal; nor surrogates, which stand
 # for bytes that are no UTF-8 and which no stream takes.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_NAMED_BREAK = re.compile(r"\n(?!  |\Z)")
 _UNLIMITED = 1_000_000
 _BAR_WIDTH = 10
 # The console of the bar that is on the screen: another one would write into the bar's line.
@@ -43,13 +44,17 @@ def show_error(error: MnftError | Interrupted) -> None:
 
 
 def clean(text: str) -> str:
-    """The text without the characters that would steer a terminal."""
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+    """The text without the characters that would steer a terminal.
+
+    The lines of a message are indented but for the first; any other line break is part of a name,
+    which must not look like a message of its own.
+    """
+    return _NAMED_BREAK.sub(r"\\n", _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text))
 
 
 def clean_line(text: str) -> str:
-    """The same for what stands in one line: names may hold line breaks too."""
-    return clean(text).replace("\n", "\N{REPLACEMENT CHARACTER}")
+    """The same for what is one line, such as a cell of a table."""
+    return clean(text).replace("\n", r"\n")
 
 
 def warn(message: str) -> None:

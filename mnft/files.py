@@ -47,9 +47,8 @@ def naming(path: Path, prefix: str | None = None) -> Iterator[None]:
         yield
     except OSError as error:
         named = error.filename
-        if error.errno is None:  # only words, which a file name would take the place of
-            raise
-        if named is None or (prefix and str(named).startswith(str(path.parent / prefix))):
+        is_temporary = prefix and str(named).startswith(str(path.parent / prefix))
+        if error.errno is not None and (named is None or is_temporary):
             error.filename = str(path)
         raise
 

@@ -6,9 +6,9 @@ import errno
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import NoReturn, ParamSpec
+from typing import Any, NoReturn, ParamSpec
 
 import typer
 
@@ -66,19 +66,24 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             MemoryError,
             RuntimeError,
         ) as error:
-            if (known := explain(error)) is None:
+            if (known := explain(error, options=kwargs)) is None:
                 raise
-            not_writable = isinstance(error, OSError) and error.errno in _NOT_WRITABLE
-            if not_writable and "output" in kwargs:
-                known = MnftError(str(known), hint="name another place to write to: --output PATH")
             console.show_error(known)
             raise typer.Exit(known.exit_code) from None
 
     return run
 
 
-def explain(error: BaseException) -> MnftError | Interrupted | None:
-    """What an error means to a person; None where it is a bug, of which a traceback says more."""
+def explain(
+    error: BaseException, *, options: Mapping[str, Any] | None = None
+) -> MnftError | Interrupted | None:
+    """What an error means to a person; None where it is a bug, of which a traceback says more.
+
+    Args:
+        error: any.
+        options: of the command that met it, which say what the person can change.
+    """
+    options = options or {}
     if isinstance(error, MnftError | Interrupted):
         return error
     if isinstance(error, KeyboardInterrupt):
@@ -87,15 +92,19 @@ def explain(error: BaseException) -> MnftError | Interrupted | None:
         if error.errno not in _DISK_ERRORS:
             return None
         where = error.filename2 or error.filename or "the disk"
-        return MnftError(f"{where}: {error.strerror}")
+        may_help = "output" in options and error.errno in _NOT_WRITABLE
+        hint = "name another place to write to: --output PATH" if may_help else None
+        return MnftError(f"{where}: {error.strerror}", hint=hint)
     if not isinstance(error, _PERHAPS_MEMORY):
         return None
     if "torch" not in sys.modules:  # which is slow to import
-        return _too_little_memory(error) if isinstance(error, MemoryError) else None
+        return _too_little_memory(error, options) if isinstance(error, MemoryError) else None
     from mnft.data.loaders import explain_lost_worker
     from mnft.engine.memory import is_out_of_memory
 
-    return _too_little_memory(error) if is_out_of_memory(error) else explain_lost_worker(error)
+    if is_out_of_memory(error):
+        return _too_little_memory(error, options)
+    return explain_lost_worker(error)
 
 
 def leave(exit_code: int) -> NoReturn:
@@ -110,9 +119,11 @@ def leave(exit_code: int) -> NoReturn:
     os._exit(exit_code)
 
 
-def _too_little_memory(error: BaseException) -> MnftError:
+def _too_little_memory(error: BaseException, options: Mapping[str, Any]) -> MnftError:
     reason = next(iter(str(error).splitlines()), "")
-    return MnftError(
-        f"this machine has too little memory{reason and f': {reason}'}",
-        hint="lower train.batch_size, eval.batch_size, data.img_size or data.workers",
-    )
+    hint = None
+    if "batch_size" in options:
+        hint = "smaller values of --batch-size and --workers need less"
+    elif "overrides" in options:
+        hint = "lower train.batch_size, eval.batch_size, data.img_size or data.workers"
+    return MnftError(f"this machine has too little memory{reason and f': {reason}'}", hint=hint)

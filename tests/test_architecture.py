@@ -22,6 +22,7 @@ LAYERS = {
     "mnft.seeding": 0,
     "mnft.stopping": 0,
     "mnft.streams": 0,
+    "mnft.wording": 0,
     "mnft.preprocessing": 0,
     "mnft.processor": 0,
     "mnft.config.*": 1,

@@ -235,7 +235,7 @@ def test_exit_code_3(make_folder: Make, run_cli: Cli) -> None:
     result = run_cli("data", "check", root)
     assert result.exit_code == 3
     assert "warning: unreadable: red/a, b.jpg: the file is empty" in result.stderr
-    assert "not taken as images: 1 files (red/notes.txt)" in result.stderr
+    assert "not taken as images: 1 file (red/notes.txt)" in result.stderr
     assert f"error: {root}: 1 problem\n" in result.stderr
     assert "a, b.jpg" not in result.stdout
 

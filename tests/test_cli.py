@@ -322,6 +322,37 @@ def test_errors_become_messages_and_exit_codes(
     assert (result.exit_code, result.stderr, result.stdout) == (exit_code, stderr, "")
 
 
+@pytest.mark.parametrize(
+    ("argv", "hint"),
+    [
+        (["models"], None),
+        (["eval", "runs/x"], "smaller values of --batch-size and --workers need less"),
+        (["train", "x.yaml"], "lower train.batch_size, eval.batch_size, data.img_size or"),
+    ],
+)
+def test_too_little_memory_names_what_the_command_has(
+    run_cli: RunCli, monkeypatch, argv: list[str], hint: str | None
+):
+    from mnft.commands import evaluate, models, train
+
+    def fail(*_args: object, **_kwargs: object) -> None:
+        raise MemoryError
+
+    for command in (evaluate, models, train):
+        monkeypatch.setattr(command, "run", fail)
+    result = run_cli(*argv)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: this machine has too little memory\n")
+    assert ("hint" in result.stderr) == (hint is not None)
+    assert (hint or "") in result.stderr
+
+
+@pytest.mark.parametrize("verb", commands())
+def test_help_refers_to_nothing_that_is_not_there(run_cli: RunCli, verb: str):
+    text = run_cli(*verb.split(), "--help").stdout
+    assert "see below" not in re.sub(r"[\s\u2500-\u257f]+", " ", text)
+
+
 @pytest.mark.parametrize("bug", [RuntimeError("a bug"), OSError(errno.EBADF, "Bad descriptor")])
 def test_a_bug_keeps_its_traceback(monkeypatch, bug):
     replace_models(monkeypatch, bug)

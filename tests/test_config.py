@@ -90,6 +90,25 @@ def test_what_only_looks_like_a_number_is_a_text(text):
     assert parse_value(text) == text.strip("'")
 
 
+def test_what_a_key_allows_is_said_in_words():
+    from mnft.config import describe
+
+    assert describe.expected("train.stages") == "a list of one or more of head, finetune, or empty"
+    assert describe.expected("quantize.keep_float") == "a list of texts, or empty"
+    assert describe.expected("schedule.decay_milestones") == "a list of integers at least 1"
+    for key in describe.key_paths():
+        assert "None" not in str(describe.expected(key)), key
+
+
+def test_a_set_is_not_blamed_for_another_key(load):
+    _, source = load_config(None, ["data.root=x", "optim.lr=1"])
+    assert source.place(("optim", "lr")) == "--set optim.lr=1"
+    assert source.place(("optim",)) == "--set optim.lr=1"
+    assert source.place(("optim", "name")) is None
+    _, source = load_config(None, ["data.root=x", "optim={lr: 1.0}"])
+    assert source.place(("optim", "lr")) == "--set optim={lr: 1.0}"
+
+
 def test_the_config_is_frozen(load):
     with pytest.raises(ValidationError, match="frozen"):
         load(DATA).optim.lr = 1.0

@@ -95,8 +95,16 @@ def test_control_characters_are_cleaned(capsys, show):
     ],
 )
 def test_a_name_with_a_line_break_stays_in_its_line(capsys, show):
-    show("red\nroses")
-    assert "red\N{REPLACEMENT CHARACTER}roses" in capsys.readouterr().out
+    show("red\n  roses")
+    assert r"red\n  roses" in capsys.readouterr().out
+
+
+def test_a_name_with_a_line_break_is_no_message_of_its_own(capsys):
+    for say in (console.warn, console.note, lambda text: console.show_error(MnftError(text))):
+        say("red\nerror: of classes:\n  a\n  b\nc")
+        lines = capsys.readouterr().err.splitlines()
+        assert lines[0].endswith(r"red\nerror: of classes:")
+        assert lines[1:] == ["  a", r"  b\nc"]
 
 
 def test_markup_and_emoji_codes_are_plain_text(capsys):

@@ -582,3 +582,9 @@ def test_figures_of_a_read_only_run_are_shown(
 def test_the_run_may_stand_without_a_flag(run: Path, run_cli: Cli) -> None:
     result = run_cli("eval", run, "--device", "cpu", "--workers", 0, "--json")
     assert answer(result)["checkpoint"] == str(run / "best")
+
+
+def test_the_bins_of_the_calibration_error_are_told(run: Path, evaluate: Cli) -> None:
+    assert "  (15 bins)" in evaluate(run).stdout
+    values = json.loads((run / "eval" / "metrics.json").read_text(encoding="utf-8"))
+    assert values["calibration_bins"] == 15

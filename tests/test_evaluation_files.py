@@ -89,6 +89,7 @@ def test_metrics_json_holds_the_header_and_every_figure(written):
             "f1": result.weighted.f1,
         },
         "expected_calibration_error": result.ece,
+        "calibration_bins": 15,
         "per_class": [
             {
                 "name": row.name,

@@ -867,3 +867,20 @@ def test_parity_on_photographs(weights: str, assets: Path, run_cli: Cli, tmp_pat
     assert parity["num_images"] >= 300
     assert parity["agreement"] == 1.0
     assert parity["largest_difference"] < 1e-3
+
+
+def test_paths_of_an_export_are_shown_as_they_were_typed(
+    exports: Callable[..., Path], run_cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = exports("torchscript", "lenet5")
+    ignored = shutil.ignore_patterns("exports", "eval*")
+    shutil.copytree(folder.parents[1], tmp_path / "runs" / "mine", ignore=ignored)
+    shutil.copytree(folder, tmp_path / "runs" / "mine" / "exports" / "torchscript")
+    arguments = ("--device", "cpu", "--workers", 0, "--split", "val")
+    result = run_cli("eval", "runs/mine/exports/torchscript", *arguments)
+    assert result.exit_code == 0, result.stderr
+    assert "written to runs/mine/eval-torchscript" in result.stderr
+    # A link leads to the run that the export belongs to.
+    (tmp_path / "link").symlink_to(tmp_path / "runs" / "mine" / "exports" / "torchscript")
+    result = run_cli("eval", "link", *arguments)
+    assert result.exit_code == 0, result.stderr

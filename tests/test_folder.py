@@ -120,12 +120,6 @@ def test_two_forms_of_one_class_name_in_one_folder_are_refused(tmp_path: Path) -
     assert r"'caf\xe9' (composed, 1 file)" in message
 
 
-def test_a_class_name_with_a_line_break_is_refused(tmp_path: Path) -> None:
-    message = refusal(touch(tmp_path, "a\nb/1.jpg", "c/1.jpg"))
-    assert r"the class name 'a\nb' has a line break" in message
-    assert "\n" not in message
-
-
 def test_one_class_may_be_written_in_two_forms_in_two_splits(tmp_path: Path) -> None:
     root = touch(tmp_path, "train/caf\u00e9/1.jpg", "train/b/1.jpg", "val/cafe\u0301/2.jpg")
     scan = scan_folder(root)

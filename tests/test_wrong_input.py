@@ -238,6 +238,7 @@ TABLE = [
     row("--set out of range", f"{TRAIN} --set optim.lr=-1", 2, "--set optim.lr=-1: optim.lr: found -1, expected a number above 0", BASE),
     row("--set below a value", f"{TRAIN} --set train.epochs.x=1", 2, "--set train.epochs.x=1: train.epochs is a value | hint: set it whole: --set train.epochs=VALUE", BASE),
     row("--set not YAML", f"{TRAIN} --set 'augment.scale=[0.1'", 2, "--set augment.scale=[0.1: not valid YAML", BASE),
+    row("--set beside a missing key", f"{TRAIN} --set data.img_size=32", 2, "flowers.yaml has a problem | line 1: data.root: missing, expected a text", "train:\n  epochs: 3\n"),
     row("--set to nothing", f"{TRAIN} --set train.epochs=", 2, "--set train.epochs=: train.epochs: found nothing, expected an integer", BASE),
     row("--set later one wins", f"{TRAIN} --set optim.lr=1 --set optim.lr=x", 2, "--set optim.lr=x: optim.lr: found 'x', expected", BASE),
     row("--set unknown model", f"{TRAIN} --set model.name=lenet6", 1, "error: --set model.name=lenet6: found 'lenet6', expected | hint: did you mean lenet5?", BASE, images),
@@ -456,3 +457,15 @@ def test_a_right_command_passes_where_a_wrong_one_fails(
     make_folder()
     (tmp_path / "flowers.yaml").write_text(plus("run:", "  tensorboard: false"))
     assert run_cli(*shlex.split(TRAIN)).stdout == "runs/flowers/best\n"
+
+
+@pytest.mark.parametrize(
+    "command", ["init nope", "data check nope", "eval --ckpt runs/done --data nope"]
+)
+def test_a_folder_that_was_typed_is_not_blamed_on_the_config(
+    command: str, run_cli: RunCli, make_folder: MakeFolder, tmp_path: Path, trained: Path
+) -> None:
+    done_run(tmp_path, make_folder, trained)
+    result = run_cli(*shlex.split(command))
+    assert "error: nope: no such folder" in result.stderr
+    assert "data.root" not in result.stderr

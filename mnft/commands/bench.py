@@ -13,6 +13,7 @@ from mnft.config.load import load_config
 from mnft.engine.bench import BenchResult, Speed, bench
 from mnft.engine.device import keep_freed_memory
 from mnft.engine.distributed import Ranks
+from mnft.wording import count
 
 _ADVICE = {
     "loading": "images come too slowly: data.store: auto if it is off, more data.workers, or "
@@ -59,8 +60,8 @@ def _show(result: BenchResult, facts: Mapping[str, Any], batch_size: int | str) 
         ["part", "images/s", "lowest", "highest"], [_row(name, speed) for name, speed in rows]
     )
     console.note(
-        f"{result.rounds} round{'s' * (result.rounds != 1)} of {result.batches} "
-        f"batch{'es' * (result.batches != 1)} of {batch_size}; "
+        f"{count(result.rounds, 'round')} of {count(result.batches, 'batch', 'batches')} of "
+        f"{batch_size}; "
         f"waiting for data: {result.wait:.1%} of the training"
     )
     console.note(f"limit    {result.limit}: {_ADVICE[result.limit]}")

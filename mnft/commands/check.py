@@ -19,6 +19,7 @@ from mnft.data.exclude import write_list
 from mnft.data.findings import Expectations, Finding
 from mnft.data.folder import scan_folder
 from mnft.errors import ConfigError, DataError, GateError, MnftError
+from mnft.wording import count
 
 if TYPE_CHECKING:
     from mnft.engine.estimate import Need, Plan
@@ -76,10 +77,7 @@ def run(
         if fix is not None:
             console.note(_tell_of_list(fix, added or 0, config))
     if report.num_problems:
-        raise GateError(
-            f"{root}: {report.num_problems} problem{'s' if report.num_problems > 1 else ''}",
-            hint=_hint(report),
-        )
+        raise GateError(f"{root}: {count(report.num_problems, 'problem')}", hint=_hint(report))
     console.done(f"{root}: no problems")
 
 
@@ -172,7 +170,7 @@ def _show_json(result: _Result, fix: Path | None, added: int | None) -> None:
 def _tell_of_list(path: Path, added: int, config: Config | None) -> str:
     used = config is not None and config.data.exclude is not None
     then = "" if used else f"; use it with data.exclude: {path}"
-    return f"fix      {added:,} files more to leave out in {path}{then}"
+    return f"fix      {count(added, 'more file')} to leave out in {path}{then}"
 
 
 def _show(result: _Result) -> None:
@@ -206,7 +204,7 @@ def _show_facts(result: _Result) -> None:
         console.note(f"left out by data.exclude: {_some(report.excluded)}")
     if report.not_compared:
         what = "too small or too plain to be compared with others"
-        console.note(f"{report.not_compared:,} images are {what}")
+        console.note(f"{count(report.not_compared, 'image is', 'images are')} {what}")
     for need in result.needs:
         from mnft.engine.estimate import in_words
 
@@ -214,11 +212,12 @@ def _show_facts(result: _Result) -> None:
         console.note(f"needs    {need.what}: {in_words(need.needed)} ({need.where}{free})")
     if result.labels is not None:
         console.note(
-            f"labels   {result.labels['by_model']:,} images judged by the model, "
+            f"labels   {count(result.labels['by_model'], 'image')} judged by the model, "
             f"{result.labels['crosswise']:,} that it may have learned from by cross-validation"
         )
         if unknown := result.labels["unknown_class"]:
-            console.warn(f"{unknown:,} images are of classes that the model does not know")
+            who = count(unknown, "image is", "images are")
+            console.warn(f"{who} of classes that the model does not know")
 
 
 def _show_summary(kinds: Mapping[tuple[bool, str], Sequence[Finding]]) -> None:
@@ -238,4 +237,5 @@ def _describe(finding: Finding) -> str:
 
 def _some(paths: Iterable[str]) -> str:
     paths = list(paths)
-    return f"{len(paths)} files ({', '.join(paths[:5])}{', ...' if len(paths) > 5 else ''})"
+    some = f"{', '.join(paths[:5])}{', ...' if len(paths) > 5 else ''}"
+    return f"{count(len(paths), 'file')} ({some})"

@@ -12,7 +12,7 @@ from mnft.commands.judging import Means, compute_selected
 from mnft.commands.opening import Opened, load_settings, open_checkpoint, spell
 from mnft.commands.selection import Selection, choose_split, count_seen, find_images
 from mnft.errors import ConfigError
-from mnft.metrics import compute_evaluation, softmax
+from mnft.metrics import ECE_BINS, compute_evaluation, softmax
 from mnft.model.bundle import Bundle
 from mnft.results import Evaluation
 from mnft.runs.evaluation import (
@@ -162,7 +162,7 @@ def _show(
     macro, weighted = evaluation.macro, evaluation.weighted
     facts |= {
         "loss": f"{evaluation.loss:.4f}",
-        "calibration": f"expected calibration error {evaluation.ece:.4f}",
+        "calibration": f"expected calibration error {evaluation.ece:.4f}  ({ECE_BINS} bins)",
         "macro": f"precision {macro.precision:.4f}, recall {macro.recall:.4f}, "
         f"F1 {macro.f1:.4f}  (over the {MACRO_OVER})",
         "weighted": f"precision {weighted.precision:.4f}, recall {weighted.recall:.4f}, "

@@ -28,6 +28,7 @@ from mnft.edge.formats import Format, find_format
 from mnft.edge.parity import Parity, check_gates, compute_parity
 from mnft.edge.runtimes import load_exported
 from mnft.errors import ConfigError
+from mnft.wording import count
 
 _FEW_IMAGES = 256
 # Rounding alone was seen to move a logit by 1e-5 in fp32.
@@ -85,7 +86,8 @@ def find_comparison_images(
     chosen = find_images(opened, data, split, limit=config.export.images)
     if len(chosen.samples) < _FEW_IMAGES:
         console.warn(
-            f"only {len(chosen.samples)} images to compare on; at least {_FEW_IMAGES} say more"
+            f"only {count(len(chosen.samples), 'image')} to compare on; at least {_FEW_IMAGES} say "
+            "more"
         )
     return chosen
 
@@ -169,9 +171,9 @@ def _show(
         )
     else:
         console.note(
-            f"parity   {parity.num_images} images: same class on {parity.agreement:.2%}, accuracy "
-            f"{parity.accuracy_before:.2%} -> {parity.accuracy_after:.2%}, {parity.of} differ by "
-            f"at most {parity.largest_difference:.2g} (mean {parity.mean_difference:.2g})"
+            f"parity   {count(parity.num_images, 'image')}: same class on {parity.agreement:.2%}, "
+            f"accuracy {parity.accuracy_before:.2%} -> {parity.accuracy_after:.2%}, {parity.of} "
+            f"differ by at most {parity.largest_difference:.2g} (mean {parity.mean_difference:.2g})"
         )
         if parity.largest_difference > _LARGE_DIFFERENCE:
             console.warn(

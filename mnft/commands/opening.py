@@ -59,7 +59,11 @@ def open_checkpoint(path: Path, *, threads: int | None = None) -> Opened:
     if (folder := find_artifact(path)) is not None:
         bundle = load_exported(folder, threads=threads)
         # RUN/exports/onnx
-        run = _run_of(folder.resolve().parent)
+        exports = folder.resolve().parent
+        # As it was typed, unless the name says little (`.`) or the export is a link.
+        if folder.name not in {"", ".."} and folder.parent.resolve() == exports:
+            exports = folder.parent
+        run = _run_of(exports)
     else:
         folder = find_bundle(path)
         bundle, run = load_bundle(folder), _run_of(folder)

@@ -82,6 +82,8 @@ def run(
     else:
         failed = _write(rows, sys.stdout, top_k, as_json_lines=as_json_lines)
     if failed == len(paths):
+        if failed == 1:
+            raise DataError("the image could not be read; its row says why")
         raise DataError(f"none of the {failed} images could be read; each row says why")
     if failed:
         console.warn(f"{failed} of {len(paths)} images could not be read; their rows say why")

@@ -24,6 +24,7 @@ from mnft.errors import DataError
 from mnft.model.factory import check_model
 from mnft.runs.folder import RunFolder, check_name_is_free
 from mnft.runs.tensorboard import wants_writer
+from mnft.wording import count
 
 
 def check_early(config: Config, ranks: Ranks, *, resumed: bool) -> torch.device:
@@ -92,7 +93,7 @@ def _bring_manifest(config: Config, run_folder: RunFolder | None, *, check_later
         manifest = load_manifest(run_folder.split)
         if changes := find_changes(manifest, manifest.split("train") + manifest.split("val")):
             raise DataError(
-                f"{manifest.root}: {len(changes)} images changed since the run began:\n  "
+                f"{manifest.root}: {count(len(changes), 'image')} changed since the run began:\n  "
                 + "\n  ".join(changes[:10]),
                 hint="restore them, or start a new run",
             )

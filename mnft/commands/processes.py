@@ -51,7 +51,7 @@ class Group:
         """
         assert self._peers is not None
         ranks = self.ranks
-        known = self._peers.explain(error) or explain(error)
+        known = self._peers.explain(error) or explain(error, options={"overrides": ()})
         code = 1 if known is None else known.exit_code
         by = None
         with suppress(OSError):  # stderr is gone too, or the disk is full

@@ -20,6 +20,7 @@ from mnft.engine.distributed import Ranks
 from mnft.engine.inputs import Progress
 from mnft.errors import CheckpointError, ConfigError, Interrupted
 from mnft.results import Observer
+from mnft.wording import count
 
 # The pruned model keeps the images, the split and the preprocessing of the run.
 _FREE_SECTIONS = {"prune", "train", "optim", "schedule", "augment", "distill", "eval"}
@@ -146,7 +147,7 @@ def _prune(opened: Opened, config: Config, home: Path) -> list[Stage]:
     manifest, base = prepare(base_config, opened.run, device, ranks)
     console.note(
         f"pruning  {source} to {config.prune.macs:.0%} of its MACs; "
-        f"{config.train.epochs} epochs of fine-tuning"
+        f"{count(config.train.epochs, 'epoch')} of fine-tuning"
     )
     try:
         with files.atomic_folder(home) as folder:

@@ -29,6 +29,7 @@ from mnft.edge.runtimes import load_exported
 from mnft.engine.evaluate import Outputs
 from mnft.errors import GateError
 from mnft.metrics import compute_wilson_interval
+from mnft.wording import count
 
 RECORD = "quantization.json"
 _SIZE_WARNING = 0.35
@@ -242,6 +243,22 @@ def _refusal(trials: Trials, before: Outputs, config: Config) -> GateError:
     )
 
 
+def _compare_speed(speed_up: float) -> str:
+    """How fast int8 is beside fp32, in words that do not call it fast where it is slow."""
+    if speed_up < 1:
+        return f"which takes {1 / speed_up:.2f} times as long"
+    return f"{speed_up:.2f} times as fast"
+
+
+def _advise_on_speed(method: Method) -> str:
+    """What to do where int8 is slower; OpenVINO is the fastest of the runtimes here, see
+    docs/smaller.md."""
+    slow = f"int8 is slower than fp32 in {method.format.title} on this processor"
+    if method.name == "nncf":
+        return f"{slow}; measure on the device that it is for, or stay with the float file"
+    return f"{slow}; OpenVINO may not be: --set quantize.method=nncf"
+
+
 def _name(layers: Sequence[str]) -> str:
     return f" ({', '.join(layers)})" if layers else ""
 
@@ -259,7 +276,7 @@ def _show(target: Path, record: dict[str, Any], method: Method, *, as_json: bool
     for split, values in record["accuracy"].items():
         (low, high), (least, most) = values["fp32"]["interval"], values["int8"]["interval"]
         console.note(
-            f"{split:<8} {values['images']} images: {values['fp32']['accuracy']:.2%} "
+            f"{split:<8} {count(values['images'], 'image')}: {values['fp32']['accuracy']:.2%} "
             f"({low:.2%} to {high:.2%}) -> {values['int8']['accuracy']:.2%} ({least:.2%} to "
             f"{most:.2%}), same class on {values['agreement']:.2%}"
         )
@@ -269,13 +286,10 @@ def _show(target: Path, record: dict[str, Any], method: Method, *, as_json: bool
     )
     console.note(
         f"latency  {latency['fp32']['median_ms']:.2f} -> {latency['int8']['median_ms']:.2f} ms at "
-        f"batch 1 on {latency['threads']} thread, {latency['speed_up']:.2f} times as fast"
+        f"batch 1 on {count(latency['threads'], 'thread')}, {_compare_speed(latency['speed_up'])}"
     )
     if latency["speed_up"] < 1:
-        console.warn(
-            f"int8 is slower than fp32 in this runtime here; another may not be: --set "
-            f"quantize.method={'onnxruntime' if method.name == 'nncf' else 'nncf'}"
-        )
+        console.warn(_advise_on_speed(method))
     if size["ratio"] > _SIZE_WARNING:
         console.warn(f"the file has {size['ratio']:.0%} of its size before, usual is 30%")
     console.done(f"quantized to {target}")

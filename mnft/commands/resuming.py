@@ -15,6 +15,7 @@ from mnft.config.source import dump_inline
 from mnft.engine.state import read_saved_progress
 from mnft.errors import ConfigError, MnftError
 from mnft.runs.folder import RunFolder, list_runs, open_run, read_log
+from mnft.wording import count
 
 # A resumed run may differ from the one that was interrupted in these keys only.
 RESUMABLE = (
@@ -67,7 +68,7 @@ def check_resumable(config: Config, run: RunFolder) -> None:
     done, _ = read_saved_progress(run.resume)
     if config.train.epochs < done:
         raise ConfigError(
-            f"found {config.train.epochs}, expected at least the {done} epochs that are done",
+            f"found {config.train.epochs}, expected at least the {count(done, 'epoch')} done",
             key="train.epochs",
         )
     if refused := sorted(find_differences(before, config) - set(RESUMABLE)):

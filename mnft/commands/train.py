@@ -40,6 +40,7 @@ from mnft.runs.keeper import RunKeeper
 from mnft.runs.tensorboard import open_writer
 from mnft.runs.training_plot import draw_training
 from mnft.stopping import await_signal
+from mnft.wording import count
 
 
 def run(
@@ -200,13 +201,13 @@ def _announce(config: Config, folder: RunFolder, training: Training, *, resumed:
     values = {"epochs_done": len(history), "lr": rate, "config": config.model_dump()}
     log_event(folder, "resume", {**facts, **values})
     partial = training.state.partial
-    within = f" and {partial.updates} updates" if partial else ""
+    within = f" and {count(partial.updates, 'update')}" if partial else ""
     console.note(f"resumed  after epoch {len(history)}{within}, learning rate {rate:.2e}")
     if "finetune" not in training.stages:
         return
     if len(history) >= config.train.epochs:
         console.warn(
-            f"the run has its {len(history)} epochs already; "
+            f"the run has its {count(len(history), 'epoch')} already; "
             f"--set train.epochs={len(history) + 10} would go on"
         )
     elif out_of_patience(training.state, training.options):
@@ -217,9 +218,10 @@ def _interrupted(error: BaseException, folder: RunFolder) -> Interrupted:
     by, code = (error.by, error.exit_code) if isinstance(error, Interrupted) else ("Ctrl-C", 130)
     # What counts is the state on the disk: the signal may have come while an epoch was saved.
     done, partial = read_saved_progress(folder.resume)
-    within = f" and {partial} updates of the next" if partial else ""
+    within = f" and {count(partial, 'update')} of the next" if partial else ""
     go_on = f"go on with: mnft train --resume {folder.path}"
-    return Interrupted(code, f"by {by} after {done} epochs{within}; {go_on}", by=by)
+    after = f"by {by} after {count(done, 'epoch')}{within}"
+    return Interrupted(code, f"{after}; {go_on}", by=by)
 
 
 def _show_result(
@@ -246,7 +248,8 @@ def _show_result(
     if result.stopped_early:
         patience = training.options.early_stopping
         console.note(
-            f"stopped early: no better val {training.options.monitor} for {patience} epochs"
+            f"stopped early: no better val {training.options.monitor} for "
+            f"{count(patience or 0, 'epoch')}"
         )
     size_mb = (folder.best / "model.safetensors").stat().st_size / 1e6
     console.show_table(

@@ -73,6 +73,10 @@ def in_words(field: dict[str, Any]) -> str:
     if kind == "array":
         least, most = field.get("minItems"), field.get("maxItems")
         count = f"{least} to {most} " if least != most else f"{least} " if least else ""
+        if most is None:
+            count = "one or more " if least else ""
+        if "enum" in field["items"]:
+            return f"a list of {count}{in_words(field['items']).removeprefix('one ')}"
         item, space, limits = re.sub("^an? ", "", in_words(field["items"])).partition(" ")
         return f"a list of {count}{item}s{space}{limits}"
     names = {

@@ -34,11 +34,16 @@ class Source:
     path: Path | None = None
 
     def place(self, key_path: KeyPath) -> str | None:
-        """The place of a key, or of the nearest written section that holds it."""
+        """The place of a key, or of the nearest section that is written as a whole.
+
+        A section that is there only because `--set` gave one of its other keys is no such place:
+        the flag has nothing to do with the key.
+        """
         for length in range(len(key_path), 0, -1):
             if (place := self.places.get(key_path[:length])) is not None:
                 return place
-        return None
+        below = (place for path, place in self.places.items() if path[: len(key_path)] == key_path)
+        return next(below, None)
 
     @contextmanager
     def locating(self) -> Iterator[None]:
@@ -66,7 +71,6 @@ class Source:
         for length, key in enumerate(key_path[:-1], start=1):
             if section.get(key) is None:
                 section[key] = {}
-                self.places[key_path[:length]] = place
             section = section[key]
             if not isinstance(section, dict):
                 parent = ".".join(key_path[:length])

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError, features
 
 from mnft.errors import DataError
+from mnft.wording import count
 
 # Pillow's own warning limit. An RGBA image of that size takes 360 MB; decoders need up to
 # twice that for a moment.
@@ -212,7 +213,7 @@ def find_missing_support(paths: Iterable[str]) -> list[str]:
     """What must be installed to decode files of these names, each in words with its number."""
     kinds = Counter(_PHONE_SUFFIXES.get(PurePath(path).suffix.lower()) for path in paths)
     return [
-        f"{kinds[kind]:,} {kind} file{'s' if kinds[kind] > 1 else ''} cannot be read yet: {cure}"
+        f"{count(kinds[kind], f'{kind} file')} cannot be read yet: {cure}"
         for kind, cure in CURES.items()
         if kinds[kind] and not can_decode(kind)
     ]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mnft.errors import DataError
+from mnft.wording import count
 
 IMAGE_SUFFIXES = frozenset(
     [
@@ -134,7 +135,8 @@ def check_folder(root: Path, *, key: str | None = None) -> None:
 def describe_scan(scan: FolderScan) -> str:
     """A folder in words: "1,600 images of 5 classes in train, val, test"."""
     where = f" in {', '.join(scan.splits)}" if scan.splits else ", not split"
-    return f"{len(scan.images):,} images of {len(scan.class_names())} classes{where}"
+    classes = count(len(scan.class_names()), "class", "classes")
+    return f"{count(len(scan.images), 'image')} of {classes}{where}"
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -173,9 +175,6 @@ def _class_folders(part: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in _folders(part):
         name = unicodedata.normalize("NFC", folder.name)
-        if "\n" in name:
-            # Lists of names, such as an export's labels.txt, have one a line.
-            raise DataError(f"{part}: the class name {name!r} has a line break; rename the folder")
         if _is_split(folder):
             raise DataError(
                 f"{folder}: a folder named like a split stands among the classes",
@@ -191,7 +190,7 @@ def _class_folders(part: Path) -> dict[str, Path]:
         found[name] = folder
     if not found:
         loose = [e.name for e in _entries(part) if e.suffix.lower() in IMAGE_SUFFIXES]
-        what = f"{len(loose)} images but no class folders" if loose else "no class folders"
+        what = f"{count(len(loose), 'image')} but no class folders" if loose else "no class folders"
         raise DataError(
             f"{part}: found {what}, expected one folder a class", hint="such as roses/ and tulips/"
         )
@@ -201,8 +200,7 @@ def _class_folders(part: Path) -> dict[str, Path]:
 def _describe_name(folder: Path) -> str:
     """A name with its letters spelt out, in which of Unicode's forms it is, and its files."""
     form = "composed" if unicodedata.is_normalized("NFC", folder.name) else "decomposed"
-    count = len(_entries(folder))
-    return f"{folder.name!a} ({form}, {count:,} file{'s' if count != 1 else ''})"
+    return f"{folder.name!a} ({form}, {count(len(_entries(folder)), 'file')})"
 
 
 def _walk(folder: Path, above: frozenset[str]) -> Iterator[Path]:

@@ -171,14 +171,16 @@ def explain_lost_worker(error: BaseException) -> DataError | None:
     if is_full or any(words in text for words in _SHARED_MEMORY):
         return DataError(
             "a process that loads images found no room in /dev/shm",
-            hint="enlarge it (docker run --shm-size=2g), or lower data.workers; 0 needs none",
+            hint="enlarge it (docker run --shm-size=2g), or use fewer loading processes "
+            "(data.workers, or --workers); 0 needs none",
         )
     if isinstance(error, EOFError | ConnectionError) or (
         isinstance(error, RuntimeError) and text.startswith("DataLoader worker")
     ):
         return DataError(
             "a process that loads images was killed, often because memory ran out",
-            hint="go on with `mnft train --resume RUN`, and fewer of them: --set data.workers=N",
+            hint="use fewer of them: --set data.workers=N (a training goes on with `mnft train "
+            "--resume RUN`), or --workers N",
         )
     return None
 
@@ -207,7 +209,8 @@ def choose_workers(
         if wanted and free is not None and free < batch_bytes:
             raise DataError(
                 f"/dev/shm has {free / 1e6:.1f} MB free, a batch takes {batch_bytes / 1e6:.1f} MB",
-                hint="enlarge it (docker run --shm-size=2g), or set data.workers: 0",
+                hint="enlarge it (docker run --shm-size=2g), or do without loading "
+                "processes (data.workers: 0, or --workers 0)",
                 key="data.workers",
             )
         return wanted

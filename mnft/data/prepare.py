@@ -24,6 +24,7 @@ from mnft.data.manifest import (
 )
 from mnft.data.store import find_known_contents
 from mnft.errors import CheckpointError, ConfigError, DataError
+from mnft.wording import count
 
 _SHOWN = 10
 _LISTED_BAD = 100
@@ -65,6 +66,8 @@ def prepare_manifest(
         manifest = manifest or _prepare(config, scan, known, on_progress)
     except DataError as error:
         error.key = error.key or "data.root"
+        if error.hint is None and not Path(config.root).expanduser().is_dir():
+            error.hint = "data.root names the folder of images, seen from the current folder"
         raise
     for entry in manifest.left_out[:_SHOWN]:
         _log.warning("left out: %s: %s", entry.path, entry.reason)
@@ -84,10 +87,9 @@ def _warn_of_conflicts(manifest: Manifest) -> None:
     ]
     if conflicts:
         _log.warning(
-            "%d image%s in two classes with the same bytes, such as %s; `mnft data check "
-            "--fix FILE` lists what data.exclude can leave out",
-            len(conflicts),
-            " stands" if len(conflicts) == 1 else "s stand",
+            "%s in two classes with the same bytes, such as %s; `mnft data check --fix FILE` lists "
+            "what data.exclude can leave out",
+            count(len(conflicts), "image stands", "images stand"),
             " and ".join(sample.path for sample in conflicts[0][:2]),
         )
 

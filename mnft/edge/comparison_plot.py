@@ -176,7 +176,7 @@ def _draw_legend(axes: Axes, looks: dict[str, tuple[str, str]]) -> None:
         for kind, (colour, shape) in looks.items()
     ]
     entries.append(
-        Line2D([], [], linestyle="--", color=_FRONT, linewidth=1.3, label="Pareto front")
+        Line2D([], [], linestyle="--", color=_FRONT, linewidth=1.3, label="Pareto front of latency")
     )
     axes.legend(
         handles=entries,
@@ -184,7 +184,7 @@ def _draw_legend(axes: Axes, looks: dict[str, tuple[str, str]]) -> None:
         loc="upper left",
         bbox_to_anchor=(1.01, 1),
         frameon=False,
-        title="area: file size\nblack edge: on the front",
+        title="area: file size\nblack edge: on that front",
         title_fontsize=8.5,
         alignment="left",
     )

@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import tempfile
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -102,7 +103,7 @@ def _run_worker(
             env=environment,
         ).returncode
     text = log_path.read_text(encoding="utf-8", errors="replace")
-    _LOGGER.info("LiteRT's converter:\n%s", text)
+    _LOGGER.info("LiteRT's converter:\n%s", textwrap.indent(text, "  "))
     answer = _read_answer(Path(request["answer"]))
     if code == 0 and answer is not None:
         return answer
@@ -131,4 +132,4 @@ def _describe_end(code: int) -> str:
 def _find_tail(text: str) -> str:
     """The last lines that say something."""
     lines = [line.rstrip() for line in text.splitlines() if line.strip()]
-    return "\n".join(lines[-_TAIL_LINES:]) or "(it said nothing)"
+    return "\n".join(f"  {line}" for line in lines[-_TAIL_LINES:]) or "  (it said nothing)"

@@ -17,6 +17,7 @@ from mnft.edge.int8 import Calibration, Census, Control, Quantizer, check_layers
 from mnft.edge.sensitivity import choose_counts, rank_layers
 from mnft.engine.inputs import Progress, no_progress
 from mnft.model.bundle import Bundle
+from mnft.wording import count
 
 _RANKING_IMAGES = 32
 # Measured: NNCF loses least on MobileNetV2 and V3, and OpenVINO is faster in int8 on
@@ -217,7 +218,7 @@ class Workshop:
             def write(path: Path) -> Sequence[str]:
                 return quantizer.write_controlled(path, control())
 
-            yield Attempt(f"up to {largest} layers in float, found by NNCF", (), write)
+            yield Attempt(f"up to {count(largest, 'layer')} in float, found by NNCF", (), write)
             return
         counts = choose_counts(largest, len(self.layers))
         if not counts:
@@ -236,11 +237,9 @@ class Workshop:
                 self._work,
                 on_progress=on_progress,
             )
-        for count in counts:
-            worst = tuple(layer for layer, _ in ranked[:count])
-            yield self._attempt(
-                f"{count} layer{'s' if count > 1 else ''} in float", worst, thorough=True
-            )
+        for number in counts:
+            worst = tuple(layer for layer, _ in ranked[:number])
+            yield self._attempt(f"{count(number, 'layer')} in float", worst, thorough=True)
 
     def _tune(self, fine_tune: Callable[[Path], None], path: Path) -> None:
         if self.method.format.name == "onnx":

@@ -31,6 +31,7 @@ from mnft.errors import ConfigError
 from mnft.model.factory import build_model
 from mnft.model.freeze import freeze, set_training_mode
 from mnft.preprocessing import Preprocessing
+from mnft.wording import count
 
 _SHARED = Path("/dev/shm")
 # States that are on the disk while one is saved: the new one and three before it.
@@ -174,7 +175,7 @@ def _estimate_shared(config: Config, plan: Plan, device: torch.device) -> list[N
     eval_batch = choose_eval_batch_size(config.eval, plan.preprocessing)
     batch = max(config.train.batch_size, eval_batch)
     size = count_shared_bytes(options.workers, batch * math.prod(plan.preprocessing.input_size))
-    what = f"shared memory of {options.workers} workers"
+    what = f"shared memory of {count(options.workers, 'worker')}"
     return [Need(what, size, measure_free(_SHARED), str(_SHARED))]
 
 

@@ -30,6 +30,7 @@ from mnft.engine.evaluate import choose_eval_batch_size
 from mnft.engine.optim import compute_balanced_weights
 from mnft.errors import DataError, MnftError
 from mnft.preprocessing import Preprocessing
+from mnft.wording import count
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -156,7 +157,8 @@ def _build(
     if not added:
         return True, f"all images decoded before, {where}"
     seconds = time.perf_counter() - started
-    return True, f"{added:,} images decoded in {seconds:.1f} s ({added / seconds:,.0f}/s), {where}"
+    speed = f"{seconds:.1f} s ({added / seconds:,.0f}/s)"
+    return True, f"{count(added, 'image')} decoded in {speed}, {where}"
 
 
 def build_train_batches(

@@ -12,7 +12,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from mnft.files import atomic_folder
-from mnft.metrics import INTERVAL_LEVEL
+from mnft.metrics import ECE_BINS, INTERVAL_LEVEL
 from mnft.results import Evaluation
 
 METRICS = "metrics.json"
@@ -123,6 +123,7 @@ def _write_metrics(path: Path, evaluation: Evaluation, header: dict[str, Any]) -
         "macro_over": MACRO_OVER,
         "weighted": asdict(evaluation.weighted),
         "expected_calibration_error": evaluation.ece,
+        "calibration_bins": ECE_BINS,
         "per_class": [asdict(metrics) for metrics in evaluation.per_class],
     }
     taken = sorted(header.keys() & figures)
