@@ -453,3 +453,17 @@ def test_a_path_that_is_no_model_is_refused(run_cli, run, fake):
     assert "runs/lenett does not exist" in result.stderr
     assert run_cli("compare").exit_code == 2
     assert run_cli("compare", run, "--threads", 0).exit_code == 2
+
+
+def test_the_legend_says_which_of_the_fronts_is_drawn() -> None:
+    """The table marks two fronts, latency and size; the picture shows the first."""
+    from matplotlib.figure import Figure
+
+    from mnft.edge.comparison_plot import _draw_legend
+
+    axes = Figure().subplots()
+    _draw_legend(axes, {"ONNX": ("black", "o")})
+    legend = axes.get_legend()
+    assert legend is not None
+    assert "Pareto front of latency" in [text.get_text() for text in legend.get_texts()]
+    assert legend.get_title().get_text().endswith("on that front")
