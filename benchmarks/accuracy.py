@@ -17,7 +17,7 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 
-from mnft.processor import name_processor
+from mnft.host import name_processor
 
 
 def run(args: argparse.Namespace, seed: int) -> dict[str, object]:

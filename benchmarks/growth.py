@@ -18,7 +18,7 @@ import threading
 import time
 from pathlib import Path
 
-from mnft.processor import name_processor
+from mnft.host import name_processor
 
 
 def copy_images(root: Path, target: Path, per_class: int, times: int) -> None:
@@ -40,10 +40,10 @@ def measure(root: str, cache: str) -> dict[str, float]:
 
     from mnft.config.schema import Config
     from mnft.data.prepare import prepare_manifest
-    from mnft.engine.device import keep_freed_memory
-    from mnft.engine.distributed import Ranks
-    from mnft.engine.inputs import build_train_batches, open_inputs
+    from mnft.device.ranks.distributed import Ranks
+    from mnft.device.select import keep_freed_memory
     from mnft.preprocessing import Preprocessing
+    from mnft.training.inputs import build_train_batches, open_inputs
 
     keep_freed_memory()
     peaks = {"RssAnon": 0, "RssFile": 0}

@@ -29,11 +29,11 @@ from torchvision.datasets import ImageFolder
 
 from mnft.config.schema import Config
 from mnft.data.prepare import prepare_manifest
-from mnft.engine.device import keep_freed_memory
-from mnft.engine.distributed import Ranks
-from mnft.engine.inputs import build_train_batches, open_inputs
+from mnft.device.ranks.distributed import Ranks
+from mnft.device.select import keep_freed_memory
+from mnft.host import name_processor
 from mnft.preprocessing import Preprocessing
-from mnft.processor import name_processor
+from mnft.training.inputs import build_train_batches, open_inputs
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CPU = torch.device("cpu")

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace, tree: Path, size: int, precision: str, cache: 
 
 def main() -> None:
     """Run in turn and print the table."""
-    from mnft.processor import name_processor
+    from mnft.host import name_processor
 
     parser = argparse.ArgumentParser()
     parser.add_argument("root")

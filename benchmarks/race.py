@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from mnft.processor import name_processor
+from mnft.host import name_processor
 
 
 def run_textbook(args: argparse.Namespace, seed: int) -> list[tuple[float, float]]:

@@ -98,9 +98,9 @@ def build(args: argparse.Namespace, folder: Path):
 
     from mnft.config.schema import Config
     from mnft.data.prepare import prepare_manifest
-    from mnft.engine.device import keep_freed_memory
-    from mnft.engine.distributed import Ranks
-    from mnft.engine.setup import build_training
+    from mnft.device.ranks.distributed import Ranks
+    from mnft.device.select import keep_freed_memory
+    from mnft.training.build import build_training
 
     keep_freed_memory()
     rng = np.random.default_rng(0)
@@ -136,8 +136,8 @@ def measure(args: argparse.Namespace, training, kind: str) -> dict[str, object]:
     """Images per second of each setting beside one kind of other work, round by round."""
     import torch
 
-    from mnft.engine.load import OtherWork
-    from mnft.engine.loop import train_one_epoch
+    from mnft.device.cpu.load import OtherWork
+    from mnft.training.epoch.loop import train_one_epoch
 
     threads = training.options.threads
     settings = dict.fromkeys(["all", "one", "auto"])

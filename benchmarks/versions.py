@@ -41,7 +41,7 @@ def first(*_):
         done.append(open(path, "w").write(str(time.time())))
 register_optimizer_step_post_hook(first)
 sys.argv = ["mnft", *sys.argv[2:]]
-from mnft.cli import main
+from mnft.cli.app import main
 main()
 """
 

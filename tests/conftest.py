@@ -68,7 +68,7 @@ def make_folder(tmp_path: Path) -> MakeFolder:
 @pytest.fixture
 def run_cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """Run `mnft ...` in this process, in an empty folder of its own."""
-    from mnft.cli import app
+    from mnft.cli.app import app
 
     monkeypatch.chdir(tmp_path)
 

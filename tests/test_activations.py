@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from mnft.engine.activations import ReLU6, save_memory_of_relu6
+from mnft.device.cpu.activations import ReLU6, save_memory_of_relu6
 
 EDGES = [-7.0, -0.0, 0.0, 1e-38, 3.0, 6.0, 6.0001, 50.0, float("inf"), float("-inf")]
 

@@ -20,94 +20,100 @@ LAYERS = {
     "mnft.files": 0,
     "mnft.layout": 0,
     "mnft.seeding": 0,
-    "mnft.stopping": 0,
+    "mnft.signals": 0,
     "mnft.streams": 0,
-    "mnft.wording": 0,
+    "mnft.text": 0,
     "mnft.preprocessing": 0,
-    "mnft.processor": 0,
+    "mnft.host": 0,
     "mnft.config.*": 1,
-    "mnft.metrics": 1,
+    "mnft.tasks.classify.metrics": 1,
     "mnft.console": 1,
     "mnft.data.*": 2,
     "mnft.model.*": 2,
     "mnft.engine": 2,  # its docstring
-    "mnft.engine.device": 2,
-    "mnft.engine.activations": 2,
-    "mnft.engine.depthwise": 2,
-    "mnft.engine.distributed": 2,
-    "mnft.engine.compiling": 3,
-    "mnft.engine.load": 2,
-    "mnft.engine.gpu_driver": 2,
-    "mnft.engine.peers": 2,
-    "mnft.engine.loop": 3,
-    "mnft.engine.memory": 3,
-    "mnft.engine.optim": 3,
-    "mnft.engine.pauses": 3,
-    "mnft.engine.tally": 3,
-    "mnft.engine.evaluate": 3,
-    "mnft.engine.distill": 3,
-    "mnft.engine.teacher": 3,
-    "mnft.engine.threads": 3,
-    "mnft.engine.state": 3,
-    "mnft.engine.average": 3,
+    "mnft.device.select": 2,
+    "mnft.device.cpu.activations": 2,
+    "mnft.device.cpu.depthwise": 2,
+    "mnft.device.ranks.distributed": 2,
+    "mnft.device.compiling": 3,
+    "mnft.device.cpu.load": 2,
+    "mnft.device.gpu_driver": 2,
+    "mnft.device.ranks.peers": 2,
+    "mnft.training.epoch.loop": 3,
+    "mnft.device.memory": 3,
+    "mnft.training.optim": 3,
+    "mnft.training.epoch.snapshots": 3,
+    "mnft.training.epoch.tally": 3,
+    "mnft.training.inference": 3,
+    "mnft.training.distill.loss": 3,
+    "mnft.training.distill.teacher": 3,
+    "mnft.device.cpu.threads": 3,
+    "mnft.training.state": 3,
+    "mnft.training.epoch.average": 3,
     "mnft.runs.*": 3,
-    "mnft.engine.fit": 4,
-    "mnft.engine.inputs": 4,
-    "mnft.engine.setup": 4,
-    "mnft.engine.head": 3,
-    "mnft.engine.feature_cache": 3,
-    "mnft.engine.stages": 4,
-    "mnft.engine.training": 4,
-    "mnft.engine.bench": 4,
-    "mnft.engine.batch_size": 4,
-    "mnft.engine.estimate": 4,
-    "mnft.engine.parts": 4,
-    "mnft.engine.teaching": 4,
-    "mnft.engine.lr_finder": 4,
+    "mnft.training.fit": 4,
+    "mnft.training.inputs": 4,
+    "mnft.training.build": 4,
+    "mnft.training.head.fit": 3,
+    "mnft.training.head.cache": 3,
+    "mnft.training.stages": 4,
+    "mnft.training.training": 4,
+    "mnft.training.probes.bench": 4,
+    "mnft.training.batch_size": 4,
+    "mnft.training.probes.needs": 4,
+    "mnft.training.parts": 4,
+    "mnft.training.distill.build": 4,
+    "mnft.training.probes.lr_finder": 4,
     "mnft.edge.*": 5,
     "mnft.search": 5,
     "mnft.commands.*": 6,
-    "mnft.guard": 6,
-    "mnft.starting": 6,
-    "mnft.usage": 6,
-    "mnft.cli": 7,
-    "mnft.cli_data": 7,
-    "mnft.cli_edge": 7,
+    "mnft.cli.exits": 6,
+    "mnft.cli.starting": 6,
+    "mnft.cli.usage": 6,
+    "mnft.cli.app": 7,
+    "mnft.cli.data": 7,
+    "mnft.cli.edge": 7,
     "mnft.__main__": 7,
 }
 # Inside one layer a module imports from its own package only, but for these.
 SIDEWAYS = {
-    ("mnft.runs.folder", "mnft.engine.state"),
-    ("mnft.runs.keeper", "mnft.engine.state"),
-    ("mnft.stopping", "mnft.errors"),
-    ("mnft.__main__", "mnft.cli"),
-    ("mnft.commands.processes", "mnft.guard"),
-    ("mnft.cli", "mnft.cli_data"),
-    ("mnft.cli", "mnft.cli_edge"),
-    ("mnft.cli_edge", "mnft.cli_data"),
+    ("mnft.runs.folder", "mnft.training.state"),
+    ("mnft.runs.writer", "mnft.training.state"),
+    ("mnft.signals", "mnft.errors"),
+    ("mnft.__main__", "mnft.cli.app"),
+    ("mnft.device.ranks.group", "mnft.cli.exits"),
+    ("mnft.cli.app", "mnft.cli.data"),
+    ("mnft.cli.app", "mnft.cli.edge"),
+    ("mnft.cli.edge", "mnft.cli.data"),
 }
 # Importing these takes seconds.
 HEAVY = {"torch", "torchvision", "timm", "numpy", "sklearn", "scipy", "matplotlib", "PIL"}
 LIGHT_MODULES = (
     "mnft.config",
     "mnft.console",
-    "mnft.cli",
-    "mnft.cli_data",
-    "mnft.cli_edge",
-    "mnft.guard",
-    "mnft.starting",
-    "mnft.usage",
+    "mnft.cli.app",
+    "mnft.cli.data",
+    "mnft.cli.edge",
+    "mnft.cli.exits",
+    "mnft.cli.starting",
+    "mnft.cli.usage",
     "mnft.__main__",
 )
 TYPER_USERS = {
-    "mnft.cli",
-    "mnft.cli_data",
-    "mnft.cli_edge",
-    "mnft.guard",
-    "mnft.usage",
+    "mnft.cli.app",
+    "mnft.cli.data",
+    "mnft.cli.edge",
+    "mnft.cli.exits",
+    "mnft.cli.usage",
     "mnft.__main__",
 }
-CONSOLE_USERS = ("mnft.cli", "mnft.guard", "mnft.starting", "mnft.usage", "mnft.commands")
+CONSOLE_USERS = (
+    "mnft.cli.app",
+    "mnft.cli.exits",
+    "mnft.cli.starting",
+    "mnft.cli.usage",
+    "mnft.commands",
+)
 WRITERS_TO_STDOUT = ("mnft.console", "mnft.commands.predict")
 
 
@@ -246,17 +252,17 @@ def test_light_modules_import_nothing_heavy(module):
 
 EARLY = {
     "mnft",
-    "mnft.cli_data",
-    "mnft.cli_edge",
+    "mnft.cli.data",
+    "mnft.cli.edge",
     "mnft.errors",
-    "mnft.guard",
-    "mnft.starting",
-    "mnft.usage",
+    "mnft.cli.exits",
+    "mnft.cli.starting",
+    "mnft.cli.usage",
 }
 
 
 def test_the_command_line_imports_commands_and_console_late():
-    cli = next(module for module in MODULES if module.name == "mnft.cli")
+    cli = next(module for module in MODULES if module.name == "mnft.cli.app")
     early = set(imports(cli, NAMES, at_import=True))
     assert {n for n in early if within(n, {"mnft"})} == EARLY
     assert "mnft.commands.train" in set(imports(cli, NAMES))
@@ -264,7 +270,7 @@ def test_the_command_line_imports_commands_and_console_late():
 
 @each_module
 def test_only_the_console_and_predict_write_to_stdout(module):
-    if module.name in {"mnft.guard", "mnft.edge.quiet", "mnft.streams"}:
+    if module.name in {"mnft.cli.exits", "mnft.exports.quiet", "mnft.streams"}:
         return  # they point stdout elsewhere
     assert writes_to_stdout(module) == (module.name in WRITERS_TO_STDOUT)
 
@@ -288,23 +294,31 @@ def test_the_table_names_modules_that_exist():
 
 # --- the checks can fail
 
-KNOWN = {*NAMES, "mnft.search", "mnft.data.decode", "mnft.model.factory", "mnft.engine.state"}
+KNOWN = {*NAMES, "mnft.search", "mnft.data.decode", "mnft.model.factory", "mnft.training.state"}
 
 
 @pytest.mark.parametrize(
     ("name", "source", "wrong"),
     [
         ("mnft.errors", "from mnft.config import load", "mnft.config.load"),
-        ("mnft.metrics", "def f():\n    from mnft.data import decode", "mnft.data.decode"),
-        ("mnft.metrics", "import mnft.console", "mnft.console"),
+        (
+            "mnft.tasks.classify.metrics",
+            "def f():\n    from mnft.data import decode",
+            "mnft.data.decode",
+        ),
+        ("mnft.tasks.classify.metrics", "import mnft.console", "mnft.console"),
         ("mnft.data.decode", "from mnft.model.factory import build_model", "mnft.model.factory"),
         ("mnft.data.decode", "from ..model import factory", "mnft.model.factory"),
-        ("mnft.engine.device", "from mnft.engine.state import TrainState", "mnft.engine.state"),
-        ("mnft.runs.evaluation", "from mnft.engine.state import x", "mnft.engine.state"),
-        ("mnft.edge.profile", "from mnft.commands import train", "mnft.commands.train"),
-        ("mnft.engine.fit", "from mnft import search", "mnft.search"),
-        ("mnft.commands.train", "import mnft.cli", "mnft.cli"),
-        ("mnft.engine.fit", "import mnft.new_module", "mnft.new_module"),
+        ("mnft.device.select", "from mnft.training.state import TrainState", "mnft.training.state"),
+        (
+            "mnft.tasks.classify.predictions",
+            "from mnft.training.state import x",
+            "mnft.training.state",
+        ),
+        ("mnft.model.profile", "from mnft.commands import train", "mnft.commands.train"),
+        ("mnft.training.fit", "from mnft import search", "mnft.search"),
+        ("mnft.commands.train", "import mnft.cli.app", "mnft.cli.app"),
+        ("mnft.training.fit", "import mnft.new_module", "mnft.new_module"),
     ],
 )
 def test_an_import_against_the_table_is_found(name, source, wrong):
@@ -316,9 +330,9 @@ def test_an_import_against_the_table_is_found(name, source, wrong):
     [
         ("mnft.data.transforms", "from mnft.config.schema import AugmentConfig"),
         ("mnft.data.decode", "from mnft.data import folder\nfrom . import folder"),
-        ("mnft.runs.folder", "from mnft.engine.state import TrainState"),
-        ("mnft.engine.loop", "from mnft.engine.state import TrainState"),
-        ("mnft.engine.fit", "import mnft, torch\nfrom mnft.data.loaders import Batches"),
+        ("mnft.runs.folder", "from mnft.training.state import TrainState"),
+        ("mnft.training.epoch.loop", "from mnft.training.state import TrainState"),
+        ("mnft.training.fit", "import mnft, torch\nfrom mnft.data.batches.workers import Batches"),
     ],
 )
 def test_an_import_by_the_table_is_right(name, source):

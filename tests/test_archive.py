@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from mnft.data import archive
-from mnft.data.archive import RemoteFile
+from mnft.data.fetch import archive
+from mnft.data.fetch.archive import RemoteFile
 from mnft.errors import DataError
 
 CONTENT = bytes(itertools.islice(itertools.cycle(range(251)), 300_000))

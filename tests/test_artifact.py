@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from mnft.data.transforms import build_eval_transform
-from mnft.edge.artifact import (
+from mnft.errors import CheckpointError
+from mnft.exports.artifact import (
     Artifact,
     check_metadata,
     compute_sha256,
@@ -23,7 +24,6 @@ from mnft.edge.artifact import (
     set_facts,
     write_record,
 )
-from mnft.errors import CheckpointError
 from mnft.preprocessing import Preprocessing
 
 PREPROCESSING = Preprocessing((3, 32, 32), (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), "bicubic", 0.875)

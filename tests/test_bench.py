@@ -10,10 +10,10 @@ import torch
 
 from mnft.config.schema import Config
 from mnft.data.prepare import prepare_manifest
-from mnft.engine.bench import BenchResult, Speed, bench
-from mnft.engine.distributed import Ranks
-from mnft.engine.evaluate import compute_outputs
-from mnft.engine.setup import build_training
+from mnft.device.ranks.distributed import Ranks
+from mnft.training.build import build_training
+from mnft.training.inference import compute_outputs
+from mnft.training.probes.bench import BenchResult, Speed, bench
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_bench_as_json(config, run_cli):
 def test_bench_tells_a_slow_loader_from_a_slow_model(config, monkeypatch):
     import time
 
-    from mnft.data.stored_batches import StoredBatches
+    from mnft.data.batches.stored import StoredBatches
 
     training = build(config)
     assert bench(training, batches=2, rounds=1).wait < 0.9

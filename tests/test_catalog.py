@@ -19,10 +19,10 @@ from PIL import Image
 from scipy.io import savemat
 from sklearn.datasets import load_digits
 
-from mnft.data import archive, catalog
-from mnft.data.archive import RemoteFile
-from mnft.data.catalog_layouts import readable
-from mnft.data.catalog_table import SPECS, DatasetSpec
+from mnft.data.fetch import archive, catalog
+from mnft.data.fetch.archive import RemoteFile
+from mnft.data.fetch.layouts import readable
+from mnft.data.fetch.table import SPECS, DatasetSpec
 from mnft.errors import ConfigError, DataError
 
 Files = dict[str, bytes]

@@ -11,8 +11,8 @@ from conftest import write_image
 from typer.testing import Result
 
 from mnft.config.schema import DataConfig
-from mnft.data.check import CheckReport, check_folder
-from mnft.data.findings import Finding
+from mnft.data.check.findings import Finding
+from mnft.data.check.report import CheckReport, check_folder
 from mnft.data.prepare import prepare_manifest
 from mnft.errors import DataError
 

@@ -12,10 +12,10 @@ from test_perceptual import draw
 from typer.testing import Result
 
 from mnft.config.schema import DataConfig
-from mnft.data import check_images
-from mnft.data.check import CheckReport, check_folder
-from mnft.data.examine import examine
-from mnft.data.findings import Expectations, Finding
+from mnft.data.check.examine import examine
+from mnft.data.check.findings import Expectations, Finding
+from mnft.data.check.report import CheckReport, check_folder
+from mnft.data.check.report import images as check_images
 
 Cli = Callable[..., Result]
 
@@ -203,7 +203,7 @@ def test_training_looks_no_closer_than_before(root: Path, monkeypatch: pytest.Mo
     def fail(*_: object) -> None:
         raise AssertionError("the figures are for the check alone")
 
-    monkeypatch.setattr("mnft.data.examine._look", fail)
+    monkeypatch.setattr("mnft.data.check.examine._look", fail)
     prepare_manifest(DataConfig(root=str(root)), lambda *_: None)
     with pytest.raises(AssertionError, match="for the check alone"):
         check(root)

@@ -17,9 +17,9 @@ import typer
 from typer.testing import CliRunner, Result
 
 import mnft
-from mnft.cli import app
+from mnft.cli.app import app
+from mnft.cli.starting import starting
 from mnft.errors import GateError, Interrupted, MnftError
-from mnft.starting import starting
 
 RunCli = Callable[..., Result]
 HEAVY = ("torch", "torchvision", "timm", "numpy", "sklearn", "PIL", "matplotlib")
@@ -59,7 +59,7 @@ def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
 def test_help_imports_nothing_heavy(argv):
     code = (
         f"import sys; sys.argv = ['mnft', *{argv!r}]\n"
-        "from mnft.cli import main\n"
+        "from mnft.cli.app import main\n"
         "try:\n    main()\n"
         "except SystemExit as end:\n    assert not end.code\n"
         f"print('HEAVY', [name for name in {HEAVY!r} if name in sys.modules])"
@@ -113,7 +113,7 @@ def test_errors_of_the_command_line_do_not_wait_for_torch(tmp_path):
     code = f"""
 import json, os, sys
 from typer.testing import CliRunner
-from mnft.cli import app
+from mnft.cli.app import app
 os.chdir({str(tmp_path)!r})
 for argv, code, says in {EARLY_ERRORS!r}:
     result = CliRunner().invoke(app, argv.split())
@@ -201,7 +201,7 @@ def test_the_module_runs_as_the_command_does():
 
 
 def test_completion_for_bash():
-    code = "import sys; sys.argv = ['mnft']; from mnft.cli import main; main()"
+    code = "import sys; sys.argv = ['mnft']; from mnft.cli.app import main; main()"
     script = python(code, _MNFT_COMPLETE="source_bash").stdout
     assert "complete -o default -F _mnft_completion mnft" in script
     words = {"_MNFT_COMPLETE": "complete_bash", "COMP_WORDS": "mnft tr", "COMP_CWORD": "1"}
@@ -368,7 +368,7 @@ def test_a_bug_shows_its_traceback():
         "def run(**_): raise RuntimeError('a bug')\n"
         "command.run = run; sys.modules['mnft.commands.doctor'] = command\n"
         "import mnft.commands; mnft.commands.doctor = command\n"
-        "from mnft.cli import main; main()\n"
+        "from mnft.cli.app import main; main()\n"
     )
     result = python(code)
     assert result.returncode == 1
@@ -380,7 +380,7 @@ def test_a_bug_shows_its_traceback():
     "argv", [["data", "fetch", "--list"], ["data", "fetch", "--list", "--json"]]
 )
 def test_a_reader_that_goes_away_ends_it_quietly(argv):
-    code = f"import sys; sys.argv = ['mnft', *{argv!r}]; from mnft.cli import main; main()"
+    code = f"import sys; sys.argv = ['mnft', *{argv!r}]; from mnft.cli.app import main; main()"
     reading, writing = os.pipe()
     os.close(reading)
     result = subprocess.run([sys.executable, "-c", code], stdout=writing, stderr=subprocess.PIPE)

@@ -22,19 +22,19 @@ from PIL import Image
 from typer.testing import Result
 
 from mnft.commands import compare as command
+from mnft.compare.files import COLUMNS, COMPARISON_FILES, Setting, write_comparison
+from mnft.compare.latency import Latency, Plan
+from mnft.compare.rows import Facts, Row, check_class_names, compare, find_front, find_slow_int8
 from mnft.data.manifest import Manifest, Sample, save_manifest
-from mnft.edge.artifact import Artifact, write_record
-from mnft.edge.compare import Facts, Row, check_class_names, compare, find_front, find_slow_int8
-from mnft.edge.comparison_files import COLUMNS, COMPARISON_FILES, Setting, write_comparison
-from mnft.edge.convert import convert
-from mnft.edge.formats import FORMATS
-from mnft.edge.latency import Latency, Plan
-from mnft.edge.profile import profile_model
 from mnft.errors import CheckpointError, ExportError
-from mnft.metrics import compute_wilson_interval
+from mnft.exports.artifact import Artifact, write_record
+from mnft.exports.convert import convert
+from mnft.exports.formats import FORMATS
 from mnft.model.bundle import ModelCard, load_bundle, save_bundle
+from mnft.model.profile import profile_model
 from mnft.preprocessing import Preprocessing
 from mnft.results import Averages, Evaluation
+from mnft.tasks.classify.metrics import compute_wilson_interval
 
 Cli = Callable[..., Result]
 CLASSES = tuple(COLOURS)  # blue, green, red
@@ -189,7 +189,7 @@ def test_the_picture_is_there(written):
 
 @pytest.mark.parametrize("count", [1, 3, 10])
 def test_names_in_the_picture_do_not_overlap(tmp_path, monkeypatch, count):
-    from mnft.edge import comparison_plot
+    from mnft.compare import plot as comparison_plot
 
     figures = []
     monkeypatch.setattr(comparison_plot, "save_figure", lambda figure, _: figures.append(figure))
@@ -210,7 +210,7 @@ def test_names_in_the_picture_do_not_overlap(tmp_path, monkeypatch, count):
 
 
 def test_a_name_that_no_font_has_is_a_number_in_the_picture(tmp_path, monkeypatch):
-    from mnft.edge import comparison_plot
+    from mnft.compare import plot as comparison_plot
 
     figures = []
     monkeypatch.setattr(comparison_plot, "save_figure", lambda figure, _: figures.append(figure))
@@ -459,7 +459,7 @@ def test_the_legend_says_which_of_the_fronts_is_drawn() -> None:
     """The table marks two fronts, latency and size; the picture shows the first."""
     from matplotlib.figure import Figure
 
-    from mnft.edge.comparison_plot import _draw_legend
+    from mnft.compare.plot import _draw_legend
 
     axes = Figure().subplots()
     _draw_legend(axes, {"ONNX": ("black", "o")})

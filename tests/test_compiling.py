@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 from typer.testing import Result
 
-from mnft.engine import compiling
-from mnft.engine.compiling import Compiled, choose_compile
-from mnft.engine.distributed import Ranks
+from mnft.device import compiling
+from mnft.device.compiling import Compiled, choose_compile
+from mnft.device.ranks.distributed import Ranks
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 ONE = Ranks()

@@ -14,8 +14,8 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mnft.engine.depthwise import DepthwiseConv2d, DepthwiseConv2dSame, speed_up_depthwise
-from mnft.engine.device import autocast
+from mnft.device.cpu.depthwise import DepthwiseConv2d, DepthwiseConv2dSame, speed_up_depthwise
+from mnft.device.select import autocast
 
 CPU = torch.device("cpu")
 LAYERS = {

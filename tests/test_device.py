@@ -21,9 +21,11 @@ import pytest
 import torch
 from typer.testing import Result
 
-from mnft.engine import device as module
-from mnft.engine import gpu_driver
-from mnft.engine.device import (
+from mnft.device import gpu_driver
+from mnft.device import select as module
+from mnft.device.gpu_driver import explain_missing_gpu, read_driver_version
+from mnft.device.ranks.distributed import Ranks
+from mnft.device.select import (
     autocast,
     keep_freed_memory,
     make_deterministic,
@@ -32,8 +34,6 @@ from mnft.engine.device import (
     seed_everything,
     tune,
 )
-from mnft.engine.distributed import Ranks
-from mnft.engine.gpu_driver import explain_missing_gpu, read_driver_version
 from mnft.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -424,7 +424,7 @@ def test_a_freed_tensor_stays_with_the_process() -> None:
     code = """
 import torch
 from pathlib import Path
-from mnft.engine.device import keep_freed_memory
+from mnft.device.select import keep_freed_memory
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 keep_freed_memory()

@@ -16,13 +16,13 @@ from torch import nn
 
 from mnft.config.schema import DistillConfig, ModelConfig
 from mnft.data.transforms import normalize
-from mnft.engine.distill import DistillationLoss, InputAdapter
-from mnft.engine.optim import Criterion
-from mnft.engine.teacher import Teacher, check_teacher, load_teacher
 from mnft.errors import ModelError
 from mnft.model.bundle import ModelCard, load_bundle, save_bundle
 from mnft.model.factory import build_model
 from mnft.preprocessing import Preprocessing
+from mnft.training.distill.loss import DistillationLoss, InputAdapter
+from mnft.training.distill.teacher import Teacher, check_teacher, load_teacher
+from mnft.training.optim import Criterion
 
 CLASSES = ("cat", "cow", "dog")
 CPU = torch.device("cpu")

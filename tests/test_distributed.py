@@ -29,9 +29,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from typer.testing import Result
 
-from mnft import stopping
-from mnft.engine import distributed
-from mnft.engine.distributed import (
+from mnft import signals as stopping
+from mnft.device.ranks import distributed
+from mnft.device.ranks.distributed import (
     Ranks,
     agree,
     broadcast,
@@ -165,22 +165,22 @@ from types import SimpleNamespace
 import numpy as np, timm, torch
 from torch import nn
 from timm.layers import BatchNormAct2d
-from mnft.data.batches import Batch
-from mnft.data.samplers import EpochSampler
+from mnft.data.batches.batch import Batch
+from mnft.data.batches.samplers import EpochSampler
 from mnft.config.schema import Config, ScheduleConfig
 from mnft.engine import distributed, setup, stages, teaching
-from mnft.engine.compiling import Compiled
-from mnft.engine.distributed import (
+from mnft.device.compiling import Compiled
+from mnft.device.ranks.distributed import (
     broadcast, gather, process_group, sum_over_ranks, synchronize_batchnorm, without_exchange,
 )
-from mnft.engine.evaluate import compute_outputs
-from mnft.engine.head import Features
-from mnft.engine.inputs import no_progress
-from mnft.engine.loop import LoopOptions, train_one_epoch
-from mnft.engine.optim import Criterion, Schedule
-from mnft.engine.state import TrainState
-from mnft.engine.distributed import Ranks
-from mnft.engine.teacher import Teacher
+from mnft.training.inference import compute_outputs
+from mnft.training.head.fit import Features
+from mnft.training.inputs import no_progress
+from mnft.training.epoch.loop import LoopOptions, train_one_epoch
+from mnft.training.optim import Criterion, Schedule
+from mnft.training.state import TrainState
+from mnft.device.ranks.distributed import Ranks
+from mnft.training.distill.teacher import Teacher
 from mnft.errors import DataError
 from mnft.preprocessing import Preprocessing
 
@@ -521,7 +521,7 @@ def test_synchronized_batchnorm_never_waits_for_a_gpu(monkeypatch: pytest.Monkey
 
 GPU_SCRIPT = """
 import torch.distributed as dist
-from mnft.engine.distributed import Ranks
+from mnft.device.ranks.distributed import Ranks
 
 dist.init_process_group("gloo")  # NCCL refuses two processes on one GPU
 ranks = Ranks(dist.get_rank(), 2)
@@ -606,7 +606,7 @@ def test_an_image_that_one_process_cannot_read(config: Path) -> None:
             import time
             time.sleep(600)
         fit.train_one_epoch = spoil
-        from mnft.cli import main
+        from mnft.cli.app import main
         main()
     """
     (config.parent / "script.py").write_text(textwrap.dedent(script))
@@ -635,7 +635,7 @@ def test_memory_runs_out_in_one_process(config: Path) -> None:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
             return train(*args, **kwargs)
         fit.train_one_epoch = spoil
-        from mnft.cli import main
+        from mnft.cli.app import main
         main()
     """
     (config.parent / "script.py").write_text(textwrap.dedent(script))
@@ -762,8 +762,8 @@ def test_cores_are_shared_with_the_processes_of_this_machine_alone(
     import torch
 
     from mnft.config.load import load_config
-    from mnft.engine import inputs
     from mnft.preprocessing import Preprocessing
+    from mnft.training import inputs
 
     asked: list[Any] = []
     monkeypatch.setattr(inputs, "choose_workers", lambda *_, **told: asked.append(told) or 0)
@@ -779,7 +779,7 @@ def test_a_batch_too_small_for_the_processes(config: Path, run_cli: Cli) -> None
 
     from mnft.config.load import load_config
     from mnft.data.manifest import Manifest
-    from mnft.engine.setup import build_training
+    from mnft.training.build import build_training
 
     settings, _ = load_config(config, ["train.batch_size=3"])
     manifest = Manifest(config.parent, ("a", "b"), ())

@@ -33,7 +33,7 @@ def test_a_config_says_what_was_measured(config: Path) -> None:
 def test_the_readme_names_every_command() -> None:
     from typer.main import get_command
 
-    from mnft.cli import app
+    from mnft.cli.app import app
 
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for name in set(get_command(app).commands) - {"data"}:

@@ -9,7 +9,7 @@ from scipy import stats
 from torchvision.transforms import v2
 
 from mnft.config.schema import AugmentConfig
-from mnft.data.draws import _Uniforms, draw, draw_centre
+from mnft.data.batches.augment import _Uniforms, draw, draw_centre
 
 COUNT = 4000
 SEEDS = list(np.random.default_rng(0).integers(0, 2**62, COUNT))

@@ -11,10 +11,10 @@ from test_check_images import build
 from typer.testing import Result
 
 from mnft.config.load import load_config
-from mnft.data.check import check_folder
-from mnft.engine import estimate as module
-from mnft.engine.estimate import Need, build_plan, estimate
+from mnft.data.check.report import check_folder
 from mnft.errors import ConfigError
+from mnft.training.probes import needs as module
+from mnft.training.probes.needs import Need, build_plan, estimate
 
 Cli = Callable[..., Result]
 CONFIG = """\

@@ -21,7 +21,7 @@ from mnft.data.lineage import pack, shorten
 from mnft.data.manifest import Manifest, Sample, save_manifest
 from mnft.model.bundle import ModelCard, save_bundle
 from mnft.preprocessing import Preprocessing
-from mnft.runs.evaluation import EVALUATION_FILES, MISTAKES
+from mnft.tasks.classify.predictions import EVALUATION_FILES, MISTAKES
 
 Cli = Callable[..., Result]
 CLASSES = tuple(COLOURS)  # blue, green, red

@@ -13,12 +13,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mnft.config.schema import Config, EvalConfig
-from mnft.data.batches import Batch
-from mnft.engine import evaluate
-from mnft.engine.distributed import Ranks
-from mnft.engine.evaluate import InParts, choose_eval_batch_size, compute_outputs
-from mnft.engine.head import compute_features
+from mnft.data.batches.batch import Batch
+from mnft.device.ranks.distributed import Ranks
 from mnft.preprocessing import Preprocessing
+from mnft.training import inference as evaluate
+from mnft.training.head.fit import compute_features
+from mnft.training.inference import InParts, choose_eval_batch_size, compute_outputs
 
 CPU = torch.device("cpu")
 GPU = torch.device("cuda", 0)

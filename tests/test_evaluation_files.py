@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from mnft import metrics
-from mnft.runs.evaluation import Predictions, write_evaluation
-from mnft.runs.plots import plot_confusion
+from mnft.tasks.classify import metrics
+from mnft.tasks.classify.panels import plot_confusion
+from mnft.tasks.classify.predictions import Predictions, write_evaluation
 
 NAMES = ["=cmd()", "<script>alert(1)</script>", 'a,b"c', "-dash", "ヒマワリ", "$x_{$ $"]
 PATHS = ["=cmd()/1.jpg", "-dash/2.jpg", 'a,b"c/3.jpg', "ヒマワリ/4 5.jpg", "new\nline.jpg"]
@@ -327,7 +327,7 @@ def test_most_frequent_confusions_are_listed_largest_first(tmp_path, texts):
 
 def test_plots_need_no_pyplot(tmp_path):
     code = (
-        "import sys, pathlib, mnft.runs.plots as plots\n"
+        "import sys, pathlib, mnft.tasks.classify.panels as plots\n"
         "plots.plot_confusion([[1]], ['a'], pathlib.Path(sys.argv[1]), title='')\n"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )

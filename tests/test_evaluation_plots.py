@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from mnft import metrics
-from mnft.runs.evaluation import MISTAKES, Predictions, write_evaluation
-from mnft.runs.evaluation_plots import find_worst, plot_mistakes, plot_reliability
+from mnft.tasks.classify import metrics
+from mnft.tasks.classify.mistakes import find_worst, plot_mistakes, plot_reliability
+from mnft.tasks.classify.predictions import MISTAKES, Predictions, write_evaluation
 
 NAMES = ["rose", "tulip", "\U0010f999"]
 TARGETS = np.array([0, 0, 1, 2])

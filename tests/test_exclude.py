@@ -12,9 +12,9 @@ from test_perceptual import draw
 from typer.testing import Result
 
 from mnft.config.schema import DataConfig
-from mnft.data.check import check_folder
+from mnft.data.check.findings import Finding
+from mnft.data.check.report import check_folder
 from mnft.data.exclude import exclude, read_list, write_list
-from mnft.data.findings import Finding
 from mnft.data.folder import scan_folder
 from mnft.data.manifest import load_manifest
 from mnft.data.prepare import prepare_manifest

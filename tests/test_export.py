@@ -27,14 +27,14 @@ from mnft.config.schema import ModelConfig
 from mnft.data.decode import decode
 from mnft.data.manifest import Manifest, Sample, load_manifest, save_manifest
 from mnft.data.transforms import build_eval_transform, normalize
-from mnft.edge import convert as conversion
-from mnft.edge import formats, graph
-from mnft.edge.artifact import read_artifact
-from mnft.edge.formats import FORMATS, find_missing
-from mnft.edge.sessions import open_session
-from mnft.metrics import softmax
+from mnft.exports import convert as conversion
+from mnft.exports import formats, graph
+from mnft.exports.artifact import read_artifact
+from mnft.exports.formats import FORMATS, find_missing
+from mnft.exports.session import open_session
 from mnft.model.bundle import ModelCard, load_bundle, save_bundle
 from mnft.model.factory import build_model
+from mnft.tasks.classify.metrics import softmax
 
 Cli = Callable[..., Result]
 ROOT = Path(__file__).parent.parent
@@ -145,7 +145,7 @@ def exports(runs: Path) -> Callable[..., Path]:
         if not folder.exists():
             from typer.testing import CliRunner
 
-            from mnft.cli import app
+            from mnft.cli.app import app
 
             arguments = ["export", "--ckpt", str(runs / model), "--format", form]
             result = CliRunner().invoke(app, arguments + ["--embed-preprocessing"] * embed)
@@ -820,7 +820,7 @@ def test_a_folder_that_may_not_be_written(run_cli: Cli, runs: Path, tmp_path: Pa
 def test_nothing_but_the_path_is_printed(runs: Path, tmp_path: Path) -> None:
     """In a process of its own, as native libraries write to the descriptors."""
     arguments = ["export", "--ckpt", str(runs / "lenet5"), "--format", "torchscript", "-o", "x"]
-    code = "from mnft.cli import main; main()"
+    code = "from mnft.cli.app import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=tmp_path
     )

@@ -10,11 +10,11 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from mnft.engine import stages
-from mnft.engine.distributed import Ranks
-from mnft.engine.feature_cache import cached, compute_key
-from mnft.engine.head import Features
+from mnft.device.ranks.distributed import Ranks
 from mnft.preprocessing import Preprocessing
+from mnft.training import stages
+from mnft.training.head.cache import cached, compute_key
+from mnft.training.head.fit import Features
 
 SPEC = Preprocessing((3, 32, 32), (0.5,) * 3, (0.5,) * 3, "bilinear", 0.9)
 

@@ -13,9 +13,9 @@ from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from mnft.runs import fonts
-from mnft.runs.fonts import find_fonts, make_drawable
-from mnft.runs.plots import plot_confusion
+from mnft import figures as fonts
+from mnft.figures import find_fonts, make_drawable
+from mnft.tasks.classify.panels import plot_confusion
 
 # Of the private use area, so that no font which happens to be installed has them.
 HERE, GONE = "\U0010f123\U0010f124", "\U0010f999"

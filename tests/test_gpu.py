@@ -23,7 +23,7 @@ from conftest import MakeFolder
 from safetensors.torch import load_file
 from typer.testing import Result
 
-from mnft.engine import loop
+from mnft.training.epoch import loop
 
 Cli = Callable[..., Result]
 BATCH = 16

@@ -17,13 +17,13 @@ from torch import nn
 from typer.testing import Result
 
 from mnft import console
-from mnft.engine import fit as fit_module
-from mnft.engine.state import copy_to_cpu
 from mnft.errors import DataError
-from mnft.metrics import EpochMetrics
 from mnft.model.bundle import load_bundle
 from mnft.results import EpochResult
-from mnft.runs import keeper
+from mnft.runs import writer as keeper
+from mnft.tasks.classify.metrics import EpochMetrics
+from mnft.training import fit as fit_module
+from mnft.training.state import copy_to_cpu
 
 EMA = ("model.name=mobilenetv1_025", "data.img_size=32", "train.ema_decay=0.9")
 

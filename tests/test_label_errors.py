@@ -11,7 +11,7 @@ import pytest
 from test_perceptual import draw
 from typer.testing import Result
 
-from mnft.data.label_errors import Array, cross_validate, find_label_errors
+from mnft.evaluation.confident_learning import Array, cross_validate, find_label_errors
 
 Cli = Callable[..., Result]
 

@@ -12,14 +12,14 @@ import pytest
 import timm
 import torch
 
-from mnft.edge import latency_process
-from mnft.edge.artifact import write_record
-from mnft.edge.convert import convert
-from mnft.edge.formats import FORMATS
-from mnft.edge.latency import Latency, Plan, Variant, compute_ratio, measure, measure_each
-from mnft.edge.latency_process import WorkerProcess
-from mnft.edge.latency_worker import run_turn
+from mnft.compare import process as latency_process
+from mnft.compare.latency import Latency, Plan, Variant, compute_ratio, measure, measure_each
+from mnft.compare.process import WorkerProcess
+from mnft.compare.worker import run_turn
 from mnft.errors import ExportError
+from mnft.exports.artifact import write_record
+from mnft.exports.convert import convert
+from mnft.exports.formats import FORMATS
 from mnft.model.bundle import ModelCard, load_bundle, save_bundle
 from mnft.preprocessing import Preprocessing
 
@@ -243,8 +243,8 @@ def test_a_file_that_cannot_be_opened_says_why(folders, tmp_path):
 def test_the_worker_imports_torch_for_torch_alone(folders):
     code = """
 import sys
-from mnft.edge.latency_process import WorkerProcess
-from mnft.edge.latency_worker import load, run_turn
+from mnft.compare.process import WorkerProcess
+from mnft.compare.worker import load, run_turn
 for name in ("onnx", "openvino"):
     request = {"folder": f"{sys.argv[1]}/{name}", "exported": True, "compiled": False, "threads": 1}
     loaded = load(request)

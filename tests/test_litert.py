@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from mnft.config.schema import ModelConfig
-from mnft.edge import convert_litert, litert_environment, litert_worker
-from mnft.edge.convert_litert import convert_to_litert
-from mnft.edge.litert_environment import TOOLCHAIN, describe, find_folder, find_python, install
 from mnft.errors import ConfigError, ExportError
+from mnft.exports.litert import convert as convert_litert
+from mnft.exports.litert import environment as litert_environment
+from mnft.exports.litert import worker as litert_worker
+from mnft.exports.litert.convert import convert_to_litert
+from mnft.exports.litert.environment import TOOLCHAIN, describe, find_folder, find_python, install
 from mnft.model.bundle import ModelCard, load_bundle, save_bundle
 from mnft.model.factory import build_model
 

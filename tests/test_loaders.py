@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 
 from mnft.config.schema import AugmentConfig
-from mnft.data import loaders
-from mnft.data.batches import LoaderOptions
-from mnft.data.geometry import EvalGeometry, TrainGeometry
-from mnft.data.loaders import LoadedBatches, choose_workers
-from mnft.data.raw_batches import DecodedImages
-from mnft.data.samplers import EpochSampler, EvalSampler
+from mnft.data.batches.batch import LoaderOptions
+from mnft.data.batches.batch import workers as loaders
+from mnft.data.batches.raw import DecodedImages
+from mnft.data.batches.samplers import EpochSampler, EvalSampler
+from mnft.data.batches.workers import LoadedBatches, choose_workers
+from mnft.data.store.geometry import EvalGeometry, TrainGeometry
 from mnft.data.transforms import build_eval_transform, build_mix, build_train_transform, normalize
 from mnft.errors import DataError
 from mnft.preprocessing import Preprocessing

@@ -14,17 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from mnft.config.schema import OptimConfig, ScheduleConfig
-from mnft.data.batches import Batch
-from mnft.data.samplers import EpochSampler
-from mnft.engine import fit as fit_module
-from mnft.engine.distributed import Ranks
-from mnft.engine.fit import FitOptions, fit
-from mnft.engine.loop import LoopOptions, LoopResult, train_one_epoch
-from mnft.engine.optim import Criterion, Loss, Schedule, build_optimizer
-from mnft.engine.state import TrainState
+from mnft.data.batches.batch import Batch
+from mnft.data.batches.samplers import EpochSampler
+from mnft.device.ranks.distributed import Ranks
 from mnft.errors import TrainError
-from mnft.metrics import EpochMetrics
 from mnft.results import EpochResult
+from mnft.tasks.classify.metrics import EpochMetrics
+from mnft.training import fit as fit_module
+from mnft.training.epoch.loop import LoopOptions, LoopResult, train_one_epoch
+from mnft.training.fit import FitOptions, fit
+from mnft.training.optim import Criterion, Loss, Schedule, build_optimizer
+from mnft.training.state import TrainState
 
 CPU = torch.device("cpu")
 OOM = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")

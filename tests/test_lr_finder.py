@@ -21,19 +21,19 @@ from PIL import Image
 from torch import nn
 
 from mnft.commands import find_lr as command
-from mnft.commands.processes import Group
 from mnft.config.schema import OptimConfig, ScheduleConfig
-from mnft.data.batches import Batch
-from mnft.data.samplers import EpochSampler
-from mnft.engine.distributed import Ranks
-from mnft.engine.loop import LoopOptions
-from mnft.engine.lr_finder import LrCurve, build_curve, find_lr
-from mnft.engine.optim import Criterion, Loss, Schedule, build_optimizer
-from mnft.engine.state import TrainState
-from mnft.engine.training import Training
+from mnft.data.batches.batch import Batch
+from mnft.data.batches.samplers import EpochSampler
+from mnft.device.ranks.distributed import Ranks
+from mnft.device.ranks.group import Group
 from mnft.errors import ConfigError, MnftError, TrainError
 from mnft.model.lenet import lenet5
-from mnft.runs.plots import plot_lr_curve
+from mnft.tasks.classify.panels import plot_lr_curve
+from mnft.training.epoch.loop import LoopOptions
+from mnft.training.optim import Criterion, Loss, Schedule, build_optimizer
+from mnft.training.probes.lr_finder import LrCurve, build_curve, find_lr
+from mnft.training.state import TrainState
+from mnft.training.training import Training
 
 CPU = torch.device("cpu")
 SGD = OptimConfig(name="momentum", momentum=0.0, lr=0.01)

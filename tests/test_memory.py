@@ -10,13 +10,9 @@ import torch
 from torch import nn
 
 from mnft.config.schema import Config, ModelConfig
-from mnft.data.batches import Batch
-from mnft.engine import batch_size
-from mnft.engine import memory as module
-from mnft.engine.distributed import Ranks
-from mnft.engine.evaluate import compute_outputs
-from mnft.engine.head import compute_features
-from mnft.engine.memory import (
+from mnft.data.batches.batch import Batch
+from mnft.device import memory as module
+from mnft.device.memory import (
     explaining_memory,
     find_batch_size,
     is_out_of_memory,
@@ -24,8 +20,12 @@ from mnft.engine.memory import (
     reset_peak_memory,
     split_for_evaluation,
 )
+from mnft.device.ranks.distributed import Ranks
 from mnft.errors import TrainError
 from mnft.model.factory import build_model
+from mnft.training import batch_size
+from mnft.training.head.fit import compute_features
+from mnft.training.inference import compute_outputs
 
 CPU = torch.device("cpu")
 
@@ -111,7 +111,7 @@ def test_the_peak_of_this_process() -> None:
 
 def test_the_peak_without_proc_is_that_of_getrusage(monkeypatch: pytest.MonkeyPatch) -> None:
     with_proc = peak_memory_mb(CPU)
-    monkeypatch.setattr("mnft.engine.memory.Path.is_file", lambda _: False)
+    monkeypatch.setattr("mnft.device.memory.Path.is_file", lambda _: False)
     assert peak_memory_mb(CPU) >= 0.9 * with_proc
     monkeypatch.setattr("sys.platform", "darwin")  # counts bytes
     assert peak_memory_mb(CPU) < with_proc / 500

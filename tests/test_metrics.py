@@ -15,9 +15,9 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
-from mnft import metrics
 from mnft.errors import DataError, ModelError
 from mnft.results import Evaluation
+from mnft.tasks.classify import metrics
 
 
 def names(num_classes):

@@ -22,18 +22,18 @@ from torchvision.transforms import v2
 
 from mnft.config.schema import AugmentConfig, OptimConfig, ScheduleConfig
 from mnft.data import transforms
-from mnft.data.resample import DeviceImages
-from mnft.data.samplers import EpochSampler
-from mnft.data.store import StoredImages
-from mnft.data.stored_batches import StoredBatches
+from mnft.data.batches.resample import DeviceImages
+from mnft.data.batches.samplers import EpochSampler
+from mnft.data.batches.stored import StoredBatches
+from mnft.data.store.store import StoredImages
 from mnft.data.transforms import build_mix
-from mnft.engine import loop
-from mnft.engine.average import WeightAverage
-from mnft.engine.distributed import Ranks
-from mnft.engine.loop import LoopOptions, train_one_epoch
-from mnft.engine.optim import Criterion, Schedule, build_optimizer
-from mnft.engine.state import TrainState
+from mnft.device.ranks.distributed import Ranks
 from mnft.preprocessing import Preprocessing
+from mnft.training.epoch import loop
+from mnft.training.epoch.average import WeightAverage
+from mnft.training.epoch.loop import LoopOptions, train_one_epoch
+from mnft.training.optim import Criterion, Schedule, build_optimizer
+from mnft.training.state import TrainState
 
 GPU = torch.device("cuda", 0)
 SPEC = Preprocessing((3, 64, 64), (0.5, 0.4, 0.3), (0.2, 0.2, 0.2), "bicubic", 0.875)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from mnft.config.edge import ExportConfig
-from mnft.edge.parity import Parity, check_gates, compute_parity, find_failures, spread_evenly
-from mnft.engine.evaluate import Array, Outputs
 from mnft.errors import GateError
-from mnft.metrics import softmax
+from mnft.evaluation.parity import Parity, check_gates, compute_parity, find_failures, spread_evenly
+from mnft.tasks.classify.metrics import softmax
+from mnft.training.inference import Array, Outputs
 
 GATES = ExportConfig()
 TARGETS = np.array([0, 1, 2, 0])

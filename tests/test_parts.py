@@ -13,10 +13,10 @@ from torch import nn
 
 from mnft.config.load import load_config
 from mnft.config.schema import Config
-from mnft.engine import parts as module
-from mnft.engine.distributed import Ranks
-from mnft.engine.parts import choose_parts, count_kept_bytes, resolve_parts
+from mnft.device.ranks.distributed import Ranks
 from mnft.model.factory import BuiltModel, build_model
+from mnft.training import parts as module
+from mnft.training.parts import choose_parts, count_kept_bytes, resolve_parts
 
 CPU = torch.device("cpu")
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnft.data import perceptual
+from mnft.data.check.perceptual import Picture, build_picture, compute_hash, find_alike, find_pairs
+from mnft.data.check.report import perceptual
 from mnft.data.decode import decode
 from mnft.data.folder import list_images
-from mnft.data.perceptual import Picture, build_picture, compute_hash, find_alike, find_pairs
 
 
 def draw(seed: int, size: tuple[int, int] = (160, 120)) -> Image.Image:

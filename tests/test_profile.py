@@ -7,8 +7,8 @@ import timm
 import torch
 from torch import nn
 
-from mnft.edge.profile import compute_macs, list_profiles, profile_model
 from mnft.errors import ModelError
+from mnft.model.profile import compute_macs, list_profiles, profile_model
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_list_profiles_filters_by_pattern() -> None:
 def test_list_profiles_without_a_pattern_is_the_mobilenets_and_lenet(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("mnft.edge.profile.profile_model", lambda name, **_: name)
+    monkeypatch.setattr("mnft.model.profile.profile_model", lambda name, **_: name)
     names = list(list_profiles())
     assert {"lenet5", "mobilenetv1_025", "mobilenetv2_130", "mobilenetv3_large_100"} < set(names)
     assert "mobilenetv4_hybrid_large" in names

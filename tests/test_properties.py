@@ -23,19 +23,19 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
-from mnft import metrics
 from mnft.config.schema import AugmentConfig, ModelConfig
+from mnft.data.batches.augment import draw, draw_centre
+from mnft.data.batches.resample import adjust, resample_on_cpu
 from mnft.data.decode import Inspection
-from mnft.data.draws import draw, draw_centre
 from mnft.data.folder import FolderScan, ImageFile
 from mnft.data.manifest import Manifest, build_manifest
-from mnft.data.resample import adjust, resample_on_cpu
 from mnft.data.splits import choose_fractions, compute_split_counts
 from mnft.data.transforms import build_eval_transform, build_train_transform
 from mnft.errors import DataError
 from mnft.model.bundle import ModelCard, load_bundle, save_bundle
 from mnft.model.factory import build_model
 from mnft.preprocessing import Preprocessing
+from mnft.tasks.classify import metrics
 
 steady = settings(
     derandomize=True,

@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from typer.testing import Result
 
 from mnft.commands.prune import configure
+from mnft.compress.prune import steps as prune_steps
 from mnft.config.load import load_config
 from mnft.data.lineage import pack
 from mnft.data.manifest import load_manifest
-from mnft.edge import prune_steps
 from mnft.errors import Interrupted, TrainError
 from mnft.model.bundle import load_bundle
 

@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from mnft.compress.prune.channels import add_gradients, estimate_statistics, plan_targets, prune
 from mnft.config.schema import ModelConfig
-from mnft.edge.profile import compute_macs
-from mnft.edge.prune import add_gradients, estimate_statistics, plan_targets, prune
 from mnft.errors import CheckpointError, ExportError, ModelError
 from mnft.model.bundle import ModelCard, load_bundle, save_bundle
 from mnft.model.factory import build_model
 from mnft.model.freeze import freeze
+from mnft.model.profile import compute_macs
 from mnft.model.pruned import is_pruned, shrink
 from mnft.preprocessing import Preprocessing
 

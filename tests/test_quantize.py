@@ -18,19 +18,26 @@ import torch
 from conftest import COLOURS, write_image
 from typer.testing import CliRunner, Result
 
-from mnft.cli import app
+from mnft.cli.app import app
 from mnft.commands import quantize as command
-from mnft.commands.calibrating import find_calibration_images
-from mnft.commands.opening import open_trained
-from mnft.edge import qat, quantize_onnx
-from mnft.edge.artifact import read_artifact
-from mnft.edge.convert import convert
-from mnft.edge.formats import FORMATS, find_missing
-from mnft.edge.int8 import Calibration, Census, check_census, check_layers, choose_evenly
-from mnft.edge.latency import Latency
-from mnft.edge.quantize_onnx import OnnxRuntimeQuantizer
-from mnft.edge.sensitivity import choose_counts, rank_layers
+from mnft.compare.latency import Latency
+from mnft.compress.quantize import onnxruntime as quantize_onnx
+from mnft.compress.quantize import qat
+from mnft.compress.quantize.calibration import find_calibration_images
+from mnft.compress.quantize.int8 import (
+    Calibration,
+    Census,
+    check_census,
+    check_layers,
+    choose_evenly,
+)
+from mnft.compress.quantize.onnxruntime import OnnxRuntimeQuantizer
+from mnft.compress.quantize.sensitivity import choose_counts, rank_layers
 from mnft.errors import ConfigError, ExportError
+from mnft.evaluation.checkpoint import open_trained
+from mnft.exports.artifact import read_artifact
+from mnft.exports.convert import convert
+from mnft.exports.formats import FORMATS, find_missing
 from mnft.model.bundle import load_bundle
 
 onnx = pytest.importorskip("onnx", reason="mnft[onnx] is not installed")
@@ -223,7 +230,7 @@ def test_every_calibration_gives_ranges_of_its_own(float_file, tmp_path, method)
 
 @needs_nncf
 def test_nncf_writes_onnx_too_and_keeps_layers_in_float(float_file, tmp_path):
-    from mnft.edge.quantize_nncf import NncfQuantizer
+    from mnft.compress.quantize.nncf import NncfQuantizer
 
     quantizer = NncfQuantizer(float_file, Calibration(make_noise()), "onnx")
     quantizer.write(tmp_path / "int8.onnx", keep_float=["conv2"], thorough=True)
@@ -374,7 +381,7 @@ def test_fine_tuning_writes_int8(run_cli, run, monkeypatch):
     rounded: list[int] = []
     tune = qat.fine_tune
     monkeypatch.setattr(
-        "mnft.commands.tuning.fine_tune", lambda *a, **k: rounded.append(tune(*a, **k))
+        "mnft.compress.quantize.finetune.fine_tune", lambda *a, **k: rounded.append(tune(*a, **k))
     )
     overrides = (*QUICK, "--set", "quantize.qat=always", "--set", "quantize.max_accuracy_drop=0.2")
     result = run_cli("quantize", "--ckpt", run, *overrides, "--json")
@@ -397,7 +404,7 @@ def test_a_quantizer_that_quantizes_nothing_is_an_error(run_cli, run, monkeypatc
 
 @needs_torchao
 def test_rounding_gets_gradients(trained):
-    from mnft.edge.graph import build_graph
+    from mnft.exports.graph import build_graph
 
     bundle = load_bundle(trained / "best")
     graph, example = build_graph(bundle.model, bundle.preprocessing, embed=False)
@@ -455,7 +462,7 @@ def test_an_unknown_layer_has_suggestions(run_cli, run):
 
 
 def test_a_missing_package_is_named(run_cli, run, monkeypatch):
-    monkeypatch.setattr("mnft.edge.formats.find_missing", lambda packages: ["nncf"])
+    monkeypatch.setattr("mnft.exports.formats.find_missing", lambda packages: ["nncf"])
     result = run_cli("quantize", "--ckpt", run, "--set", "quantize.method=nncf")
     assert result.exit_code == 1
     assert "mnft[onnx,openvino]" in result.stderr
@@ -472,7 +479,7 @@ def test_openvino_reports_nothing_over_the_network():
         "import socket, sys\n"
         "def refuse(*a, **k): raise SystemExit('network')\n"
         "socket.socket.connect = refuse\n"
-        "from mnft.edge.quiet import forbid_telemetry\n"
+        "from mnft.exports.quiet import forbid_telemetry\n"
         "forbid_telemetry()\n"
         "import openvino, nncf\n"
         "assert sys.modules['openvino_telemetry'] is None\n"

@@ -10,10 +10,10 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
 from mnft.config.schema import AugmentConfig
-from mnft.data import resample
-from mnft.data.draws import Draws, draw
-from mnft.data.resample import DeviceImages, adjust, resample_on_cpu, resample_on_device
-from mnft.data.store import StoredImages
+from mnft.data.batches.augment import Draws, draw
+from mnft.data.batches.batch import resample
+from mnft.data.batches.resample import DeviceImages, adjust, resample_on_cpu, resample_on_device
+from mnft.data.store.store import StoredImages
 
 CPU = torch.device("cpu")
 JITTER, ERASE = AugmentConfig(color_jitter=0.4), AugmentConfig(random_erasing=1.0)

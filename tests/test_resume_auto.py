@@ -19,8 +19,8 @@ from test_train import train as train  # the fixture
 from typer.testing import Result
 
 from mnft.errors import CheckpointError, ConfigError
-from mnft.runs.claims import claimed
 from mnft.runs.folder import RunFolder, create_run
+from mnft.runs.lock import claimed
 
 ROOT = Path(__file__).resolve().parent.parent
 Auto = Callable[..., Result]
@@ -134,7 +134,7 @@ def test_a_run_that_another_process_trains(train: Trainer, auto: Auto) -> None:
     """A real process holds the lock; its end, whatever it is, frees it."""
     assert auto().exit_code == 0
     hold = (
-        "import sys, time; from pathlib import Path; from mnft.runs.claims import claimed\n"
+        "import sys, time; from pathlib import Path; from mnft.runs.lock import claimed\n"
         "with claimed(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
     before = (train.run("small") / "log.jsonl").read_bytes()
@@ -152,7 +152,7 @@ def test_a_run_that_another_process_trains(train: Trainer, auto: Auto) -> None:
 
 
 def test_training_holds_the_lock(train: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mnft.engine import fit as fit_module
+    from mnft.training import fit as fit_module
 
     held = []
 

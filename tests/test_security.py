@@ -25,7 +25,7 @@ import torch
 from conftest import MakeFolder, write_image
 from typer.testing import Result
 
-from mnft.data import archive
+from mnft.data.fetch import archive
 from mnft.errors import DataError
 from mnft.model.bundle import ModelCard, save_bundle
 from mnft.preprocessing import Preprocessing

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mnft.edge import formats
-from mnft.edge.artifact import Artifact, write_record
-from mnft.edge.formats import FORMATS, Format, check_installed, find_format, find_missing
-from mnft.edge.quiet import silent
-from mnft.edge.runtimes import RuntimeModel
-from mnft.edge.sessions import open_session
 from mnft.errors import CheckpointError, ConfigError, ExportError
+from mnft.exports import formats
+from mnft.exports.artifact import Artifact, write_record
+from mnft.exports.formats import FORMATS, Format, check_installed, find_format, find_missing
+from mnft.exports.model import RuntimeModel
+from mnft.exports.quiet import silent
+from mnft.exports.session import open_session
 from mnft.preprocessing import Preprocessing
 
 ARTIFACT = Artifact(
@@ -103,7 +103,7 @@ def test_unknown_formats() -> None:
 NOISE = """
 import logging, os, sys, warnings
 from mnft import console
-from mnft.edge.quiet import silent
+from mnft.exports.quiet import silent
 console.setup_logging(verbose=sys.argv[1] == "verbose")
 def chatter():
     print("python's stdout")
@@ -146,8 +146,8 @@ def test_silence_ends_with_an_error() -> None:
 CHILDREN = """
 import signal, subprocess, sys
 from pathlib import Path
-from mnft.edge.artifact import read_artifact
-from mnft.edge.sessions import open_session
+from mnft.exports.artifact import read_artifact
+from mnft.exports.session import open_session
 folder = Path(sys.argv[1])
 first, second = (open_session(folder, read_artifact(folder)) for _ in range(2))
 signal.signal(signal.SIGCHLD, lambda *_: None)  # as torch's DataLoader does

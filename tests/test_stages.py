@@ -16,11 +16,15 @@ from sklearn.linear_model import LogisticRegression
 
 from mnft.commands.train import _compare_with_head
 from mnft.config.schema import Config
-from mnft.data.batches import Batch
+from mnft.data.batches.batch import Batch
 from mnft.data.prepare import prepare_manifest
-from mnft.engine import stages
-from mnft.engine.distributed import Ranks
-from mnft.engine.head import (
+from mnft.device.ranks.distributed import Ranks
+from mnft.errors import ModelError
+from mnft.model.bundle import load_bundle
+from mnft.results import EpochResult, FitResult
+from mnft.training import stages
+from mnft.training.build import build_training
+from mnft.training.head.fit import (
     WEIGHT_DECAYS,
     Features,
     compute_features,
@@ -28,10 +32,6 @@ from mnft.engine.head import (
     has_linear_head,
     set_head,
 )
-from mnft.engine.setup import build_training
-from mnft.errors import ModelError
-from mnft.model.bundle import load_bundle
-from mnft.results import EpochResult, FitResult
 
 CPU = torch.device("cpu")
 
@@ -241,7 +241,7 @@ def test_a_run_killed_in_any_stage_resumes_to_the_same_bits(
     assert run_cli("train", str(config)).exit_code == 0
     whole = tmp_path / "runs" / "run"
 
-    from mnft.engine import fit as fit_module
+    from mnft.training import fit as fit_module
 
     if point == "features":
         target, name, calls = stages, "fit_head", 1
@@ -298,8 +298,8 @@ def test_an_epoch_as_accurate_as_the_head_takes_its_place_where_its_loss_is_lowe
     pretrained, monkeypatch
 ):
     """A newcomer's few val images give both the same accuracy."""
-    from mnft.engine import fit as fit_module
-    from mnft.metrics import EpochMetrics
+    from mnft.tasks.classify.metrics import EpochMetrics
+    from mnft.training import fit as fit_module
 
     training = build(pretrained)
     head = []
@@ -339,7 +339,7 @@ def test_an_older_run_without_stages_goes_on_as_it_was(pretrained, run_cli, tmp_
 
 
 def test_a_head_stage_that_cannot_be_is_refused(pretrained, monkeypatch):
-    from mnft.engine import setup
+    from mnft.training import build as setup
 
     monkeypatch.setattr(setup, "has_linear_head", lambda *_: False)
     with pytest.raises(ModelError, match="not one linear layer"):

@@ -11,7 +11,7 @@ from pathlib import Path
 # Runs the commands one after the other in one process, and names what they have imported.
 COMMANDS = """
 import sys
-from mnft.cli import main
+from mnft.cli.app import main
 for command in sys.argv[1].split(";"):
     sys.argv = ["mnft", *command.split()]
     try:

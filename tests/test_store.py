@@ -17,12 +17,12 @@ from conftest import write_image
 from PIL import Image
 from torchvision.transforms import v2
 
-from mnft.data import cache as cache_module
-from mnft.data.cache import find_cache_folder, make_room
 from mnft.data.decode import decode
-from mnft.data.geometry import EvalGeometry, TrainGeometry, choose_train_geometry
 from mnft.data.manifest import Sample
-from mnft.data.store import Store, StoreUnavailable, find_known_contents
+from mnft.data.store.cache import find_cache_folder, make_room
+from mnft.data.store.geometry import EvalGeometry, TrainGeometry, choose_train_geometry
+from mnft.data.store.store import Store, StoreUnavailable, find_known_contents
+from mnft.data.store.store import cache as cache_module
 from mnft.errors import DataError
 from mnft.preprocessing import Preprocessing
 
@@ -203,7 +203,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_store import GEOMETRY, LIMIT, quiet, sample
-from mnft.data.store import Store
+from mnft.data.store.store import Store
 root, cache = Path({root!r}), Path({cache!r})
 samples = [sample(root, path.name) for path in sorted(root.iterdir())]
 print(Store(cache, root, GEOMETRY, 3).build(root, samples, LIMIT, quiet).added)

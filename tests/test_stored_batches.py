@@ -15,22 +15,22 @@ from safetensors.torch import load_file
 from torchvision.transforms import v2
 
 from mnft.config.schema import AugmentConfig, Config
-from mnft.data.batches import WHOLE, Growth, LoaderOptions
-from mnft.data.draws import draw
+from mnft.data.batches.augment import draw
+from mnft.data.batches.batch import WHOLE, Growth, LoaderOptions
+from mnft.data.batches.resample import DeviceImages, adjust
+from mnft.data.batches.samplers import EpochSampler, EvalSampler
+from mnft.data.batches.stored import StoredBatches, fits_on_device
 from mnft.data.prepare import prepare_manifest
-from mnft.data.resample import DeviceImages, adjust
-from mnft.data.samplers import EpochSampler, EvalSampler
-from mnft.data.stored_batches import StoredBatches, fits_on_device
 from mnft.data.transforms import build_mix
-from mnft.engine.distributed import Ranks
-from mnft.engine.inputs import (
+from mnft.device.ranks.distributed import Ranks
+from mnft.errors import DataError
+from mnft.preprocessing import Preprocessing
+from mnft.training.inputs import (
     build_eval_batches,
     build_train_batches,
     build_view,
     open_inputs,
 )
-from mnft.errors import DataError
-from mnft.preprocessing import Preprocessing
 
 CPU = torch.device("cpu")
 PREPROCESSING = Preprocessing((3, 32, 32), (0.4, 0.5, 0.6), (0.2, 0.3, 0.2), "bilinear", 0.875)

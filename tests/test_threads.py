@@ -14,14 +14,14 @@ import torch
 from test_train import Trainer, epochs_of, train  # noqa: F401
 
 from mnft.console import TrainingDisplay
-from mnft.engine import load as load_module
-from mnft.engine import pauses as pauses_module
-from mnft.engine import threads as module
-from mnft.engine.distributed import Ranks
-from mnft.engine.load import OtherWork
-from mnft.engine.threads import Threads, build_threads, time_threads
-from mnft.processor import name_processor
+from mnft.device.cpu import load as load_module
+from mnft.device.cpu import threads as module
+from mnft.device.cpu.load import OtherWork
+from mnft.device.cpu.threads import Threads, build_threads, time_threads
+from mnft.device.ranks.distributed import Ranks
+from mnft.host import name_processor
 from mnft.results import EpochResult
+from mnft.training.epoch import snapshots as pauses_module
 
 CPU = torch.device("cpu")
 BF16, FP32 = torch.bfloat16, torch.float32

@@ -24,18 +24,18 @@ from sklearn.utils.class_weight import compute_sample_weight
 from typer.testing import Result
 
 from mnft.config.schema import ScheduleConfig
-from mnft.data.samplers import EpochSampler
-from mnft.engine import fit as fit_module
-from mnft.engine import loop as loop_module
-from mnft.engine.distributed import Ranks
-from mnft.engine.fit import FitOptions, fit
-from mnft.engine.loop import LoopOptions, LoopResult, train_one_epoch
-from mnft.engine.optim import Criterion, Schedule, compute_balanced_weights
-from mnft.engine.state import TrainState, describe_state, load_state, save_state
-from mnft.metrics import EpochMetrics
+from mnft.data.batches.samplers import EpochSampler
+from mnft.device.ranks.distributed import Ranks
 from mnft.model.bundle import load_bundle
 from mnft.results import EpochResult
-from mnft.runs import keeper as keeper_module
+from mnft.runs import writer as keeper_module
+from mnft.tasks.classify.metrics import EpochMetrics
+from mnft.training import fit as fit_module
+from mnft.training.epoch import loop as loop_module
+from mnft.training.epoch.loop import LoopOptions, LoopResult, train_one_epoch
+from mnft.training.fit import FitOptions, fit
+from mnft.training.optim import Criterion, Schedule, compute_balanced_weights
+from mnft.training.state import TrainState, describe_state, load_state, save_state
 
 Cli = Callable[..., Result]
 TIMES = {"seconds", "images_per_s", "data_wait", "peak_memory_mb"}
@@ -1005,7 +1005,7 @@ def test_out_of_memory_is_a_message(train: Trainer, monkeypatch: pytest.MonkeyPa
     def fail(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
 
-    monkeypatch.setattr("mnft.engine.fit.train_one_epoch", fail)
+    monkeypatch.setattr("mnft.training.fit.train_one_epoch", fail)
     result = train(name="run")
     assert result.exit_code == 1
     assert "too little memory: CUDA out of memory" in result.stderr

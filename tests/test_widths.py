@@ -10,8 +10,8 @@ import timm
 import torch
 from timm.models import model_entrypoint
 
-from mnft.edge.profile import profile_model
 from mnft.model import widths
+from mnft.model.profile import profile_model
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from mnft.commands import quantize
+from mnft.compress.quantize.attempts import choose_method
 from mnft.config.edge import QuantizeConfig
-from mnft.edge.quantize import choose_method
-from mnft.wording import count
+from mnft.text import count
 
 
 @pytest.mark.parametrize(

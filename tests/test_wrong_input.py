@@ -23,7 +23,7 @@ import pytest
 from conftest import COLOURS, MakeFolder, write_image
 from typer.testing import CliRunner, Result
 
-from mnft.cli import app
+from mnft.cli.app import app
 
 RunCli = Callable[..., Result]
 # What a row does to the empty folder that the command runs in, and a folder with a trained run.

@@ -8,22 +8,22 @@ from pathlib import Path
 import acceptance  # noqa: F401 - makes this checkout the mnft that is imported
 import torch
 
-from mnft.commands.preparation import prepare
 from mnft.config.load import load_config
 from mnft.config.schema import AugmentConfig
-from mnft.data.batches import Batch, Batches
-from mnft.data.draws import Draws, draw
+from mnft.data.batches.augment import Draws, draw
+from mnft.data.batches.batch import Batch, Batches
+from mnft.data.batches.resample import DeviceImages, adjust, resample_on_cpu, resample_on_device
+from mnft.data.batches.samplers import EpochSampler
 from mnft.data.manifest import Manifest
-from mnft.data.resample import DeviceImages, adjust, resample_on_cpu, resample_on_device
-from mnft.data.samplers import EpochSampler
-from mnft.engine.device import autocast
-from mnft.engine.distributed import Ranks, synchronize_batchnorm
-from mnft.engine.evaluate import Outputs, compute_outputs
-from mnft.engine.inputs import build_train_batches, open_inputs
-from mnft.engine.loop import LoopResult, train_one_epoch
-from mnft.engine.stages import train_head
-from mnft.engine.training import Training
+from mnft.device.ranks.distributed import Ranks, synchronize_batchnorm
+from mnft.device.select import autocast
 from mnft.model.freeze import set_training_mode
+from mnft.runs.begin import prepare
+from mnft.training.epoch.loop import LoopResult, train_one_epoch
+from mnft.training.inference import Outputs, compute_outputs
+from mnft.training.inputs import build_train_batches, open_inputs
+from mnft.training.stages import train_head
+from mnft.training.training import Training
 
 __all__ = [
     "AugmentConfig",
@@ -56,21 +56,21 @@ __all__ = [
 
 # What phases.py measures: module, function or method in it, and what that is in words.
 PHASES = [
-    ("mnft.commands.preparation", "resolve_device", "find the device"),
-    ("mnft.commands.preparation", "_bring_manifest", "hash the files"),
-    ("mnft.engine.setup", "build_model", "build the model"),
-    ("mnft.engine.setup", "_to_device", "model to the device (makes the CUDA context)"),
-    ("mnft.engine.inputs", "_build", "the store: decode and write, or check"),
-    ("mnft.data.resample", "DeviceImages.__init__", "images to the device"),
-    ("mnft.engine.setup", "_build_state", "optimizer and average"),
-    ("mnft.engine.stages", "compute_features", "features for the head"),
-    ("mnft.engine.stages", "fit_head", "fit the head"),
-    ("mnft.engine.fit", "train_one_epoch", "epochs of training"),
-    ("mnft.engine.fit", "_evaluate", "evaluations"),
-    ("mnft.runs.keeper", "RunKeeper.keep", "saving"),
+    ("mnft.runs.begin", "resolve_device", "find the device"),
+    ("mnft.runs.begin", "_bring_manifest", "hash the files"),
+    ("mnft.training.build", "build_model", "build the model"),
+    ("mnft.training.build", "_to_device", "model to the device (makes the CUDA context)"),
+    ("mnft.training.inputs", "_build", "the store: decode and write, or check"),
+    ("mnft.data.batches.resample", "DeviceImages.__init__", "images to the device"),
+    ("mnft.training.build", "_build_state", "optimizer and average"),
+    ("mnft.training.stages", "compute_features", "features for the head"),
+    ("mnft.training.stages", "fit_head", "fit the head"),
+    ("mnft.training.fit", "train_one_epoch", "epochs of training"),
+    ("mnft.training.fit", "_evaluate", "evaluations"),
+    ("mnft.runs.writer", "RunKeeper.keep", "saving"),
 ]
 # What lets cuDNN try its algorithms.
-TUNE = ("mnft.engine.setup", "tune")
+TUNE = ("mnft.training.build", "tune")
 
 
 def find_device(name: str) -> torch.device:

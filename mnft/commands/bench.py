@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from mnft import console
-from mnft.commands.preparation import check_early, prepare
 from mnft.config.load import load_config
-from mnft.engine.bench import BenchResult, Speed, bench
-from mnft.engine.device import keep_freed_memory
-from mnft.engine.distributed import Ranks
-from mnft.wording import count
+from mnft.device.ranks.distributed import Ranks
+from mnft.device.select import keep_freed_memory
+from mnft.runs.begin import check_early, prepare
+from mnft.text import count
+from mnft.training.probes.bench import BenchResult, Speed, bench
 
 _ADVICE = {
     "loading": "images come too slowly: data.store: auto if it is off, more data.workers, or "

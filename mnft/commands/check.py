@@ -13,16 +13,16 @@ from mnft import console
 from mnft.config.load import load_config
 from mnft.config.schema import Config, DataConfig
 from mnft.config.source import Source
-from mnft.data.check import Checked, CheckReport, check_folder
+from mnft.data.check.findings import Expectations, Finding
+from mnft.data.check.report import Checked, CheckReport, check_folder
 from mnft.data.decode import find_cures
 from mnft.data.exclude import write_list
-from mnft.data.findings import Expectations, Finding
 from mnft.data.folder import scan_folder
 from mnft.errors import ConfigError, DataError, GateError, MnftError
-from mnft.wording import count
+from mnft.text import count
 
 if TYPE_CHECKING:
-    from mnft.engine.estimate import Need, Plan
+    from mnft.training.probes.needs import Need, Plan
 
 _SHOWN = 10
 _SHOWN_PATHS = 5
@@ -105,7 +105,7 @@ def _check(root: Path, config: Config | None, checkpoint: Path | None) -> _Resul
         report = report.with_findings(found)
     if checkpoint is None:
         return _Result(report, needs, None)
-    from mnft.commands import label_check
+    from mnft.evaluation import label_errors as label_check
 
     labels = label_check.check_labels(root, checked, checkpoint)
     return _Result(report.with_findings(labels.findings), needs, label_check.describe(labels))
@@ -121,7 +121,7 @@ def _expect(config: Config | None, plan: Plan | None) -> Expectations:
 
 def _build_plan(config: Config, root: Path) -> tuple[Plan | None, list[Finding]]:
     """The model's size; a finding where it cannot be told here."""
-    from mnft.engine.estimate import build_plan
+    from mnft.training.probes.needs import build_plan
 
     num_classes = max(2, len(scan_folder(root).class_names()))
     try:
@@ -132,7 +132,7 @@ def _build_plan(config: Config, root: Path) -> tuple[Plan | None, list[Finding]]
 
 
 def _estimate(config: Config, plan: Plan, checked: Checked) -> tuple[list[Need], list[Finding]]:
-    from mnft.engine.estimate import estimate
+    from mnft.training.probes.needs import estimate
 
     assert checked.manifest is not None
     try:
@@ -206,7 +206,7 @@ def _show_facts(result: _Result) -> None:
         what = "too small or too plain to be compared with others"
         console.note(f"{count(report.not_compared, 'image is', 'images are')} {what}")
     for need in result.needs:
-        from mnft.engine.estimate import in_words
+        from mnft.training.probes.needs import in_words
 
         free = "" if need.free is None else f", {in_words(max(0, need.free))} free"
         console.note(f"needs    {need.what}: {in_words(need.needed)} ({need.where}{free})")

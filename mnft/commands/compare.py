@@ -7,21 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mnft import console
-from mnft.commands.judging import Means, compute_selected
-from mnft.commands.opening import Opened, load_settings, open_checkpoint, spell
-from mnft.commands.selection import Selection, describe_seen, find_images
-from mnft.data.inspection import count_cores
-from mnft.edge.artifact import RECORD as EXPORT_RECORD
-from mnft.edge.artifact import find_artifact
-from mnft.edge.compare import (
-    Comparison,
-    Row,
-    check_class_names,
-    compare,
-    find_slow_int8,
-    read_facts,
-)
-from mnft.edge.comparison_files import (
+from mnft.compare.files import (
     COLUMNS,
     COMPARISON_FILES,
     EXPLANATION,
@@ -31,11 +17,25 @@ from mnft.edge.comparison_files import (
     printable,
     write_comparison,
 )
-from mnft.edge.latency import Plan, Variant, measure_each
+from mnft.compare.latency import Plan, Variant, measure_each
+from mnft.compare.rows import (
+    Comparison,
+    Row,
+    check_class_names,
+    compare,
+    find_slow_int8,
+    read_facts,
+)
+from mnft.data.inspection import count_cores
 from mnft.errors import CheckpointError, ConfigError, ExportError, ModelError
-from mnft.metrics import compute_evaluation
+from mnft.evaluation.checkpoint import Opened, load_settings, open_checkpoint, spell
+from mnft.evaluation.images import Selection, describe_seen, find_images
+from mnft.evaluation.outputs import Means, compute_selected
+from mnft.exports.artifact import RECORD as EXPORT_RECORD
+from mnft.exports.artifact import find_artifact
 from mnft.results import Evaluation
 from mnft.runs.folder import find_bundle
+from mnft.tasks.classify.metrics import compute_evaluation
 
 DEFAULT_OUTPUT = Path("comparison")
 # What keeps one model from being judged; images that cannot be used stop the whole comparison.

@@ -12,10 +12,10 @@ from typing import Any
 import mnft
 from mnft import console
 from mnft.data.inspection import count_cores
-from mnft.edge import litert_environment
-from mnft.edge.formats import FORMATS, Format, find_missing
 from mnft.errors import ConfigError
-from mnft.processor import name_processor
+from mnft.exports.formats import FORMATS, Format, find_missing
+from mnft.exports.litert import environment as litert_environment
+from mnft.host import name_processor
 
 _PACKAGES = ("torch", "torchvision", "timm", "safetensors", "pillow", "scikit-learn")
 _EXTRAS = {
@@ -34,8 +34,8 @@ def run(*, as_json: bool) -> None:
     with console.loading():  # not for `--install`, which has no need of torch
         import torch
 
-        from mnft.engine.device import cpu_has_bf16, find_device, resolve_precision
-        from mnft.engine.gpu_driver import has_cuda, read_driver_version
+        from mnft.device.gpu_driver import has_cuda, read_driver_version
+        from mnft.device.select import cpu_has_bf16, find_device, resolve_precision
 
     device = find_device("auto")
     # The driver counts GPUs that torch cannot use, as where it is too old.
@@ -138,7 +138,7 @@ def _problems(facts: dict[str, Any]) -> list[str]:
             f"/dev/shm has {shared} MB free: fewer loading processes will be used "
             "(docker run --shm-size=2g gives more)"
         )
-    from mnft.engine.gpu_driver import explain_missing_gpu
+    from mnft.device.gpu_driver import explain_missing_gpu
 
     if not facts["gpus"] and (reason := explain_missing_gpu()):
         problems.append(reason)

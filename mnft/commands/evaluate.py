@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from mnft import console
-from mnft.commands.judging import Means, compute_selected
-from mnft.commands.opening import Opened, load_settings, open_checkpoint, spell
-from mnft.commands.selection import Selection, choose_split, count_seen, find_images
 from mnft.errors import ConfigError
-from mnft.metrics import ECE_BINS, compute_evaluation, softmax
+from mnft.evaluation.checkpoint import Opened, load_settings, open_checkpoint, spell
+from mnft.evaluation.images import Selection, choose_split, count_seen, find_images
+from mnft.evaluation.outputs import Means, compute_selected
 from mnft.model.bundle import Bundle
 from mnft.results import Evaluation
-from mnft.runs.evaluation import (
+from mnft.tasks.classify.metrics import ECE_BINS, compute_evaluation, softmax
+from mnft.tasks.classify.predictions import (
     EVALUATION_FILES,
     MACRO_OVER,
     METRICS,

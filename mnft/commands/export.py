@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from mnft import console, files
-from mnft.commands.judging import Means, compute_selected
-from mnft.commands.opening import Opened, load_settings, open_trained, spell
-from mnft.commands.selection import Selection, find_images
 from mnft.config.edge import ExportConfig
 from mnft.config.schema import Config
 from mnft.data.folder import scan_folder
-from mnft.edge.artifact import (
+from mnft.errors import ConfigError
+from mnft.evaluation.checkpoint import Opened, load_settings, open_trained, spell
+from mnft.evaluation.images import Selection, find_images
+from mnft.evaluation.outputs import Means, compute_selected
+from mnft.evaluation.parity import Parity, check_gates, compute_parity
+from mnft.exports.artifact import (
     PARITY,
     Artifact,
     compute_size,
@@ -23,12 +25,10 @@ from mnft.edge.artifact import (
     read_artifact,
     write_record,
 )
-from mnft.edge.convert import check_toolchain, convert
-from mnft.edge.formats import Format, find_format
-from mnft.edge.parity import Parity, check_gates, compute_parity
-from mnft.edge.runtimes import load_exported
-from mnft.errors import ConfigError
-from mnft.wording import count
+from mnft.exports.convert import check_toolchain, convert
+from mnft.exports.formats import Format, find_format
+from mnft.exports.model import load_exported
+from mnft.text import count
 
 _FEW_IMAGES = 256
 # Rounding alone was seen to move a logit by 1e-5 in fp32.

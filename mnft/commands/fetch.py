@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mnft import console
-from mnft.data import catalog
+from mnft.data.fetch import catalog
 from mnft.errors import ConfigError
 
 

@@ -10,17 +10,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mnft import console, files
-from mnft.commands.preparation import check_early, prepare
-from mnft.commands.processes import joined
 from mnft.config.load import load_config
 from mnft.config.schema import Config
-from mnft.engine import stages
-from mnft.engine.device import keep_freed_memory
-from mnft.engine.distributed import Ranks
-from mnft.engine.lr_finder import LrCurve, find_lr
-from mnft.engine.training import Training
+from mnft.device.ranks.distributed import Ranks
+from mnft.device.ranks.group import joined
+from mnft.device.select import keep_freed_memory
 from mnft.errors import ConfigError
-from mnft.runs.plots import plot_lr_curve
+from mnft.runs.begin import check_early, prepare
+from mnft.tasks.classify.panels import plot_lr_curve
+from mnft.training import stages
+from mnft.training.probes.lr_finder import LrCurve, find_lr
+from mnft.training.training import Training
 
 
 def run(config_path: Path, overrides: Sequence[str], *, as_json: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from mnft import console
-from mnft.edge.profile import list_profiles
+from mnft.model.profile import list_profiles
 
 
 def run(

@@ -17,21 +17,21 @@ from typing import Any, TextIO
 import torch
 
 from mnft import console, files
-from mnft.commands.opening import open_checkpoint
-from mnft.data.batches import LoaderOptions
+from mnft.data.batches.batch import LoaderOptions
+from mnft.data.batches.raw import DecodedImages
+from mnft.data.batches.samplers import EvalSampler
+from mnft.data.batches.workers import LoadedBatches, choose_workers
 from mnft.data.folder import list_images
-from mnft.data.geometry import EvalGeometry
-from mnft.data.loaders import LoadedBatches, choose_workers
-from mnft.data.raw_batches import DecodedImages
-from mnft.data.samplers import EvalSampler
-from mnft.engine.device import resolve_device
-from mnft.engine.evaluate import Outputs, compute_outputs
-from mnft.engine.inputs import no_progress
+from mnft.data.store.geometry import EvalGeometry
+from mnft.device.select import resolve_device
 from mnft.errors import ConfigError, DataError
-from mnft.metrics import softmax
+from mnft.evaluation.checkpoint import open_checkpoint
 from mnft.model.bundle import Bundle
-from mnft.runs.evaluation import guard_formula
 from mnft.streams import is_stdout_closed
+from mnft.tasks.classify.metrics import softmax
+from mnft.tasks.classify.predictions import guard_formula
+from mnft.training.inference import Outputs, compute_outputs
+from mnft.training.inputs import no_progress
 
 _CHUNK = 4096
 

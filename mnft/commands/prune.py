@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from mnft import console, files
-from mnft.commands.opening import Opened, load_settings, open_trained
-from mnft.commands.preparation import check_early, prepare
+from mnft.compress.prune.channels import check_available
+from mnft.compress.prune.steps import Job, Stage, prune_in_steps
 from mnft.config import describe
 from mnft.config.schema import Config
-from mnft.edge.prune import check_available
-from mnft.edge.prune_steps import Job, Stage, prune_in_steps
-from mnft.engine.device import keep_freed_memory
-from mnft.engine.distributed import Ranks
-from mnft.engine.inputs import Progress
+from mnft.device.ranks.distributed import Ranks
+from mnft.device.select import keep_freed_memory
 from mnft.errors import CheckpointError, ConfigError, Interrupted
+from mnft.evaluation.checkpoint import Opened, load_settings, open_trained
 from mnft.results import Observer
-from mnft.wording import count
+from mnft.runs.begin import check_early, prepare
+from mnft.text import count
+from mnft.training.inputs import Progress
 
 # The pruned model keeps the images, the split and the preprocessing of the run.
 _FREE_SECTIONS = {"prune", "train", "optim", "schedule", "augment", "distill", "eval"}

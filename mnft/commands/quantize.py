@@ -13,23 +13,23 @@ from typing import Any
 import numpy as np
 
 from mnft import console, files
-from mnft.commands.calibrating import find_calibration_images, read_images
 from mnft.commands.export import check_target, default_target
-from mnft.commands.judging import Means, compute_selected
-from mnft.commands.opening import Opened, load_settings, open_trained
-from mnft.commands.selection import Selection, find_images
-from mnft.commands.tuning import build_tuner, hint_at_tuning
+from mnft.compare.latency import Latency, Variant, compute_ratio, measure
+from mnft.compress.quantize.attempts import Attempt, Method, Workshop, choose_method, find_versions
+from mnft.compress.quantize.calibration import find_calibration_images, read_images
+from mnft.compress.quantize.finetune import build_tuner, hint_at_tuning
+from mnft.compress.quantize.int8 import Calibration, Control, check_census
 from mnft.config.schema import Config
-from mnft.edge.artifact import PARITY, compute_size, set_facts, write_record
-from mnft.edge.int8 import Calibration, Control, check_census
-from mnft.edge.latency import Latency, Variant, compute_ratio, measure
-from mnft.edge.parity import Parity, compute_parity
-from mnft.edge.quantize import Attempt, Method, Workshop, choose_method, find_versions
-from mnft.edge.runtimes import load_exported
-from mnft.engine.evaluate import Outputs
 from mnft.errors import GateError
-from mnft.metrics import compute_wilson_interval
-from mnft.wording import count
+from mnft.evaluation.checkpoint import Opened, load_settings, open_trained
+from mnft.evaluation.images import Selection, find_images
+from mnft.evaluation.outputs import Means, compute_selected
+from mnft.evaluation.parity import Parity, compute_parity
+from mnft.exports.artifact import PARITY, compute_size, set_facts, write_record
+from mnft.exports.model import load_exported
+from mnft.tasks.classify.metrics import compute_wilson_interval
+from mnft.text import count
+from mnft.training.inference import Outputs
 
 RECORD = "quantization.json"
 _SIZE_WARNING = 0.35

@@ -9,25 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from mnft import console, files
-from mnft.commands.parents import warn_of_seen_images
-from mnft.commands.preparation import check_early, prepare
-from mnft.commands.processes import Group, joined
-from mnft.commands.resuming import check_resumable, find_run
 from mnft.config.load import load_config, save_config
 from mnft.config.schema import Config
 from mnft.config.source import Source, dump_yaml
+from mnft.data.batches.workers import explain_lost_worker
 from mnft.data.lineage import pack
-from mnft.data.loaders import explain_lost_worker
 from mnft.data.manifest import Manifest, save_manifest
-from mnft.engine import stages
-from mnft.engine.device import keep_freed_memory
-from mnft.engine.distributed import Ranks, broadcast
-from mnft.engine.fit import out_of_patience
-from mnft.engine.state import load_state, read_saved_progress
-from mnft.engine.training import Training
+from mnft.device.ranks.distributed import Ranks, broadcast
+from mnft.device.ranks.group import Group, joined
+from mnft.device.select import keep_freed_memory
 from mnft.errors import CheckpointError, DataError, Interrupted, MnftError
 from mnft.results import FitResult
-from mnft.runs.claims import Claim, claimed
+from mnft.runs.begin import check_early, prepare
 from mnft.runs.folder import (
     RunFolder,
     create_run,
@@ -36,11 +29,18 @@ from mnft.runs.folder import (
     reconcile_log,
     remove_leftovers,
 )
-from mnft.runs.keeper import RunKeeper
+from mnft.runs.lock import Claim, claimed
+from mnft.runs.parents import warn_of_seen_images
+from mnft.runs.resume import check_resumable, find_run
 from mnft.runs.tensorboard import open_writer
 from mnft.runs.training_plot import draw_training
-from mnft.stopping import await_signal
-from mnft.wording import count
+from mnft.runs.writer import RunKeeper
+from mnft.signals import await_signal
+from mnft.text import count
+from mnft.training import stages
+from mnft.training.fit import out_of_patience
+from mnft.training.state import load_state, read_saved_progress
+from mnft.training.training import Training
 
 
 def run(

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError, features
 
 from mnft.errors import DataError
-from mnft.wording import count
+from mnft.text import count
 
 # Pillow's own warning limit. An RGBA image of that size takes 360 MB; decoders need up to
 # twice that for a moment.

@@ -14,7 +14,7 @@ from mnft.data.folder import FolderScan
 from mnft.errors import ConfigError
 
 if TYPE_CHECKING:  # a training reads lists, and must not wait for what finds the files
-    from mnft.data.findings import Finding
+    from mnft.data.check.findings import Finding
 
 _HEAD = "# mnft: files to leave out; data.exclude names this list"
 _EXPLANATION = """\

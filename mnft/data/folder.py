@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mnft.errors import DataError
-from mnft.wording import count
+from mnft.text import count
 
 IMAGE_SUFFIXES = frozenset(
     [

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from mnft.config.schema import DataConfig
-from mnft.data.cache import find_cache_folder
 from mnft.data.decode import Inspection, find_cures
 from mnft.data.exclude import Exclusion, exclude
 from mnft.data.folder import FolderScan, scan_folder
@@ -22,9 +21,10 @@ from mnft.data.manifest import (
     build_manifest,
     load_manifest,
 )
-from mnft.data.store import find_known_contents
+from mnft.data.store.cache import find_cache_folder
+from mnft.data.store.store import find_known_contents
 from mnft.errors import CheckpointError, ConfigError, DataError
-from mnft.wording import count
+from mnft.text import count
 
 _SHOWN = 10
 _LISTED_BAD = 100

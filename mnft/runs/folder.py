@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from mnft import files
-from mnft.engine.state import has_state
 from mnft.errors import CheckpointError, ConfigError
 from mnft.model.bundle import CONFIG
 from mnft.results import EpochResult
+from mnft.training.state import has_state
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,7 @@ class Points:
         """Watch this process from now on."""
         from torch.optim.optimizer import register_optimizer_step_post_hook
 
-        import mnft.data.store
+        import mnft.data.store.store
         import mnft.model.bundle
 
         sys.addaudithook(self._on_audit)
@@ -85,7 +85,7 @@ class Points:
             stream = builtins.open(path, mode)  # noqa: SIM115
             return _Torn(stream, self, path.name) if "a" in mode else stream
 
-        mnft.data.store.open = store_open  # type: ignore[attr-defined]
+        mnft.data.store.store.open = store_open  # type: ignore[attr-defined]
         save = mnft.model.bundle.save_file
 
         def half(path: Path) -> None:

@@ -15,7 +15,7 @@ from mnft.model.bundle import load_bundle
 
 pytestmark = pytest.mark.faults
 # The store's own reserve would keep it from filling the disk.
-NO_RESERVE = "import mnft.data.cache as cache; cache._RESERVE_BYTES = -(1 << 40)"
+NO_RESERVE = "import mnft.data.store.cache as cache; cache._RESERVE_BYTES = -(1 << 40)"
 needs_mounts = pytest.mark.skipif(not may_mount(), reason="this system lets users mount nothing")
 
 

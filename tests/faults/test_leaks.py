@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.slow]
 # After each epoch, in the training process itself.
 MEASURE = """
 import gc, re
-import mnft.runs.keeper as keeper
+import mnft.runs.writer as keeper
 keep = keeper.RunKeeper.keep
 def measured(self, state, result):
     keep(self, state, result)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from faults_support import Place, Warm, assert_same_run
 
-from mnft.data.store_index import compute_checks, parse_index
+from mnft.data.store.index import compute_checks, parse_index
 
 pytestmark = pytest.mark.faults
 # Wait at the point until the test says so, in a file.

@@ -19,7 +19,7 @@ STAGES = {
 # In the middle of an evaluation, which none of the points is.
 IN_EVALUATION = """
 import os, signal
-import mnft.engine.fit as fit
+import mnft.training.fit as fit
 compute = fit.compute_outputs
 def outputs(model, batches, **kwargs):
     def cut():

@@ -22,7 +22,7 @@ def serve() -> None:
     import torch
     from PIL import Image
 
-    import mnft.cli  # noqa: F401
+    import mnft.cli.app  # noqa: F401
 
     for name in ("commands.train", "commands.evaluate", "engine.fit", "data.stored_batches"):
         importlib.import_module(f"mnft.{name}")
@@ -55,7 +55,7 @@ def _become(spec: dict[str, Any]) -> None:
     try:
         _prepare(spec)
         sys.argv = ["mnft", *spec["args"]]
-        from mnft.cli import main
+        from mnft.cli.app import main
 
         main()
         code = 0
@@ -72,10 +72,10 @@ def _become(spec: dict[str, Any]) -> None:
 def _prepare(spec: dict[str, Any]) -> None:
     from points import Points
 
-    import mnft.runs.keeper
+    import mnft.runs.writer
 
     if (seconds := spec["save_interval"]) is not None:
-        mnft.runs.keeper.SAVE_INTERVAL_S = seconds
+        mnft.runs.writer.SAVE_INTERVAL_S = seconds
     at, record = spec.get("at", 0), spec.get("record")
     number = getattr(signal, spec.get("signal", "SIGKILL"))
 

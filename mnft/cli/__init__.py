@@ -1,0 +1,1 @@
+"""The command line: flags to requests, errors to exit codes."""

@@ -1,0 +1,338 @@
+"""The command line: flags to (path, overrides), errors to exit codes, commands loaded late."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mnft import __version__
+from mnft.cli.data import Json, Overrides, data_app, flag_of
+from mnft.cli.edge import edge_app
+from mnft.cli.exits import guarded
+from mnft.cli.starting import check_split, starting, starting_training
+from mnft.cli.usage import RunArgument, SettingsCommand, choose_model, find_missing_model
+from mnft.errors import ConfigError
+
+app = typer.Typer(
+    name="mnft",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="From a folder of images to a small, verified model.\n\n"
+    "Start with `mnft data fetch digits`, `mnft train configs/digits.yaml` and "
+    "`mnft eval --ckpt runs/digits`; for your own images with `mnft init IMAGES`.",
+)
+app.add_typer(data_app, name="data")
+app.add_typer(edge_app)
+
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(
+        "--ckpt", help="A run (its best model is taken), a model folder or an exported file."
+    ),
+]
+Workers = Annotated[
+    int | None, typer.Option("--workers", min=0, help="Loading processes; 0 is none.")
+]
+
+
+def _show_version(show: bool) -> None:
+    if show:
+        typer.echo(f"mnft {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show the library's log.")
+    ] = False,
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    from mnft import console
+
+    console.setup_logging(verbose=verbose)
+
+
+@app.command()
+@guarded
+def init(
+    images: Annotated[Path, typer.Argument(help="A folder of images.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where to write; default FOLDER.yaml.")
+    ] = None,
+    model: Annotated[str, typer.Option("--model", help="A timm model.")] = "mobilenetv2_100",
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+) -> None:
+    """Write a commented config for a folder of images.
+
+    The folder holds one folder a class (it is split in place), or train/, val/ and test/ folders
+    with such.
+
+    Example: `mnft init photos/ -o photos.yaml`
+    """
+    with starting(images=images):
+        from mnft.commands import init as command
+
+    with flag_of("model.name", f"--model {model}"):
+        command.run(images, output, model, force=force)
+
+
+@app.command(cls=SettingsCommand)
+@guarded
+def train(
+    config: Annotated[Path | None, typer.Argument(help="A YAML config.")] = None,
+    overrides: Overrides = [],  # noqa: B006 - Typer copies it
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            "--resume",
+            metavar="RUN|auto",
+            help="Go on with an interrupted run; with a config and `auto`, its newest, if any.",
+        ),
+    ] = None,
+    find_lr: Annotated[
+        bool, typer.Option("--find-lr", help="Suggest a learning rate instead of training.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune a model as a config says; prints the folder of the best model.
+
+    Progress goes to stderr, so that `BEST=$(mnft train CONFIG)` works in a script. A resumed run
+    ends as if it had never stopped; `--set train.epochs=N` extends it. In a loop that starts it
+    again, `mnft train CONFIG --resume auto` goes on with the newest run of this config, and
+    begins one where there is none.
+
+    Examples: `mnft train configs/digits.yaml`, `mnft train configs/flowers.yaml --set
+    optim.lr=3e-4 --set train.epochs=20`, `mnft train --resume runs/flowers`
+    """
+    if find_lr:
+        _find_lr(config, overrides, resume, as_json=as_json)
+        return
+    with starting_training(config, overrides, resume):
+        from mnft.commands import train as command
+
+    command.run(config, overrides, resume, as_json=as_json)
+
+
+def _find_lr(
+    config: Path | None, overrides: list[str], resume: Path | None, *, as_json: bool
+) -> None:
+    if config is None or resume is not None:
+        raise ConfigError("--find-lr needs a config, and goes with no --resume")
+    with starting(config=config, overrides=overrides):
+        from mnft.commands import find_lr as command
+
+    command.run(config, overrides, as_json=as_json)
+
+
+@app.command(cls=SettingsCommand)
+@guarded
+def distill(
+    config: Annotated[Path, typer.Argument(help="A YAML config of the student.")],
+    teacher: Annotated[
+        str | None,
+        typer.Option("--teacher", help="A run, a model folder or a timm name."),
+    ] = None,
+    overrides: Overrides = [],  # noqa: B006 - Typer copies it
+    as_json: Json = False,
+) -> None:
+    """Train a small model to answer as a larger one does; else like `mnft train`.
+
+    The teacher is a run or model folder that knows the same classes, or a pretrained timm model,
+    whose head is then fitted to the training images first. The same as `distill.teacher: ...` in
+    the config.
+
+    Example: `mnft distill configs/flowers.yaml --teacher runs/large --set
+    model.name=mobilenetv3_small_075`
+    """
+    from mnft.config.source import dump_inline
+
+    if teacher is not None:
+        overrides = [*overrides, f"distill.teacher={dump_inline(teacher)}"]
+    with starting(config=config, overrides=overrides, needs_teacher=True):
+        from mnft.commands import train as command
+
+    command.run(config, overrides, None, as_json=as_json)
+
+
+@app.command(cls=SettingsCommand)
+@guarded
+def bench(
+    config: Annotated[Path, typer.Argument(help="A YAML config.")],
+    overrides: Overrides = [],  # noqa: B006 - Typer copies it
+    batches: Annotated[int, typer.Option("--batches", min=1, help="Batches in a round.")] = 20,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds; the median counts.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Measure loading alone, updates alone and both, and say which one limits.
+
+    Example: `mnft bench configs/flowers.yaml --set train.batch_size=64`
+    """
+    with starting(config=config, overrides=overrides):
+        from mnft.commands import bench as command
+
+    command.run(config, overrides, batches=batches, rounds=rounds, as_json=as_json)
+
+
+@app.command("eval")
+@guarded
+def evaluate(
+    model: RunArgument = None,
+    checkpoint: Checkpoint = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Other images than those of the run.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", help="train, val or test; default test, or else val.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Folder to write; default RUN/eval, or eval-WHAT for other images.",
+        ),
+    ] = None,
+    device: Device = "auto",
+    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1)] = None,
+    workers: Workers = None,
+    flip: Annotated[
+        bool, typer.Option("--flip", help="Average each image with its mirror image.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Judge a trained model on images that it was not trained on.
+
+    Accuracy with its 95% interval, precision, recall and F1 of each class, calibration; writes
+    metrics.json, predictions.csv, per_class.csv, the confusion matrix, and pictures of the worst
+    mistakes and of how far confidence can be relied on.
+
+    Examples: `mnft eval runs/flowers`, `mnft eval --ckpt runs/flowers/best --data photos/`
+    """
+    check_split(split)
+    chosen = choose_model(model, checkpoint, "eval")
+    with starting(checkpoints=[chosen], images=data):
+        from mnft.commands import evaluate as command
+
+    with flag_of("train.device", f"--device {device}"):
+        command.run(
+            chosen,
+            data,
+            split,
+            output,
+            device_name=device,
+            batch_size=batch_size,
+            workers=workers,
+            flip=flip,
+            as_json=as_json,
+        )
+
+
+@app.command()
+@guarded
+def predict(
+    inputs: Annotated[
+        list[str], typer.Argument(help="Files, folders, globs, or - for a list on stdin.")
+    ],
+    checkpoint: Checkpoint = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write; default stdout.")
+    ] = None,
+    top_k: Annotated[int, typer.Option("--top-k", min=1, help="Classes to name.")] = 1,
+    json_lines: Annotated[
+        bool, typer.Option("--json", help="One JSON object a line instead of CSV.")
+    ] = False,
+    device: Device = "auto",
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 32,
+    workers: Workers = None,
+) -> None:
+    """Name what is in images, one row each; a file that cannot be read gets a row that says why.
+
+    Examples: `mnft predict --ckpt runs/flowers photo.jpg`, `mnft predict --ckpt runs/flowers
+    photos/ --top-k 3 -o out.csv`, `find . -name '*.jpg' | mnft predict --ckpt runs/flowers -`
+    """
+    if checkpoint is None:
+        raise find_missing_model(inputs)
+    with starting(checkpoints=[checkpoint]):
+        from mnft.commands import predict as command
+
+    with flag_of("train.device", f"--device {device}"):
+        command.run(
+            checkpoint,
+            inputs,
+            output,
+            top_k=top_k,
+            as_json_lines=json_lines,
+            device_name=device,
+            batch_size=batch_size,
+            workers=workers,
+        )
+
+
+@app.command()
+@guarded
+def models(
+    pattern: Annotated[
+        str | None, typer.Argument(help="Names with * and ?; default: MobileNets and LeNet-5.")
+    ] = None,
+    img_size: Annotated[
+        int | None, typer.Option("--img-size", min=8, help="Count MACs at this size.")
+    ] = None,
+    num_classes: Annotated[
+        int | None, typer.Option("--num-classes", min=1, help="Outputs; default the model's own.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List models with their parameters and multiply-accumulates (MACs).
+
+    Examples: `mnft models`, `mnft models 'mobilenetv3*' --img-size 160`
+    """
+    with starting():
+        from mnft.commands import models as command
+
+    command.run(pattern, img_size=img_size, num_classes=num_classes, as_json=as_json)
+
+
+@app.command()
+@guarded
+def doctor(
+    install: Annotated[
+        str | None,
+        typer.Option("--install", help="Set up the environment of a tool-chain: tflite."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what this machine can do, which export formats work, and what to mend.
+
+    Examples: `mnft doctor`, `mnft doctor --install tflite`
+    """
+    from mnft.commands import doctor as command
+
+    if install is not None:
+        command.install(install)
+        return
+    command.run(as_json=as_json)
+
+
+def main() -> None:
+    """Run the command line."""
+    from mnft import streams
+
+    streams.use_utf8()
+    streams.open_closed_streams()
+    streams.escape_what_cannot_be_encoded()
+    # Threads of torch that wait for one another must not spin for long: beside another busy
+    # process training was seen to come to a halt. Read when torch is loaded; the figures are in
+    # benchmarks/LOG.md.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    app()

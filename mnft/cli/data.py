@@ -1,0 +1,93 @@
+"""The verbs below `mnft data`, and the options that they share with the others."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mnft.cli.exits import guarded
+from mnft.cli.starting import starting
+from mnft.cli.usage import SettingsCommand
+
+data_app = typer.Typer(no_args_is_help=True, help="Bring data sets and check image folders.")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
+Overrides = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Set a config value, as optim.lr=3e-4."),
+]
+
+
+def flag_of(key: str, flag: str) -> AbstractContextManager[None]:
+    """Put the flag that stands for a config key in front of errors that name the key."""
+    from mnft.config.source import Source
+
+    return Source(places={tuple(key.split(".")): flag}).locating()
+
+
+@data_app.command("fetch")
+@guarded
+def data_fetch(
+    name: Annotated[str | None, typer.Argument(help="Name of a data set; see --list.")] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", help="Archive or folder that is already here, instead of the net."),
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option("--to", help="Folder to make; default data/NAME.")
+    ] = None,
+    show: Annotated[
+        bool, typer.Option("--list", help="List the data sets that are known.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Bring a known data set as an image folder.
+
+    The digits come with scikit-learn and need no network; the others are downloaded, checked
+    against their checksums and unpacked, or taken from a local archive.
+
+    Examples: `mnft data fetch digits`, `mnft data fetch flowers102 --from 102flowers.tgz`
+    """
+    from mnft.commands import fetch as command
+
+    command.run(name, source, to, show=show, as_json=as_json)
+
+
+@data_app.command("check", cls=SettingsCommand)
+@guarded
+def data_check(
+    target: Annotated[Path, typer.Argument(help="A config, or a folder of images.")],
+    overrides: Overrides = [],  # noqa: B006 - Typer copies it
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option("--ckpt", help="A run or model folder, to find likely wrong labels with."),
+    ] = None,
+    fix: Annotated[
+        Path | None,
+        typer.Option(
+            "--fix", help="List of files to leave out, to be written or added to (data.exclude)."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Find what would spoil a training: exit code 3 if there is something.
+
+    Files that cannot be decoded, classes that differ between splits, the same or nearly the same
+    picture in two splits or two classes, empty or small classes (as the config splits), unusual
+    sizes, colours and endings; for a config what a run will need. `--fix` deletes nothing.
+
+    Examples: `mnft data check photos/`, `mnft data check configs/flowers.yaml --fix leave_out.txt`
+    """
+    is_config = target.suffix in {".yaml", ".yml"} and not target.is_dir()
+    with starting(
+        config=target if is_config else None,
+        overrides=overrides if is_config else [],
+        checkpoints=[checkpoint] if checkpoint else [],
+        images=None if is_config else target,
+    ):
+        from mnft.commands import check as command
+
+    command.run(target, overrides, as_json=as_json, checkpoint=checkpoint, fix=fix)

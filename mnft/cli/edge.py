@@ -1,0 +1,175 @@
+"""The verbs that make something of a trained model: export, quantize, prune, compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mnft.cli.data import Json, Overrides
+from mnft.cli.exits import guarded
+from mnft.cli.starting import check_split, starting
+from mnft.cli.usage import RunArgument, SettingsCommand, choose_model
+
+edge_app = typer.Typer()
+
+Trained = Annotated[
+    Path | None, typer.Option("--ckpt", help="A run (its best model is taken) or a model folder.")
+]
+Data = Annotated[
+    Path | None, typer.Option("--data", help="Images to compare on, instead of the run's.")
+]
+Split = Annotated[str | None, typer.Option("--split", help="train, val or test; default val.")]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Folder to write; default below the run.")
+]
+
+
+@edge_app.command(cls=SettingsCommand)
+@guarded
+def export(
+    model: RunArgument = None,
+    checkpoint: Trained = None,
+    form: Annotated[
+        str,
+        typer.Option("--format", help="onnx, openvino, executorch, tflite, torchscript or coreml."),
+    ] = "onnx",
+    embed: Annotated[
+        bool,
+        typer.Option(
+            "--embed-preprocessing",
+            help="Put normalisation and softmax into the file: uint8 pixels in, probabilities out.",
+        ),
+    ] = False,
+    data: Data = None,
+    split: Split = None,
+    output: Output = None,
+    overrides: Overrides = [],  # noqa: B006 - Typer copies it
+    as_json: Json = False,
+) -> None:
+    """Write a model file for an edge device, and prove that it answers as the trained model does.
+
+    The file runs in its own runtime on real val images; one that names other classes or loses
+    accuracy is not kept, and the exit code is 3. Beside it lie labels.txt, model.json (what goes
+    in and comes out) and parity.json. Prints the path of the file.
+
+    Examples: `mnft export --ckpt runs/flowers`, `mnft export --ckpt runs/flowers --format tflite
+    --embed-preprocessing`
+    """
+    from mnft.exports.formats import find_format
+
+    find_format(form)
+    check_split(split)
+    chosen = choose_model(model, checkpoint, "export")
+    with starting(checkpoints=[chosen], overrides=overrides, images=data):
+        from mnft.commands import export as command
+
+    request = command.Request(chosen, form, data, split, output, embed)
+    command.run(request, overrides, as_json=as_json)
+
+
+@edge_app.command(cls=SettingsCommand)
+@guarded
+def quantize(
+    model: RunArgument = None,
+    checkpoint: Trained = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="Folder with train and val images, instead of the run's."),
+    ] = None,
+    output: Output = None,
+    overrides: Overrides = [],  # noqa: B006 - Typer copies it
+    as_json: Json = False,
+) -> None:
+    """Bring a model to int8, a quarter of its size, and prove that it is as accurate as before.
+
+    Ranges of activations come from training images. Where the file loses more than
+    quantize.max_accuracy_drop on val, the layers that lose most stay in float; if that is not
+    enough, the model is fine-tuned with rounding. A file that still loses more is not kept, and
+    the exit code is 3. quantization.json has the figures. Prints the path of the file.
+
+    Examples: `mnft quantize --ckpt runs/flowers`, `mnft quantize --ckpt runs/flowers --set
+    quantize.method=nncf`
+    """
+    chosen = choose_model(model, checkpoint, "quantize")
+    with starting(checkpoints=[chosen], overrides=overrides, images=data):
+        from mnft.commands import quantize as command
+
+    request = command.Request(chosen, data, output)
+    command.run(request, overrides, as_json=as_json)
+
+
+@edge_app.command(cls=SettingsCommand)
+@guarded
+def prune(
+    model: RunArgument = None,
+    checkpoint: Trained = None,
+    overrides: Overrides = [],  # noqa: B006 - Typer copies it
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="New run folder; default RUN/pruned-70.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Take channels out of a trained model until a share of its MACs is left, and fine-tune it.
+
+    The result is a run of its own, with the same split: evaluate, export, quantize, train or
+    prune it again. pruning.csv has accuracy against MACs. Prints the folder of the best model.
+
+    Examples: `mnft prune --ckpt runs/flowers`, `mnft prune --ckpt runs/flowers --set
+    prune.macs=0.5 --set prune.epochs=20`
+    """
+    chosen = choose_model(model, checkpoint, "prune")
+    with starting(checkpoints=[chosen], overrides=overrides):
+        from mnft.commands import prune as command
+
+    command.run(chosen, overrides, output, as_json=as_json)
+
+
+@edge_app.command()
+@guarded
+def compare(
+    models: Annotated[
+        list[Path],
+        typer.Argument(help="Runs (the best model of each), model folders, exports, model files."),
+    ],
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Images to judge on, instead of the first run's.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", help="train, val or test; default test, else val.")
+    ] = None,
+    exports: Annotated[
+        bool, typer.Option("--exports", help="Take all exports of each run as well.")
+    ] = False,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Add each torch model compiled by torch.compile.")
+    ] = False,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Of every model; default all cores.")
+    ] = None,
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=1, help="Turns of each model, ten calls each.")
+    ] = 10,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder to write; default comparison/.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Put models side by side: accuracy, size, memory, latency and throughput, on the same images.
+
+    All are measured in one run, in turns, so that the ratios hold on a busy machine too. The
+    Pareto front is marked: models that no other beats in accuracy and latency, or accuracy and
+    size. Prints a table and writes comparison.csv, .json, .md and .png.
+
+    Examples: `mnft compare runs/v2 --exports`, `mnft compare runs/lenet runs/v2 runs/v3 --compile
+    -o docs/comparison`
+    """
+    check_split(split)
+    with starting(checkpoints=models, images=data):
+        from mnft.commands import compare as command
+    from mnft.compare.latency import Plan
+
+    plan = Plan(threads=threads, rounds=rounds)
+    request = command.Request(models, data, split, output, exports, compiled, plan)
+    command.run(request, as_json=as_json)

@@ -1,0 +1,1 @@
+"""Smaller models: int8 and fewer channels."""

@@ -1,0 +1,1 @@
+"""int8: ways, calibration, and which one is kept."""

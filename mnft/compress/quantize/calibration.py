@@ -1,0 +1,75 @@
+"""The training images that int8 is calibrated on, as arrays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mnft.compress.quantize.int8 import choose_evenly
+from mnft.config.schema import Config
+from mnft.data.batches.batch import LoaderOptions
+from mnft.data.manifest import find_changes
+from mnft.device.ranks.distributed import Ranks
+from mnft.errors import CheckpointError, DataError
+from mnft.evaluation.checkpoint import Opened
+from mnft.evaluation.images import Selection, find_images
+from mnft.model.bundle import Bundle
+from mnft.training.inference import choose_eval_batch_size
+from mnft.training.inputs import build_eval_batches
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def find_calibration_images(opened: Opened, data: Path | None, count: int) -> Selection:
+    """Training images, as many of each class.
+
+    Args:
+        opened: the model.
+        data: a folder whose train images are taken; None takes the run's.
+        count: images.
+
+    Raises:
+        MnftError: no training images are known, or they have changed since the training.
+    """
+    if data is not None:
+        found = find_images(opened, data, "train", judging=False)
+    elif opened.manifest is None:
+        raise CheckpointError(
+            f"{opened.bundle.folder} does not lie in a run, so its training images are not known",
+            hint="name a folder that has train and val in it: --data DIR",
+        )
+    else:
+        manifest = opened.manifest
+        found = Selection(manifest.root, "train", manifest.split("train"), {})
+    if not found.samples:
+        raise DataError(f"{found.root}: no training images to calibrate on")
+    chosen = found.take(choose_evenly([sample.class_name for sample in found.samples], count))
+    known = opened.manifest if data is None else None
+    if known is not None and (changes := find_changes(known, chosen.samples)):
+        raise DataError(
+            f"{found.root}: {len(changes)} of {len(chosen.samples)} training images are not what "
+            "they were when the run began:\n  " + "\n  ".join(changes[:10]),
+            hint="if the folder moved, name it: --data DIR",
+        )
+    return chosen
+
+
+def read_images(bundle: Bundle, images: Selection, config: Config) -> Array:
+    """Decode images as evaluation does.
+
+    Returns:
+        (N, C, H, W) float32, normalised.
+    """
+    batches = build_eval_batches(
+        images.root,
+        images.samples,
+        bundle.class_names,
+        bundle.preprocessing,
+        batch_size=choose_eval_batch_size(config.eval, bundle.preprocessing),
+        options=LoaderOptions(torch.device("cpu"), workers=0, channels_last=False),
+        ranks=Ranks(),
+    )
+    return np.concatenate([np.ascontiguousarray(batch.images.numpy()) for batch in batches])

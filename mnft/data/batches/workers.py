@@ -1,0 +1,224 @@
+"""Images to batches on the device through worker processes, decoded or from the store."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing.queues
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+
+from mnft.data.batches.augment import Augment
+from mnft.data.batches.batch import WHOLE, Batch, Growth, LoaderOptions, finish
+from mnft.data.batches.raw import (
+    BatchDataset,
+    DecodedImages,
+    RawBatch,
+    Requests,
+    as_it_is,
+    size_of,
+)
+from mnft.data.batches.samplers import EpochSampler, EvalSampler
+from mnft.data.inspection import count_cores
+from mnft.data.store.store import StoredImages
+from mnft.data.transforms import Transform
+from mnft.errors import DataError
+from mnft.preprocessing import Preprocessing
+
+_PREFETCH = 2
+# What torch says when batches cannot travel from process to process.
+_SHARED_MEMORY = ("shared memory", "unable to write to file </torch", "unable to mmap", "Bus error")
+
+
+class LoadedBatches:
+    """An iterable of `Batch`, once for each epoch.
+
+    Without a `transform` the batches are those of `StoredBatches` on the CPU, bit for bit.
+
+    Args:
+        images: stored, or decoded in each epoch.
+        targets: the label of each; -1 where it has none.
+        preprocessing: for size and normalisation.
+        sampler: gives the keys of each batch.
+        options: how batches come about.
+        augment: how images are varied, as whole batches; None takes them as they are, "centre" the
+            middle crop of images that are kept whole.
+        transform: in the place of `augment`, varies a single image (C, H, W) uint8.
+        mix: mixup or cutmix.
+        growth: progressive resizing.
+        allow_bad: give images that cannot be decoded in `Batch.bad` instead of failing.
+    """
+
+    def __init__(
+        self,
+        images: StoredImages | DecodedImages,
+        targets: Sequence[int],
+        *,
+        preprocessing: Preprocessing,
+        sampler: EpochSampler | EvalSampler,
+        options: LoaderOptions,
+        augment: Augment = None,
+        transform: Transform | None = None,
+        mix: v2.Transform | None = None,
+        growth: Growth = WHOLE,
+        allow_bad: bool = False,
+    ) -> None:
+        self.sampler = sampler
+        self.in_device_memory = False
+        self._growth = growth
+        self._preprocessing = preprocessing
+        self._options = options
+        self._mix = mix
+        self._allow_bad = allow_bad
+        self._loader: DataLoader[RawBatch] = DataLoader(
+            BatchDataset(images, targets, preprocessing, augment, transform),
+            batch_sampler=Requests(sampler, preprocessing, growth),  # type: ignore[arg-type]
+            num_workers=options.workers,
+            collate_fn=as_it_is,
+            pin_memory=options.device.type == "cuda",
+            persistent_workers=options.workers > 0,
+            prefetch_factor=_PREFETCH if options.workers else None,
+            worker_init_fn=_end_where_batches_are_lost,
+            # Without its own generator the loader would draw from the global one, and the
+            # number of workers would change what follows.
+            generator=torch.Generator(),
+        )
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for raw in _until_lost(self._loader):
+            if raw.bad and not self._allow_bad:
+                bad = raw.bad[0][1]
+                raise DataError(
+                    f"{bad.path}: {bad.reason}",
+                    hint="it was readable when the run began: has the folder changed?",
+                )
+            yield self._to_device(raw)
+
+    def _to_device(self, raw: RawBatch) -> Batch:
+        device = self._options.device
+        images = raw.images.to(device, non_blocking=True)
+        targets = raw.targets.to(device, non_blocking=True)
+        if len(images):
+            images, targets = finish(
+                self._grow(images),
+                targets,
+                self._preprocessing,
+                mix=self._mix,
+                seed=raw.seed,
+                channels_last=self._options.channels_last,
+            )
+        return Batch(images, targets, raw.positions, raw.bad)
+
+    def _grow(self, images: Tensor) -> Tensor:
+        """What a transform has left whole, in the size of this epoch."""
+        size = size_of(self.sampler, self._preprocessing, self._growth)
+        if size == tuple(images.shape[-2:]):
+            return images
+        smaller = F.interpolate(images.float(), size=size, mode="bilinear", antialias=True)
+        return smaller.round_().clamp_(0, 255)
+
+
+def _end_where_batches_are_lost(_worker: int) -> None:
+    """End a loading process that cannot hand a batch over.
+
+    Its queue would print the error and drop the batch, for which the main process would wait
+    for ever.
+    """
+
+    if sys.platform == "win32":
+        return
+
+    def end(_error: Exception, _batch: object) -> None:
+        os.kill(os.getpid(), signal.SIGBUS)
+
+    signal.signal(signal.SIGBUS, signal.SIG_DFL)  # torch's own handler prints
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(end)  # type: ignore
+
+
+def _until_lost(loader: Iterable[RawBatch]) -> Iterator[RawBatch]:
+    """The batches, until a loading process is lost.
+
+    Raises:
+        DataError: it was killed, or could not hand its images over.
+    """
+    try:
+        yield from loader
+    except (RuntimeError, OSError, EOFError) as error:
+        if (lost := explain_lost_worker(error)) is None:
+            raise
+        raise lost from error
+
+
+def explain_lost_worker(error: BaseException) -> DataError | None:
+    """What a loading process that is lost makes torch raise, in words; None for other errors.
+
+    Torch raises some of it from a signal handler, wherever the main process is at that moment.
+    """
+    text = f"{error} {error.__cause__ or ''}"
+    is_full = isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename
+    if is_full or any(words in text for words in _SHARED_MEMORY):
+        return DataError(
+            "a process that loads images found no room in /dev/shm",
+            hint="enlarge it (docker run --shm-size=2g), or use fewer loading processes "
+            "(data.workers, or --workers); 0 needs none",
+        )
+    if isinstance(error, EOFError | ConnectionError) or (
+        isinstance(error, RuntimeError) and text.startswith("DataLoader worker")
+    ):
+        return DataError(
+            "a process that loads images was killed, often because memory ran out",
+            hint="use fewer of them: --set data.workers=N (a training goes on with `mnft train "
+            "--resume RUN`), or --workers N",
+        )
+    return None
+
+
+def choose_workers(
+    wanted: int | str, *, device: torch.device, batch_bytes: int, processes: int = 1
+) -> int:
+    """The number of decoding processes for `data.workers`.
+
+    `auto` takes half of the cores, at most four, beside a CPU that trains, and all but one, at
+    most eight, beside a GPU; it takes fewer where shared memory, through which batches
+    travel, is small (containers often have 64 MB).
+
+    Args:
+        wanted: a number, or "auto".
+        device: where training runs.
+        batch_bytes: size of one uint8 batch.
+        processes: training processes on this machine.
+
+    Raises:
+        DataError: a number is wanted, and shared memory cannot hold a single batch.
+    """
+    shared = Path("/dev/shm")
+    free = shutil.disk_usage(shared).free // processes if shared.is_dir() else None
+    if isinstance(wanted, int):
+        if wanted and free is not None and free < batch_bytes:
+            raise DataError(
+                f"/dev/shm has {free / 1e6:.1f} MB free, a batch takes {batch_bytes / 1e6:.1f} MB",
+                hint="enlarge it (docker run --shm-size=2g), or do without loading "
+                "processes (data.workers: 0, or --workers 0)",
+                key="data.workers",
+            )
+        return wanted
+    cores = count_cores() // processes
+    workers = min(8, max(1, cores - 1)) if device.type == "cuda" else min(4, cores // 2)
+    return workers if free is None else min(workers, free // count_shared_bytes(1, batch_bytes))
+
+
+def count_shared_bytes(workers: int, batch_bytes: int) -> int:
+    """Shared memory that loading processes need: batches under way, ready and in use."""
+    return workers * batch_bytes * (_PREFETCH + 2)

@@ -1,0 +1,1 @@
+"""`mnft data check`: what would spoil a training."""

@@ -1,0 +1,1 @@
+"""What makes training on the CPU faster or smaller."""

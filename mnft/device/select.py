@@ -1,0 +1,248 @@
+"""The machine that work runs on: device, arithmetic precision, seeds."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import random
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from mnft.device.gpu_driver import explain_missing_gpu, has_cuda
+from mnft.device.ranks.distributed import Ranks, agree
+from mnft.errors import ConfigError
+
+_log = logging.getLogger(__name__)
+_ALONE = Ranks()
+# glibc's numbers of its settings, and the environment variables by which people choose them.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_MALLOC_SETTINGS = (
+    "MALLOC_MMAP_MAX_",
+    "MALLOC_MMAP_THRESHOLD_",
+    "MALLOC_TRIM_THRESHOLD_",
+    "GLIBC_TUNABLES",
+)
+# Side of the images, in pixels, from which a CPU with bf16 trains faster in bf16.
+_BF16_FROM = 64
+
+
+def resolve_device(name: str, ranks: Ranks = _ALONE) -> torch.device:
+    """The device that `train.device` names, made the current one where it is a GPU.
+
+    `auto` is CUDA, then Apple's MPS, then the CPU; where it is the CPU of a machine with an NVIDIA
+    driver, a warning says why. Of several processes, which call this together, each takes a GPU of
+    its own.
+
+    Raises:
+        ConfigError: unknown, or not on this machine; or the processes cannot have a GPU each. In
+            every process alike.
+    """
+    places = agree(ranks, lambda: _find_place(name, ranks))
+    _check_together(places)
+    device = places[ranks.rank].device
+    if device.type == "cuda":
+        # Pinned memory and what names no device would open a context on GPU 0.
+        torch.cuda.set_device(device)
+    is_left_over = name == "auto" and device.type == "cpu" and ranks.local_rank == 0
+    if is_left_over and (reason := explain_missing_gpu()):
+        _log.warning("no GPU is used: %s", reason)
+    return device
+
+
+def find_device(name: str, ranks: Ranks = _ALONE) -> torch.device:
+    """As `resolve_device`, for this process alone and with no effect.
+
+    Raises:
+        ConfigError: unknown, or not on this machine.
+    """
+    if name in {"auto", "cuda"} and has_cuda():
+        # One of its own, also where the launcher shows each process a GPU of its own as number 0.
+        return torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
+    if name == "auto":
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"found {name!r}, expected auto, cpu, cuda, cuda:N or mps",
+            hint="did you mean cuda?" if name.startswith(("gpu", "cud", "nv")) else None,
+            key="train.device",
+        ) from error
+    if device.index is not None and device.type != "cuda":
+        raise ConfigError(
+            f"found {name!r}, expected auto, cpu, cuda, cuda:N or mps",
+            hint=f"did you mean {device.type}? GPUs alone have numbers",
+            key="train.device",
+        )
+    present = {
+        "cpu": True,
+        "cuda": has_cuda() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not present.get(device.type, False):
+        reason = explain_missing_gpu() if device.type == "cuda" and not has_cuda() else None
+        raise ConfigError(
+            f"this machine has no device {name!r}",
+            hint=reason or "`mnft doctor` shows what there is",
+            key="train.device",
+        )
+    if device.type == "cuda" and ranks.world_size > 1:
+        raise ConfigError(
+            f"found {name!r} for {ranks.world_size} processes, which need a GPU each",
+            hint="train.device: cuda gives each process its own",
+            key="train.device",
+        )
+    return device
+
+
+class _Place(NamedTuple):
+    """Where a process computes; `gpu` identifies the GPU whatever number it has there."""
+
+    device: torch.device
+    host: str
+    gpu: str | None
+
+
+def _find_place(name: str, ranks: Ranks) -> _Place:
+    device = find_device(name, ranks)
+    gpu = None
+    if device.type == "cuda" and ranks.world_size > 1:
+        gpu = str(torch.cuda.get_device_properties(device).uuid)
+    return _Place(device, socket.gethostname(), gpu)
+
+
+def _check_together(places: Sequence[_Place]) -> None:
+    """Refuse processes that share a GPU, which NCCL cannot serve, or of which some have none."""
+    first = places[0]
+    for rank, place in enumerate(places):
+        if place.device.type != first.device.type:
+            raise ConfigError(
+                f"rank 0 (on {first.host}) computes on {first.device.type}, "
+                f"rank {rank} (on {place.host}) on {place.device.type}",
+                hint="`mnft doctor` shows what a machine has; train.device: cpu goes everywhere",
+                key="train.device",
+            )
+        beside = [other for other in places if other.host == place.host]
+        gpus = {other.gpu for other in beside}
+        if place.gpu is not None and len(gpus) < len(beside):
+            raise ConfigError(
+                f"{len(beside)} processes on {place.host} find {len(gpus)} "
+                f"GPU{'s' if len(gpus) > 1 else ''}",
+                hint=f"start one process a GPU: torchrun --nproc-per-node {len(gpus)}",
+                key="train.device",
+            )
+
+
+def resolve_precision(
+    name: str, device: torch.device, *, key: str, img_size: int | None = None
+) -> torch.dtype:
+    """The dtype that a precision key (`train.precision` or `eval.precision`) names on a device.
+
+    `auto` is bf16 where the processor has it natively (GPUs from Ampere on, CPUs with AVX512-BF16
+    or AMX), fp16 on older GPUs, and else fp32. On a CPU small images stay in fp32, as bf16 gains
+    nothing there.
+
+    Args:
+        name: fp32, bf16, fp16 or auto.
+        device: that computes.
+        key: of the config, for the error.
+        img_size: side of the images in pixels, or None where it is not known.
+
+    Raises:
+        ConfigError: fp16 on a CPU, where it is slow and overflows.
+    """
+    if name == "fp16" and device.type == "cpu":
+        raise ConfigError("fp16 needs a GPU; use bf16 or fp32 on the CPU", key=key)
+    if name != "auto":
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    if device.type == "cuda":
+        # Asked of this GPU: torch.cuda.is_bf16_supported asks the current one. AMD's all have it.
+        native = torch.version.hip or torch.cuda.get_device_capability(device)[0] >= 8
+        return torch.bfloat16 if native else torch.float16
+    if device.type == "cpu" and (img_size is None or img_size >= _BF16_FROM) and cpu_has_bf16():
+        return torch.bfloat16
+    return torch.float32
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bf16 natively (AVX512-BF16 or AMX)."""
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
+    """Autocast to `dtype`; nothing for fp32."""
+    if dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def keep_freed_memory() -> None:
+    """Let freed tensors stay with the process, which on the CPU makes training faster.
+
+    glibc gives large blocks back to the kernel as soon as they are freed, and the kernel clears
+    fresh pages for the next tensor of the same size. Nothing happens where the C library is
+    another one, or where its environment variables say what is wanted.
+    """
+    if sys.platform != "linux" or any(name in os.environ for name in _MALLOC_SETTINGS):
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # a static Python; musl
+        return
+    mallopt(_M_MMAP_MAX, 0)
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def tune(device: torch.device) -> None:
+    """Let cuDNN try which of its algorithms is the fastest for each shape of images."""
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+
+
+@contextmanager
+def without_tuning() -> Iterator[None]:
+    """For shapes that are computed once, where trying algorithms costs more than it gains."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def make_deterministic(device: torch.device) -> None:
+    """Let operations give the same bits each time, and fail where torch has no such operation."""
+    if device.type == "cuda":
+        # Read when the first matrix product starts cuBLAS.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True)
+
+
+def seed_stream(seed: int, device: torch.device) -> None:
+    """Seed torch's generators that an update on `device` draws from (dropout and the like).
+
+    The same streams as after `torch.manual_seed`, which takes 0.1 ms an update, as it looks for
+    devices of every kind.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.default_generators[index].manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch; only this module touches global random states."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

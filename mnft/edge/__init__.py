@@ -1,1 +1,0 @@
-"""What a model costs on a device."""

@@ -1,0 +1,128 @@
+"""What `--ckpt` names: a run, a model folder, or an exported file, with the run it belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mnft.config.load import load_config
+from mnft.config.schema import Config
+from mnft.config.source import Source
+from mnft.data.lineage import unpack
+from mnft.data.manifest import Manifest, load_manifest
+from mnft.errors import CheckpointError
+from mnft.exports.artifact import find_artifact
+from mnft.exports.model import load_exported
+from mnft.model.bundle import RECORD, Bundle, load_bundle
+from mnft.runs.folder import RunFolder, find_bundle
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A model that is ready to run, and where it comes from.
+
+    Attributes:
+        bundle: the model; of an exported file it runs in the file's own runtime.
+        run: the folder that holds the model folder, a run where `manifest` is not None.
+        manifest: which images the run trained on.
+    """
+
+    bundle: Bundle
+    run: RunFolder
+    manifest: Manifest | None
+
+    @property
+    def trained_on(self) -> frozenset[str]:
+        """Shortened SHA-256 of the images that it, and the models before it, were trained on.
+
+        Raises:
+            CheckpointError: the model folder's record is damaged.
+        """
+        recorded = self.manifest.trained_on if self.manifest else frozenset()
+        try:
+            return recorded | unpack(self.bundle.record.get("trained_on", ""))
+        except ValueError as error:
+            raise CheckpointError(f"{self.bundle.folder / RECORD}: damaged: {error}") from error
+
+
+def open_checkpoint(path: Path, *, threads: int | None = None) -> Opened:
+    """Open a run's best model, a model folder or an exported file.
+
+    Args:
+        path: of any of them.
+        threads: of an exported file's runtime; None leaves it to the runtime.
+
+    Raises:
+        MnftError: none of them, or a damaged one.
+    """
+    if (folder := find_artifact(path)) is not None:
+        bundle = load_exported(folder, threads=threads)
+        # RUN/exports/onnx
+        exports = folder.resolve().parent
+        # As it was typed, unless the name says little (`.`) or the export is a link.
+        if folder.name not in {"", ".."} and folder.parent.resolve() == exports:
+            exports = folder.parent
+        run = _run_of(exports)
+    else:
+        folder = find_bundle(path)
+        bundle, run = load_bundle(folder), _run_of(folder)
+    manifest = _manifest_of(run)
+    if manifest is not None and manifest.class_names != bundle.class_names:
+        raise _other_classes(bundle, run, manifest)
+    return Opened(bundle, run, manifest)
+
+
+def open_trained(path: Path) -> Opened:
+    """Open a run's best model or a model folder, to make something of it.
+
+    Raises:
+        MnftError: none of them, a damaged one, or an exported file.
+    """
+    if find_artifact(path) is not None:
+        raise CheckpointError(
+            f"{path} is an exported file, expected a run or a model folder",
+            hint="name the run that it was made from",
+        )
+    return open_checkpoint(path)
+
+
+def load_settings(opened: Opened, overrides: Sequence[str]) -> tuple[Config, Source]:
+    """The run's config with overrides; of a model folder that lies in no run, the defaults.
+
+    Raises:
+        ConfigError: an override that cannot be used.
+    """
+    if opened.manifest is not None:
+        return load_config(opened.run.config, overrides)
+    return load_config(None, ["data.root=.", *overrides])
+
+
+def spell(folder: Path) -> str:
+    """A path that still says something elsewhere: as given, but for `.` and `..`."""
+    return str(folder if folder.name not in {"", ".."} else folder.resolve())
+
+
+def _other_classes(bundle: Bundle, run: RunFolder, manifest: Manifest) -> CheckpointError:
+    """The outputs of a model are named in the order of the classes that it was trained on."""
+    ours, theirs = bundle.class_names, manifest.class_names
+    what = f"knows {len(ours)} classes, the run {len(theirs)}"
+    if len(ours) == len(theirs):
+        place = next(i for i, pair in enumerate(zip(ours, theirs, strict=True)) if len({*pair}) > 1)
+        what = f"calls class {place + 1} {ours[place]!r}, the run {theirs[place]!r}"
+    return CheckpointError(
+        f"{bundle.folder} has other class names than {run.split}: it {what}",
+        hint="bring back the folder, or export the model again; a model of another training "
+        "belongs outside of this run",
+    )
+
+
+def _run_of(folder: Path) -> RunFolder:
+    """The run that a model folder lies in; `.` and `..` have a parent only once resolved."""
+    return RunFolder(folder.parent if folder.name not in {"", ".."} else folder.resolve().parent)
+
+
+def _manifest_of(run: RunFolder) -> Manifest | None:
+    # config.yaml alone is a usual name for other things.
+    is_run = run.config.is_file() and run.split.is_file()
+    return load_manifest(run.split) if is_run else None

@@ -1,0 +1,165 @@
+"""Likely wrong labels of a folder, by a trained model that has not learned from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mnft import console
+from mnft.data.batches.batch import LoaderOptions
+from mnft.data.batches.workers import choose_workers
+from mnft.data.check.findings import Finding
+from mnft.data.check.report import Checked
+from mnft.data.folder import ImageFile
+from mnft.data.lineage import shorten
+from mnft.data.manifest import Sample
+from mnft.device.ranks.distributed import Ranks
+from mnft.device.select import keep_freed_memory, resolve_device
+from mnft.errors import DataError, ModelError
+from mnft.evaluation.checkpoint import Opened, open_trained
+from mnft.evaluation.confident_learning import Array, cross_validate, find_label_errors
+from mnft.model.bundle import Bundle
+from mnft.training.head.fit import Features, compute_features, find_linear_head, has_linear_head
+from mnft.training.inputs import build_eval_batches
+
+_BATCH_SIZE = 64
+_SEED = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LabelCheck:
+    """What was judged: images new to the model by itself, images that it learned from crosswise."""
+
+    findings: list[Finding]
+    by_model: int
+    crosswise: int
+    unknown_class: int
+
+
+def check_labels(root: Path, checked: Checked, checkpoint: Path) -> LabelCheck:
+    """Find images whose label the model confidently contradicts.
+
+    Images that the run did not train on are judged by the model. Those that it did, or of which
+    that is not known, are judged by classifiers on its features that were fitted without them.
+
+    Raises:
+        MnftError: no model, one whose outputs are no linear layer on features, or none of its
+            classes in the folder.
+    """
+    keep_freed_memory()
+    opened = open_trained(checkpoint)
+    bundle = opened.bundle
+    if not has_linear_head(bundle.model, bundle.preprocessing.input_size):
+        raise ModelError(
+            f"{checkpoint}: its outputs are not one linear layer on features, which wrong labels "
+            "are found by"
+        )
+    images = [i for i in checked.images if checked.inspections[i.path].problem is None]
+    known = [image for image in images if image.class_name in bundle.class_names]
+    if not known:
+        raise DataError(
+            f"{root}: none of its classes is among those of {checkpoint}",
+            hint=f"the model knows {', '.join(bundle.class_names[:10])}",
+        )
+    contents = [checked.inspections[image.path].sha256 for image in known]
+    features = _compute(root, known, contents, bundle)
+    trained = _find_trained(opened, contents)
+    findings = [
+        *_judge(known, features.targets.numpy(), _ask(bundle, features), ~trained, bundle),
+        *_judge(
+            known, features.targets.numpy(), _cross(features, contents, trained), trained, bundle
+        ),
+    ]
+    count = int(trained.sum())
+    return LabelCheck(findings, len(known) - count, count, len(images) - len(known))
+
+
+def _find_trained(opened: Opened, contents: list[str]) -> Array:
+    """(N,) whether the model learned from each image, or may have."""
+    if opened.manifest is None and "trained_on" not in opened.bundle.record:
+        return np.ones(len(contents), dtype=bool)
+    learned = opened.trained_on
+    return np.array([shorten(content) in learned for content in contents], dtype=bool)
+
+
+def _compute(root: Path, images: list[ImageFile], contents: list[str], bundle: Bundle) -> Features:
+    device = resolve_device("auto")
+    samples = [
+        Sample(image.path, image.class_name, image.split or "all", content)
+        for image, content in zip(images, contents, strict=True)
+    ]
+    size = _BATCH_SIZE * math.prod(bundle.preprocessing.input_size)
+    workers = choose_workers("auto", device=device, batch_bytes=size)
+    batches = build_eval_batches(
+        root,
+        samples,
+        bundle.class_names,
+        bundle.preprocessing,
+        batch_size=_BATCH_SIZE,
+        options=LoaderOptions(device, workers, channels_last=True),
+        ranks=Ranks(),
+    )
+    done = 0
+    with console.progress("judging labels") as on_progress:
+        on_progress(0, len(samples))
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            on_progress(done, len(samples))
+
+        return compute_features(
+            bundle.model.to(device).to(memory_format=torch.channels_last),
+            batches,
+            device=device,
+            dtype=torch.float32,
+            ranks=Ranks(),
+            on_images=advance,
+        )
+
+
+def _ask(bundle: Bundle, features: Features) -> Array:
+    """(N, K) probabilities of the model itself."""
+    head = find_linear_head(bundle.model)
+    assert head is not None
+    with torch.inference_mode():
+        logits = head(features.values.to(head.weight.device)).float()
+        return np.asarray(torch.softmax(logits, 1).cpu().numpy())
+
+
+def _cross(features: Features, contents: list[str], trained: Array) -> Array:
+    """(N, K) probabilities of classifiers that were fitted to the other trained images."""
+    values, targets = features.values.numpy(), features.targets.numpy()
+    probabilities = np.zeros((len(targets), int(targets.max()) + 1))
+    groups = [content for content, own in zip(contents, trained, strict=True) if own]
+    found = cross_validate(values[trained], targets[trained], groups, _SEED)
+    probabilities[trained, : found.shape[1]] = found
+    return probabilities
+
+
+def _judge(
+    images: list[ImageFile], targets: Array, probabilities: Array, chosen: Array, bundle: Bundle
+) -> list[Finding]:
+    places = np.flatnonzero(chosen)
+    findings = []
+    for error in find_label_errors(probabilities[chosen], targets[chosen]):
+        image = images[places[error.position]]
+        what = f"labelled {image.class_name}, looks like {bundle.class_names[error.suggested]}"
+        more = f"{what} (more probable by {error.margin:.0%})"
+        findings.append(Finding("label", False, more, (image.path,), look_at=(image.path,)))
+    return findings
+
+
+def describe(found: LabelCheck) -> Mapping[str, int]:
+    """The counts, for people and scripts."""
+    return {
+        "by_model": found.by_model,
+        "crosswise": found.crosswise,
+        "unknown_class": found.unknown_class,
+        "found": len(found.findings),
+    }

@@ -1,0 +1,127 @@
+"""Two models on the same images: how far their answers differ, and whether that is too far."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from mnft.config.edge import ExportConfig
+from mnft.errors import GateError
+from mnft.tasks.classify.metrics import softmax
+from mnft.training.inference import Outputs
+
+DIFFERENT = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """An exported file against the trained model.
+
+    Attributes:
+        num_images: compared.
+        agreement: share of the images on which both name the same class.
+        accuracy_before: of the trained model on these images, in [0, 1].
+        accuracy_after: of the file.
+        largest_difference: of a logit; of a probability where the file gives probabilities.
+        mean_difference: likewise, over all images and classes.
+        disagreements: positions of the first images on which the two differ.
+        of: "logits" or "probabilities".
+    """
+
+    num_images: int
+    agreement: float
+    accuracy_before: float
+    accuracy_after: float
+    largest_difference: float
+    mean_difference: float
+    disagreements: tuple[int, ...]
+    of: str
+
+    @property
+    def accuracy_drop(self) -> float:
+        """Accuracy lost, negative where the file is better by chance."""
+        return self.accuracy_before - self.accuracy_after
+
+    def as_json(self) -> dict[str, Any]:
+        """For parity.json."""
+        values = asdict(self) | {"accuracy_drop": self.accuracy_drop}
+        values["disagreements"] = list(self.disagreements)
+        return values
+
+
+def compute_parity(reference: Outputs, exported: Outputs, *, probabilities: bool) -> Parity:
+    """Compare outputs for the same images.
+
+    Args:
+        reference: of the trained model.
+        exported: of the file.
+        probabilities: the file gives those, and its `logits` are their logarithms.
+
+    Raises:
+        ValueError: other images, or none.
+    """
+    if not len(reference.positions) or not np.array_equal(reference.positions, exported.positions):
+        raise ValueError("the outputs are not of the same images")
+    before, after = reference.logits.argmax(1), exported.logits.argmax(1)
+    ours, theirs = reference.logits, exported.logits
+    if probabilities:
+        # Not softmax of theirs, which would hide that they do not add up to 1.
+        ours, theirs = softmax(ours), np.exp(theirs)
+    difference = np.abs(ours.astype(np.float64) - theirs)
+    differing = np.flatnonzero(before != after)
+    return Parity(
+        num_images=len(before),
+        agreement=float((before == after).mean()),
+        accuracy_before=float((before == reference.targets).mean()),
+        accuracy_after=float((after == exported.targets).mean()),
+        # A logit that is no number makes the difference none, which no gate lets through.
+        largest_difference=float(difference.max()),
+        mean_difference=float(difference.mean()),
+        disagreements=tuple(int(reference.positions[i]) for i in differing[:DIFFERENT]),
+        of="probabilities" if probabilities else "logits",
+    )
+
+
+def find_failures(parity: Parity, gates: ExportConfig) -> list[str]:
+    """What keeps a file from being handed over; empty where nothing does."""
+    failures = []
+    if not np.isfinite(parity.largest_difference):
+        failures.append("it gives values that are not finite")
+    if parity.agreement < gates.min_agreement:
+        failures.append(
+            f"it names the same class on {parity.agreement:.2%} of {parity.num_images} images, "
+            f"expected at least {gates.min_agreement:.2%} (export.min_agreement)"
+        )
+    # Shares of whole images: half of the rounding of a float must not decide.
+    if parity.accuracy_drop > gates.max_accuracy_drop + 1e-9:
+        failures.append(
+            f"its accuracy on them is {parity.accuracy_after:.2%}, {parity.accuracy_drop:.2%} "
+            f"below the trained model's {parity.accuracy_before:.2%}, expected at most "
+            f"{gates.max_accuracy_drop:.2%} below (export.max_accuracy_drop)"
+        )
+    return failures
+
+
+def check_gates(parity: Parity, gates: ExportConfig, what: str) -> None:
+    """Refuse a file that answers otherwise than the trained model.
+
+    Raises:
+        GateError: with every gate that was not met.
+    """
+    if failures := find_failures(parity, gates):
+        raise GateError(
+            f"{what} does not answer as the trained model does and was not kept: "
+            + "; ".join(failures),
+            hint="a tool-chain's fault or other preprocessing; looser gates: "
+            "--set export.min_agreement=... --set export.max_accuracy_drop=...",
+        )
+
+
+def spread_evenly(count: int, wanted: int) -> Sequence[int]:
+    """`wanted` positions spread evenly over `count`, which lie in the order of the classes."""
+    if wanted >= count:
+        return range(count)
+    return [(2 * i + 1) * count // (2 * wanted) for i in range(wanted)]

@@ -1,0 +1,1 @@
+"""TFLite files, written in an environment of their own."""

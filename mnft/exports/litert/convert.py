@@ -1,0 +1,135 @@
+"""A model folder to a TFLite file, by a worker in LiteRT's own environment."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import tempfile
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+import mnft
+from mnft import files
+from mnft.data.inspection import count_cores
+from mnft.errors import ExportError
+from mnft.exports.litert import environment as litert_environment
+
+_LOGGER = logging.getLogger(__name__)
+_TAIL_LINES = 12
+# PYTHONPATH would do where mnft lies in a folder of its own; where it was installed it would bring
+# all of its neighbours, the newer torch among them.
+_BOOTSTRAP = """
+import runpy, sys
+from importlib.util import module_from_spec, spec_from_file_location
+folder = sys.argv.pop(1)
+spec = spec_from_file_location("mnft", folder + "/__init__.py", submodule_search_locations=[folder])
+sys.modules["mnft"] = package = module_from_spec(spec)
+spec.loader.exec_module(package)
+runpy.run_module("mnft.exports.litert.worker", run_name="__main__", alter_sys=True)
+"""
+
+
+def convert_to_litert(
+    model_folder: Path,
+    target: Path,
+    *,
+    embed_preprocessing: bool,
+    quantize: Literal["none", "dynamic", "int8"] = "none",
+    calibration: np.ndarray[Any, np.dtype[Any]] | None = None,
+    keep_float: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Write a TFLite file for one image (1, H, W, C) at a time.
+
+    Args:
+        model_folder: that `load_bundle` opens.
+        target: the file; takes the place of an older one when all went well.
+        embed_preprocessing: uint8 pixels in and probabilities out, rather than normalised float32
+            and logits.
+        quantize: "none"; "dynamic", weights alone in int8; "int8", activations too. Input and
+            output stay as they are.
+        calibration: for "int8": (N, H, W, C) images as the file takes them.
+        keep_float: regular expressions of the tensor names of layers that stay in float.
+
+    Returns:
+        Shapes and types of the file, versions, the number of int8 tensors.
+
+    Raises:
+        ExportError: the environment is not there, or the tool-chain cannot take the model; with
+            the end of its log.
+    """
+    python = litert_environment.find_python()
+    with (
+        tempfile.TemporaryDirectory(prefix="mnft-litert-") as scratch,
+        files.atomic_path(target) as temporary,
+    ):
+        folder = Path(scratch)
+        request: dict[str, Any] = {
+            "model_folder": str(model_folder.absolute()),
+            "target": str(temporary.absolute()),
+            "answer": str(folder / "answer.json"),
+            "embed_preprocessing": embed_preprocessing,
+            "quantize": quantize,
+            "keep_float": list(keep_float),
+            "threads": count_cores(),
+        }
+        if calibration is not None:
+            request["calibration"] = str(folder / "calibration.npy")
+            np.save(request["calibration"], calibration, allow_pickle=False)
+        return _run_worker(python, request, folder, model_folder)
+
+
+def _run_worker(
+    python: Path, request: Mapping[str, Any], folder: Path, model_folder: Path
+) -> dict[str, Any]:
+    request_path, log_path = folder / "request.json", folder / "log.txt"
+    request_path.write_text(json.dumps(request), encoding="utf-8")
+    package = str(Path(mnft.__file__).parent)
+    command = [str(python), "-I", "-u", "-c", _BOOTSTRAP, package, str(request_path)]
+    # A converter has no use for a GPU, and would take most of its memory.
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
+    with log_path.open("wb") as log:
+        code = subprocess.run(
+            command,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        ).returncode
+    text = log_path.read_text(encoding="utf-8", errors="replace")
+    _LOGGER.info("LiteRT's converter:\n%s", textwrap.indent(text, "  "))
+    answer = _read_answer(Path(request["answer"]))
+    if code == 0 and answer is not None:
+        return answer
+    if answer is not None and "error" in answer:
+        raise ExportError(answer["error"], hint=answer.get("hint"))
+    raise ExportError(
+        f"{model_folder}: LiteRT cannot convert it: {_describe_end(code)}\n" + _find_tail(text),
+        hint="`mnft -v export ...` shows the whole log; other formats may take this model",
+    )
+
+
+def _read_answer(path: Path) -> dict[str, Any] | None:
+    try:
+        answer = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return answer if isinstance(answer, dict) else None
+
+
+def _describe_end(code: int) -> str:
+    if code < 0:
+        return f"its process was killed by signal {-code} (9: often for want of memory)"
+    return f"exit code {code}"
+
+
+def _find_tail(text: str) -> str:
+    """The last lines that say something."""
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    return "\n".join(f"  {line}" for line in lines[-_TAIL_LINES:]) or "  (it said nothing)"

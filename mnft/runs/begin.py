@@ -1,0 +1,106 @@
+"""From a config to a training that can begin: early checks, images, parts; for several commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from mnft import console
+from mnft.commands import fetch
+from mnft.config.schema import Config
+from mnft.data.fetch import catalog
+from mnft.data.manifest import Manifest, find_changes, load_manifest
+from mnft.data.prepare import prepare_manifest
+from mnft.device.ranks.distributed import Ranks, broadcast
+from mnft.device.select import resolve_device, resolve_precision
+from mnft.errors import DataError
+from mnft.model.factory import check_model
+from mnft.runs.folder import RunFolder, check_name_is_free
+from mnft.runs.parents import inherit
+from mnft.runs.tensorboard import wants_writer
+from mnft.text import count
+from mnft.training.build import build_training
+from mnft.training.distill.teacher import check_teacher
+from mnft.training.inputs import UncheckedImages
+from mnft.training.optim import check_optimizer_name
+from mnft.training.training import Training
+
+
+def check_early(config: Config, ranks: Ranks, *, resumed: bool) -> torch.device:
+    """Find what can be found wrong before the images are looked at; gives the device."""
+    check_model(config.model)
+    check_optimizer_name(config.optim.name)
+    device = resolve_device(config.train.device, ranks)
+    resolve_precision(config.train.precision, device, key="train.precision")
+    resolve_precision(config.eval.precision, device, key="eval.precision")
+    wants_writer(config.run)
+    if config.distill.teacher:
+        check_teacher(config.distill)
+    if config.data.fetch:
+        catalog.describe(config.data.fetch)
+    if not resumed:
+        check_name_is_free(Path(config.run.dir).expanduser(), config.run.name)
+    return device
+
+
+def prepare(
+    config: Config, run_folder: RunFolder | None, device: torch.device, ranks: Ranks
+) -> tuple[Manifest, Training]:
+    """The images, and all that training on them takes.
+
+    Each image is decoded once: for the store, which finds those that cannot be. Only then all
+    are checked one by one, so that every bad file is named or left out.
+    """
+    if run_folder is None and config.data.store != "off":
+        try:
+            return _prepare(config, None, device, ranks, check_later=True)
+        except UncheckedImages:
+            pass
+    return _prepare(config, run_folder, device, ranks, check_later=False)
+
+
+def _prepare(
+    config: Config,
+    run_folder: RunFolder | None,
+    device: torch.device,
+    ranks: Ranks,
+    *,
+    check_later: bool,
+) -> tuple[Manifest, Training]:
+    manifest = broadcast(
+        ranks, lambda: _bring_manifest(config, run_folder, check_later=check_later)
+    )
+    training = build_training(
+        config,
+        manifest,
+        device=device,
+        ranks=ranks,
+        progress=console.progress,
+        checked=not check_later,
+    )
+    if ranks.is_main and run_folder is None:
+        counts = ", ".join(f"{len(manifest.split(s)):,} {s}" for s in manifest.splits)
+        taken = f"; split of {config.data.split_from}" if config.data.split_from else ""
+        names = len(manifest.class_names)
+        console.note(f"data     {manifest.root}: {names} classes, {counts}{taken}")
+    return manifest, training
+
+
+def _bring_manifest(config: Config, run_folder: RunFolder | None, *, check_later: bool) -> Manifest:
+    """The run's own manifest when it is resumed, or a new one from the folder."""
+    if run_folder:
+        manifest = load_manifest(run_folder.split)
+        if changes := find_changes(manifest, manifest.split("train") + manifest.split("val")):
+            raise DataError(
+                f"{manifest.root}: {count(len(changes), 'image')} changed since the run began:\n  "
+                + "\n  ".join(changes[:10]),
+                hint="restore them, or start a new run",
+            )
+        return manifest
+    root = Path(config.data.root).expanduser()
+    if not root.exists() and config.data.fetch:
+        fetch.bring(config.data.fetch, root)
+    with console.progress("checking images") as on_progress:
+        manifest = prepare_manifest(config.data, on_progress, check_later=check_later)
+    return inherit(manifest, config)

@@ -1,0 +1,126 @@
+"""Writes into the run folder what each epoch leaves: models, resume state, log."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from mnft.errors import CheckpointError
+from mnft.model.bundle import ModelCard, save_bundle
+from mnft.results import EpochResult
+from mnft.runs.folder import RunFolder, log_epoch
+from mnft.runs.lock import Claim
+from mnft.signals import patiently
+from mnft.training.state import TrainState, copy_to_cpu, describe_state, save_state
+
+# Least seconds between two saves of finished epochs.
+SAVE_INTERVAL_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """What goes into a model folder: weights by name, and the record beside them."""
+
+    weights: Mapping[str, Tensor]
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Unsaved:
+    """The last finished epoch, and the best one where its model is not on the disk yet."""
+
+    best: _Model | None
+    last: _Model
+    state: Mapping[str, Any]
+
+
+@dataclass
+class RunKeeper:
+    """Writes what each epoch leaves: models, resume state, log line, TensorBoard.
+
+    Writing the models and the state takes as long as a short epoch. An epoch that ends within
+    SAVE_INTERVAL_S of the last save is therefore logged, copied to memory, and written with the
+    next save. Used as a context manager, the keeper writes at the end what is in memory by then,
+    whatever the end is; only a process that is killed loses it, and computes it again.
+
+    Attributes:
+        run: where.
+        card: what belongs to the model.
+        facts: for mnft.json of the saved models, beside the epoch's result.
+        tensorboard: a SummaryWriter, or None.
+        claim: says whether the folder is still the run's own.
+    """
+
+    run: RunFolder
+    card: ModelCard
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    tensorboard: Any = None
+    claim: Claim | None = None
+    _unsaved: _Unsaved | None = field(default=None, init=False, repr=False)
+    _saved_at: float = field(default=-math.inf, init=False, repr=False)
+
+    def __enter__(self) -> RunKeeper:
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        if error is None:
+            with patiently():
+                self._save()
+            return
+        # What ended the training must be heard, not that the disk is full or memory short as well.
+        with suppress(OSError, RuntimeError, MemoryError, CheckpointError):
+            self._save()
+
+    def keep(self, state: TrainState, result: EpochResult) -> None:
+        """Save a finished epoch, or keep it in memory if the last save was a moment ago."""
+        self._check_claim()
+        content = describe_state(state)
+        is_due = time.monotonic() - self._saved_at >= SAVE_INTERVAL_S
+        if not is_due:
+            content = copy_to_cpu(content)
+        weights = content["model"] if content["ema"] is None else content["ema"]
+        last = _Model(weights, {**self.facts, "result": asdict(result)})
+        best = self._unsaved.best if self._unsaved else None
+        self._unsaved = _Unsaved(last if result.is_best else best, last, content)
+        if is_due:
+            self._save()
+        log_epoch(self.run, result)
+        if self.tensorboard is not None:
+            for name, value in asdict(result).items():
+                if isinstance(value, float):
+                    self.tensorboard.add_scalar(name.replace("_", "/", 1), value, result.epoch)
+            self.tensorboard.flush()
+
+    def snapshot(self, state: TrainState) -> None:
+        """Save the resume state within an epoch, after the models of the epochs before."""
+        self._save(describe_state(state))
+
+    def _save(self, state: Mapping[str, Any] | None = None) -> None:
+        """Write what is in memory; the state comes after the models that it refers to.
+
+        Args:
+            state: a newer one than that in memory.
+        """
+        # First of all, so that a second signal, which comes as an exception, ends it for good.
+        unsaved, self._unsaved = self._unsaved, None
+        if unsaved is None and state is None:
+            return
+        self._check_claim()
+        if unsaved is not None:
+            if unsaved.best is not None:
+                save_bundle(self.run.best, unsaved.best.weights, self.card, unsaved.best.record)
+            save_bundle(self.run.last, unsaved.last.weights, self.card, unsaved.last.record)
+            state = state or unsaved.state
+        assert state is not None
+        save_state(state, self.run.resume)
+        self._saved_at = time.monotonic()
+
+    def _check_claim(self) -> None:
+        if self.claim is not None:
+            self.claim.check()

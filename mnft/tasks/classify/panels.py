@@ -1,0 +1,271 @@
+"""Pictures of results as PNG files, drawn without a screen and without pyplot's global state."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from mnft.figures import find_fonts, make_drawable
+from mnft.files import atomic_path
+
+_DPI = 110
+# Inches: a cell with its count inside, a cell that only needs its label, and the whole matrix.
+_ROOMY_CELL, _SMALL_CELL, _MAX_SIDE = 0.45, 0.21, 24.0
+_CURVE_SIZE = (7.0, 4.2)
+_BAR_HEIGHT = 2.4  # also the least side of the matrix
+_MAX_COUNTED_CLASSES = 30
+_MAX_LABEL_CHARS = 28
+_NUM_LISTED = 25
+_MIN_TITLE_CHARS = 40
+_MARK = "#d55e00"  # the vermilion of Okabe and Ito, told from blue by every reader
+
+
+@dataclass(frozen=True, slots=True)
+class _Matrix:
+    """A confusion matrix ready to draw: counts (C, C), shares of each row (C, C), labels."""
+
+    counts: Any
+    shares: Any
+    labels: list[str]
+    legend: str | None  # of numbers in the labels
+    fonts: list[str]
+    side: float  # inches
+
+    @property
+    def cell_points(self) -> float:
+        return 72 * self.side / len(self.labels)
+
+    @property
+    def many(self) -> bool:
+        return len(self.labels) > _MAX_COUNTED_CLASSES
+
+    @property
+    def label_size(self) -> float:
+        return 8 if self.many else 10
+
+    @property
+    def heading_size(self) -> float:
+        # A large picture is looked at from further away first.
+        return 10.5 + self.side / 7
+
+
+def plot_confusion(
+    confusion: Sequence[Sequence[int]], class_names: Sequence[str], path: Path, *, title: str
+) -> None:
+    """Draw a confusion matrix as a PNG, atomically.
+
+    The colour shows the share of the true class, on a square-root scale so that rare confusions
+    stay visible. Up to 30 classes each count that is not 0 stands in its cell; with more, the most
+    frequent confusions are outlined and counted. From 11 classes on they are also listed at the
+    side. Where labels would overlap, only every second, third, ... class is named.
+
+    Args:
+        confusion: (C, C) counts, rows by true class, columns by predicted class.
+        class_names: C names; long ones are shortened with an ellipsis, and those that no font
+            here has are drawn as numbers.
+        path: the PNG to write.
+        title: the line above the matrix.
+    """
+    matrix = _build_matrix(confusion, class_names)
+    figure = Figure(figsize=(matrix.side, matrix.side), dpi=_DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1))
+    _draw_cells(axes, matrix)
+    _draw_labels(axes, matrix, title)
+    confusions = _find_confusions(matrix.counts)
+    if matrix.many:
+        _mark_confusions(axes, matrix, confusions)
+    else:
+        _draw_counts(axes, matrix, np.argwhere(matrix.counts).tolist())
+    if len(matrix.labels) > 10 and confusions:
+        _list_confusions(axes, matrix, confusions)
+    save_figure(figure, path)
+
+
+def plot_lr_curve(
+    lrs: Sequence[float],
+    losses: Sequence[float],
+    smoothed: Sequence[float],
+    path: Path,
+    *,
+    suggestion: float,
+    title: str,
+) -> None:
+    """Draw the loss over growing learning rates as a PNG, atomically, with the suggestion marked.
+
+    Losses far above the smoothed curve are cut off: once training diverges they have no limit.
+
+    Args:
+        lrs: (N,) learning rates, ascending.
+        losses: (N,) raw, drawn as points.
+        smoothed: (N,) drawn as a line.
+        path: the PNG to write.
+        suggestion: the learning rate to mark, within `lrs`.
+        title: the line above the curve.
+    """
+    figure = Figure(figsize=_CURVE_SIZE, dpi=_DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.plot(lrs, losses, ".", color="#9db8d2", markersize=4, label="one batch")
+    axes.plot(lrs, smoothed, color="#08519c", linewidth=2, label="smoothed")
+    axes.axvline(suggestion, color=_MARK, linewidth=1.2, linestyle="--")
+    height = float(np.interp(np.log(suggestion), np.log(lrs), smoothed))
+    label = f"suggested: {suggestion:g}"
+    axes.plot([suggestion], [height], "o", color=_MARK, markersize=7, label=label)
+    low, high = min(*losses, *smoothed), max(smoothed)
+    margin = 0.15 * (high - low) or 1.0
+    axes.set_ylim(low - margin, high + margin)
+    axes.set_xscale("log")
+    axes.set_xlim(lrs[0], lrs[-1])
+    axes.set_xlabel("learning rate", fontsize=10)
+    axes.set_ylabel("training loss", fontsize=10)
+    axes.grid(True, color="#dddddd", linewidth=0.4)
+    axes.tick_params(labelsize=9, length=2, width=0.5)
+    axes.legend(fontsize=9, loc="best", framealpha=0.9)
+    draw_title(axes, title, width=_CURVE_SIZE[0], size=11)
+    save_figure(figure, path)
+
+
+def _build_matrix(confusion: Sequence[Sequence[int]], class_names: Sequence[str]) -> _Matrix:
+    counts = np.asarray(confusion, dtype=np.int64)
+    num_classes = len(class_names)
+    if counts.shape != (num_classes, num_classes):
+        raise ValueError(f"a {counts.shape} confusion matrix for {num_classes} class names")
+    roomy = min(num_classes, _MAX_COUNTED_CLASSES) * _ROOMY_CELL
+    side = min(max(roomy, num_classes * _SMALL_CELL, _BAR_HEIGHT), _MAX_SIDE)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    names, legend = make_drawable(class_names, numbering="rows of per_class.csv")
+    labels = [shorten(name) for name in names]
+    return _Matrix(counts, shares, labels, legend, find_fonts(labels), side)
+
+
+def shorten(name: str, limit: int = _MAX_LABEL_CHARS) -> str:
+    """Keep both ends: names of one family often differ only in the last word."""
+    text = " ".join(name.split())
+    if len(text) <= limit:
+        return text
+    tail = limit // 3
+    return text[: limit - tail - 1] + "…" + text[-tail:]
+
+
+def _draw_cells(axes: Axes, matrix: _Matrix) -> None:
+    norm = PowerNorm(0.5, vmin=0, vmax=1)
+    image = axes.imshow(matrix.shares, cmap="Blues", norm=norm, interpolation="nearest")
+    width = 0.16 / matrix.side
+    gap = 0.15 / matrix.side
+    bar_axes = axes.inset_axes((1 + gap, 0, width, _BAR_HEIGHT / matrix.side))
+    bar = axes.figure.colorbar(image, cax=bar_axes, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1])
+    bar.ax.set_yticklabels(["0", "1%", "5%", "20%", "50%", "100%"], fontsize=8)
+    bar.set_label("share of the true class", fontsize=8)
+    bar.outline.set_linewidth(0.5)
+    edges = np.arange(len(matrix.labels) - 1) + 0.5
+    if matrix.cell_points > 10:
+        axes.hlines(edges, -0.5, len(matrix.labels) - 0.5, color="#dddddd", linewidth=0.4)
+        axes.vlines(edges, -0.5, len(matrix.labels) - 0.5, color="#dddddd", linewidth=0.4)
+
+
+def _draw_labels(axes: Axes, matrix: _Matrix, title: str) -> None:
+    size = matrix.label_size
+    step = math.ceil(1.15 * size / matrix.cell_points)
+    ticks = range(0, len(matrix.labels), step)
+    labels = [matrix.labels[tick] for tick in ticks]
+    text: dict[str, Any] = {"fontsize": size, "parse_math": False, "fontfamily": matrix.fonts}
+    slant: dict[str, Any] = {"rotation": 90, "va": "center"} if matrix.many else {"rotation": 45}
+    axes.set_xticks(ticks, labels, **text, **slant, ha="right", rotation_mode="anchor")
+    axes.set_yticks(ticks, labels, **text)
+    axes.tick_params(length=2, width=0.5)
+    axes.set_xlabel("predicted", fontsize=matrix.heading_size)
+    if matrix.legend:
+        # Below the labels, which are long: matplotlib knows where they end.
+        line = textwrap.fill(matrix.legend, max(_MIN_TITLE_CHARS, int(72 * matrix.side / 5)))
+        axes.set_xlabel(f"predicted\n{line}", fontsize=matrix.heading_size)
+    axes.set_ylabel("true", fontsize=matrix.heading_size)
+    draw_title(axes, title, width=matrix.side, size=matrix.heading_size)
+
+
+def draw_title(axes: Axes, title: str, *, width: float, size: float) -> None:
+    """Put a title above the axes, broken into lines that fit `width` inches at `size` points."""
+    text = textwrap.fill(title, max(_MIN_TITLE_CHARS, int(72 * width / (0.6 * size))))
+    axes.set_title(
+        text, loc="left", fontsize=size, fontfamily=find_fonts([title]), parse_math=False
+    )
+
+
+def _draw_counts(axes: Axes, matrix: _Matrix, cells: Iterable[Sequence[int]]) -> None:
+    digits = len(str(matrix.counts.max()))
+    size = min(10.0, 0.9 * matrix.cell_points / (0.64 * digits))
+    for row, column in cells:
+        # On the square-root colour scale the blue is dark from about this share on.
+        colour = "white" if matrix.shares[row, column] > 0.3 else "black"
+        count = str(matrix.counts[row, column])
+        axes.text(column, row, count, ha="center", va="center", fontsize=size, color=colour)
+
+
+def _find_confusions(counts: Any) -> list[tuple[int, int]]:
+    """Give the cells off the diagonal with the largest counts, largest first."""
+    wrong = counts - np.diag(np.diag(counts))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:_NUM_LISTED]
+    cells = [divmod(int(cell), len(counts)) for cell in order]
+    return [cell for cell in cells if wrong[cell] > 0]
+
+
+def _mark_confusions(axes: Axes, matrix: _Matrix, confusions: list[tuple[int, int]]) -> None:
+    # Where cells are only a few points wide, the outline is wider than its cell.
+    width = max(1.1, 7 / matrix.cell_points)
+    for row, column in confusions:
+        corner = (column - width / 2, row - width / 2)
+        axes.add_patch(Rectangle(corner, width, width, fill=False, edgecolor=_MARK, linewidth=1.8))
+    if matrix.cell_points > 10:
+        _draw_counts(axes, matrix, confusions)
+
+
+def _list_confusions(axes: Axes, matrix: _Matrix, confusions: list[tuple[int, int]]) -> None:
+    size, linespacing = matrix.heading_size - 2, 1.5
+    lines = ["most frequent confusions", "images, share of the true class, true → predicted", ""]
+    room = 72 * (matrix.side - _BAR_HEIGHT - 0.4) / (size * linespacing) - len(lines)
+    digits = len(str(matrix.counts[confusions[0]]))
+    for row, column in confusions[: int(room)]:
+        figures = f"{matrix.counts[row, column]:>{digits}}  {matrix.shares[row, column]:>4.0%}"
+        # A figure space is as wide as a digit, so the columns line up in a proportional font.
+        figures = figures.replace(" ", "\N{FIGURE SPACE}")
+        lines.append(f"{figures}   {matrix.labels[row]} → {matrix.labels[column]}")
+    axes.text(
+        1 + 0.3 / matrix.side,
+        1,
+        "\n".join(lines),
+        transform=axes.transAxes,
+        va="top",
+        fontsize=size,
+        linespacing=linespacing,
+        parse_math=False,
+        fontfamily=matrix.fonts,
+    )
+
+
+def style_axes(axes: Axes) -> None:
+    """What the pictures of curves have in common: a light grid, small ticks, no box."""
+    axes.grid(True, color="#e4e4e4", linewidth=0.5)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=9, length=2, width=0.5)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG, atomically."""
+    with atomic_path(path) as temporary, warnings.catch_warnings():
+        # A script that no installed font has is drawn as boxes: no reason to lose the picture.
+        warnings.filterwarnings("ignore", message=r"(?s).*[Gg]lyph.*missing")
+        figure.savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.15)

@@ -1,0 +1,195 @@
+"""The files of one evaluation: figures as JSON, predictions and counts as CSV, a picture."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from mnft.files import atomic_folder
+from mnft.results import Evaluation
+from mnft.tasks.classify.metrics import ECE_BINS, INTERVAL_LEVEL
+
+METRICS = "metrics.json"
+PREDICTIONS = "predictions.csv"
+PER_CLASS = "per_class.csv"
+CONFUSION = "confusion_matrix.csv"
+PICTURE = "confusion_matrix.png"
+RELIABILITY = "reliability.png"
+MISTAKES = "worst_mistakes.png"
+EVALUATION_FILES = frozenset(
+    {METRICS, PREDICTIONS, PER_CLASS, CONFUSION, PICTURE, RELIABILITY, MISTAKES}
+)
+MACRO_OVER = "classes that have images"
+
+# A spreadsheet takes a cell that starts so for a formula (OWASP, "CSV injection").
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """What a model said of each image.
+
+    Attributes:
+        paths: N paths, as they shall stand in the file.
+        targets: (N,) int in [0, C).
+        probabilities: (N, C) float in [0, 1], best from `metrics.softmax`: its float64 keeps the
+            argmax of the logits, and with it the agreement with the confusion matrix.
+    """
+
+    paths: list[str]
+    targets: NDArray[Any]
+    probabilities: NDArray[Any]
+
+
+def write_evaluation(
+    folder: Path,
+    evaluation: Evaluation,
+    predictions: Predictions,
+    class_names: Sequence[str],
+    *,
+    header: dict[str, Any],
+    unreadable: Mapping[str, str] | None = None,
+    root: Path | None = None,
+) -> None:
+    """Write an evaluation as a folder that appears whole or not at all.
+
+    The folder takes the place of an older one and holds metrics.json, predictions.csv,
+    per_class.csv, confusion_matrix.csv and .png, reliability.png and, where `root` is given and
+    there are mistakes, worst_mistakes.png. In the CSV files a path or class
+    name that starts with `=`, `+`, `-`, `@`, a tab or a carriage return gets a leading apostrophe,
+    so that a spreadsheet does not run it as a formula. Carriage returns, and bytes of a file name
+    that are not UTF-8, are written as backslash escapes.
+
+    Args:
+        folder: where the files go.
+        evaluation: the figures.
+        predictions: one row an image.
+        class_names: C names, in the order of the probabilities.
+        header: what was evaluated (checkpoint, split, data, ...), JSON values; the first keys of
+            metrics.json.
+        unreadable: path and reason of files that could not be decoded; they follow the others in
+            predictions.csv, with the reason as `error` and no prediction.
+        root: folder of the images, which `paths` are below.
+    """
+    # matplotlib is imported where pictures are drawn: `predict` needs this module, but none.
+    from mnft.tasks.classify.mistakes import plot_mistakes, plot_reliability
+    from mnft.tasks.classify.panels import plot_confusion
+
+    _check(evaluation, predictions, class_names)
+    names = [guard_cell(name) for name in class_names]
+    with atomic_folder(folder) as new:
+        _write_metrics(new / METRICS, evaluation, header)
+        write_csv(new / PREDICTIONS, _prediction_rows(predictions, names, unreadable or {}))
+        write_csv(new / PER_CLASS, _class_rows(evaluation))
+        write_csv(new / CONFUSION, _confusion_rows(evaluation, names))
+        plot_confusion(evaluation.confusion, class_names, new / PICTURE, title=_title(evaluation))
+        targets, probabilities = predictions.targets, predictions.probabilities
+        plot_reliability(targets, probabilities, new / RELIABILITY, ece=evaluation.ece)
+        if root is not None:
+            paths = predictions.paths
+            plot_mistakes(root, paths, targets, probabilities, class_names, new / MISTAKES)
+
+
+def _check(evaluation: Evaluation, predictions: Predictions, class_names: Sequence[str]) -> None:
+    num_images, num_classes = predictions.probabilities.shape
+    lengths = {len(predictions.paths), len(predictions.targets), evaluation.num_images}
+    if lengths != {num_images}:
+        raise ValueError(f"{num_images} rows of probabilities for {lengths} paths, targets, images")
+    if not len(class_names) == len(evaluation.confusion) == num_classes:
+        raise ValueError(f"{num_classes} columns of probabilities for {len(class_names)} classes")
+
+
+def _write_metrics(path: Path, evaluation: Evaluation, header: dict[str, Any]) -> None:
+    low, high = evaluation.accuracy_interval
+    figures = {
+        "num_images": evaluation.num_images,
+        "num_classes": len(evaluation.per_class),
+        "loss": evaluation.loss,
+        "accuracy": evaluation.accuracy,
+        "accuracy_interval": {
+            "low": low,
+            "high": high,
+            "level": INTERVAL_LEVEL,
+            "method": "wilson",
+        },
+        "top5_accuracy": evaluation.top5,
+        "macro": asdict(evaluation.macro),
+        "macro_over": MACRO_OVER,
+        "weighted": asdict(evaluation.weighted),
+        "expected_calibration_error": evaluation.ece,
+        "calibration_bins": ECE_BINS,
+        "per_class": [asdict(metrics) for metrics in evaluation.per_class],
+    }
+    taken = sorted(header.keys() & figures)
+    if taken:
+        raise ValueError(f"the header uses names of figures: {taken}")
+    text = json.dumps(header | figures, indent=2, ensure_ascii=False, allow_nan=False)
+    # A lone surrogate, from a file name that is not UTF-8, becomes \udcXX: JSON's own escape.
+    path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+
+
+def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
+    """Write rows as UTF-8 CSV; text that others chose goes through `guard_cell` first."""
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+
+
+def _prediction_rows(
+    predictions: Predictions, names: list[str], unreadable: Mapping[str, str]
+) -> Iterable[list[str]]:
+    columns = [f"p_{name}" for name in names]
+    yield ["path", "target", "prediction", "confidence", "correct", "error", *columns]
+    predicted = predictions.probabilities.argmax(axis=1).tolist()
+    rows = zip(
+        predictions.paths,
+        predictions.targets.tolist(),
+        predicted,
+        predictions.probabilities,
+        strict=True,
+    )
+    for path, target, prediction, probabilities in rows:
+        shown = [f"{probability:.6g}" for probability in probabilities.tolist()]
+        correct = str(int(prediction == target))
+        said = [names[prediction], shown[prediction], correct]
+        yield [guard_cell(path), names[target], *said, "", *shown]
+    for path, reason in unreadable.items():
+        yield [guard_cell(path), "", "", "", "", guard_cell(reason), *[""] * len(names)]
+
+
+def _class_rows(evaluation: Evaluation) -> Iterable[list[object]]:
+    yield ["class", "precision", "recall", "f1", "support", "predicted"]
+    for row in evaluation.per_class:
+        shares = [f"{share:.6g}" for share in (row.precision, row.recall, row.f1)]
+        yield [guard_cell(row.name), *shares, row.support, row.predicted]
+
+
+def _confusion_rows(evaluation: Evaluation, names: list[str]) -> Iterable[list[object]]:
+    yield ["true \\ predicted", *names]
+    for name, counts in zip(names, evaluation.confusion, strict=True):
+        yield [name, *counts]
+
+
+def guard_cell(text: str) -> str:
+    """The text as a spreadsheet takes it for text, not for a formula, and in one line."""
+    # The csv module leaves a bare carriage return unquoted, and readers end the row there.
+    return guard_formula(text).replace("\r", "\\r")
+
+
+def guard_formula(text: str) -> str:
+    """The text with an apostrophe in front where a spreadsheet would take it for a formula."""
+    return "'" + text if text.startswith(_FORMULA_STARTS) else text
+
+
+def _title(evaluation: Evaluation) -> str:
+    low, high = evaluation.accuracy_interval
+    interval = f"{INTERVAL_LEVEL:.0%} interval {low:.1%} to {high:.1%}"
+    return (
+        f"accuracy {evaluation.accuracy:.1%} ({interval}), "
+        f"macro F1 {evaluation.macro.f1:.3f}, {evaluation.num_images} images"
+    )

@@ -1,0 +1,50 @@
+"""Moments between two updates: a snapshot every few minutes, and the end where a signal asks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from mnft import signals as stopping
+from mnft.training.state import PartialEpoch, TrainState
+
+
+class Pauses:
+    """Saves what an epoch has done so far, from time to time and before the process stops.
+
+    Args:
+        state: of the training.
+        save: writes the state.
+        minutes: between two snapshots; None makes none.
+    """
+
+    def __init__(
+        self, state: TrainState, save: Callable[[TrainState], None], minutes: float | None
+    ) -> None:
+        self._state = state
+        self._save = save
+        self._seconds = None if minutes is None else 60 * minutes
+        self._last = time.monotonic()
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether a signal has asked for the end."""
+        return stopping.is_asked()
+
+    def is_due(self) -> bool:
+        """Whether to `take` one now."""
+        late = self._seconds is not None and time.monotonic() - self._last >= self._seconds
+        return late or self.is_stopping
+
+    def take(self, partial: PartialEpoch) -> None:
+        """Save the epoch so far.
+
+        Raises:
+            Interrupted: a signal has asked for the end.
+        """
+        self._state.partial = partial
+        self._save(self._state)
+        # The next update makes it untrue; who is interrupted later must not save it again.
+        self._state.partial = None
+        self._last = time.monotonic()
+        stopping.raise_if_asked()

@@ -1,0 +1,1 @@
+"""The head on features of the frozen backbone."""

@@ -1,0 +1,227 @@
+"""Fit a classifier to features of a frozen backbone, which are computed once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mnft.data.batches.batch import Batch
+from mnft.device.ranks.distributed import Ranks
+from mnft.device.select import autocast
+from mnft.tasks.classify.metrics import EpochMetrics, compute_epoch_metrics
+from mnft.training.inference import InParts, Rows, evaluating
+
+# Weight decays that are tried, all at once, on features of unit variance: from nearly none to
+# where the classifier underfits. Few images want more of it.
+WEIGHT_DECAYS = (1e-3, 1e-2, 1e-1, 0.3, 1.0, 3.0)
+_EPOCHS = 30
+_BATCH_SIZE = 256
+_LR = 1e-2
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What a frozen backbone makes of images.
+
+    Attributes:
+        values: (N, D) float32, the input of the classifier.
+        targets: (N,) int64.
+    """
+
+    values: Tensor
+    targets: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class HeadFit:
+    """A fitted classifier.
+
+    Attributes:
+        weight: (K, D).
+        bias: (K,).
+        weight_decay: the one of WEIGHT_DECAYS that was chosen on the val split.
+        train: loss and accuracy on the training features.
+        val: on the validation features.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    weight_decay: float
+    train: EpochMetrics
+    val: EpochMetrics
+
+
+def find_linear_head(model: nn.Module) -> nn.Linear | None:
+    """The classifier of a timm model, if it is one linear layer; else None."""
+    timm_model: Any = model
+    classifier = timm_model.get_classifier() if hasattr(model, "get_classifier") else None
+    return classifier if isinstance(classifier, nn.Linear) else None
+
+
+def has_linear_head(model: nn.Module, input_size: tuple[int, int, int]) -> bool:
+    """Whether the model's outputs are one linear layer on features that it gives."""
+    head = find_linear_head(model)
+    if head is None:
+        return False
+    parameter = next(model.parameters())
+    images = torch.linspace(-1, 1, math.prod(input_size), device=parameter.device)
+    with torch.inference_mode(), evaluating(model):
+        features = _forward_features(model, images.view(1, *input_size))
+        if features.ndim != 2 or features.shape[1] != head.in_features:
+            return False
+        outputs = model(images.view(1, *input_size))
+        return torch.allclose(head(features), outputs, rtol=1e-3, atol=1e-3)
+
+
+def compute_features(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    ranks: Ranks,
+    on_images: Callable[[int], None] | None = None,
+) -> Features:
+    """Run the backbone, in evaluation mode, over batches that hold every image once.
+
+    Args:
+        model: one for which `has_linear_head` holds; is given back in the mode it came in.
+        batches: of this process; the features of all are brought together, in order.
+        device: where the model is.
+        dtype: arithmetic.
+        ranks: the processes that share the images.
+        on_images: called with the number of images of each batch done.
+
+    """
+    rows = Rows(ranks)
+    fitting = InParts(lambda images: _forward_features(model, images).float())
+    with torch.inference_mode(), autocast(device, dtype), evaluating(model):
+        for batch in batches:
+            rows.add(batch.positions, fitting(batch.images), batch.targets)
+            if on_images:
+                on_images(len(batch.positions))
+        found = rows.collect()
+    assert found is not None
+    _, values, targets = found
+    return Features(values.clone(), targets.clone())  # for autograd, which takes no others
+
+
+def fit_head(
+    train: Features,
+    val: Features,
+    *,
+    num_classes: int,
+    class_weights: Tensor | None,
+    seed: int,
+    device: torch.device,
+) -> HeadFit:
+    """Multinomial logistic regression by Adam, for several weight decays side by side.
+
+    The largest weight decay is taken whose loss on the val split is within one standard error of
+    the smallest (the one-standard-error rule of Breiman et al., 1984, section 3.4.3): a classifier
+    with small weights that is as good is the better start for fine-tuning. There is no label
+    smoothing: it makes a linear classifier worse (benchmarks/LOG.md).
+
+    Args:
+        train: features to fit to.
+        val: features to choose the weight decay on.
+        num_classes: K.
+        class_weights: (K,) weights of the loss, or None.
+        seed: of the order.
+        device: where to compute.
+    """
+    values, targets = train.values.to(device), train.targets.to(device)
+    # Constant features, as of dead channels, stay as they are.
+    mean, std = values.mean(0), values.std(0, correction=0)
+    std = torch.where(std > 1e-6, std, torch.ones_like(std))
+    weights, biases = _optimize(
+        (values - mean) / std,
+        targets,
+        num_classes,
+        None if class_weights is None else class_weights.to(device),
+        torch.Generator().manual_seed(seed),
+    )
+    # The standardisation of the features goes into the weights.
+    weights = weights / std[:, None]
+    biases = biases - torch.einsum("d,mdk->mk", mean, weights)
+    best = _choose(val, weights, biases)
+    weight, bias = weights[best].cpu(), biases[best].cpu()
+    return HeadFit(
+        weight=weight.T.contiguous(),
+        bias=bias,
+        weight_decay=WEIGHT_DECAYS[best],
+        train=_judge(train, weight, bias),
+        val=_judge(val, weight, bias),
+    )
+
+
+def set_head(model: nn.Module, fitted: HeadFit) -> None:
+    """Give a model the fitted classifier."""
+    head = find_linear_head(model)
+    assert head is not None
+    with torch.no_grad():
+        head.weight.copy_(fitted.weight)
+        if head.bias is not None:
+            head.bias.copy_(fitted.bias)
+
+
+def _forward_features(model: nn.Module, images: Tensor) -> Tensor:
+    timm_model: Any = model
+    features: Tensor = timm_model.forward_head(timm_model.forward_features(images), pre_logits=True)
+    return features
+
+
+def _optimize(
+    values: Tensor,
+    targets: Tensor,
+    num_classes: int,
+    class_weights: Tensor | None,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """(M, D, K) weights and (M, K) biases for M weight decays."""
+    count, width = values.shape
+    decays = torch.tensor(WEIGHT_DECAYS, device=values.device)
+    weights = torch.zeros(len(decays), width, num_classes, device=values.device)
+    biases = torch.zeros(len(decays), 1, num_classes, device=values.device)
+    parameters = [weights.requires_grad_(), biases.requires_grad_()]
+    optimizer = torch.optim.Adam(parameters, lr=_LR)
+    # At least some hundred updates, however few images there are.
+    epochs = max(_EPOCHS, -(-200 * _BATCH_SIZE // max(count, _BATCH_SIZE)))
+    steps = epochs * -(-count // _BATCH_SIZE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LR, total_steps=steps)
+    for _ in range(epochs):
+        order = torch.randperm(count, generator=generator).to(values.device)
+        for start in range(0, count, _BATCH_SIZE):
+            chosen = order[start : start + _BATCH_SIZE]
+            logits = torch.matmul(values[chosen], weights) + biases
+            loss = F.cross_entropy(
+                logits.flatten(0, 1), targets[chosen].repeat(len(decays)), weight=class_weights
+            )
+            # The mean over the classifiers becomes their sum: each has its own problem.
+            penalty = (decays * weights.square().sum((1, 2))).sum() / 2
+            (loss * len(decays) + penalty).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+    return weights.detach(), biases.detach()[:, 0]
+
+
+def _choose(val: Features, weights: Tensor, biases: Tensor) -> int:
+    """The place of the weight decay to take; WEIGHT_DECAYS ascends."""
+    logits = torch.matmul(val.values, weights.cpu()) + biases.cpu()[:, None]
+    losses = torch.stack([F.cross_entropy(z, val.targets, reduction="none") for z in logits])
+    means = losses.mean(1)
+    best = int(means.argmin())
+    error = losses[best].std(correction=0) / math.sqrt(len(val.targets))
+    return int(torch.nonzero(means <= means[best] + error).max())
+
+
+def _judge(features: Features, weight: Tensor, bias: Tensor) -> EpochMetrics:
+    logits = features.values @ weight + bias
+    return compute_epoch_metrics(logits.numpy(), features.targets.numpy())

@@ -1,0 +1,334 @@
+"""From config and manifest to batches: whether images come from the store, and in which way."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from mnft.config.schema import Config
+from mnft.data.batches.batch import Batches, Growth, LoaderOptions
+from mnft.data.batches.raw import DecodedImages
+from mnft.data.batches.resample import DeviceImages
+from mnft.data.batches.samplers import EpochSampler, EvalSampler
+from mnft.data.batches.stored import StoredBatches, fits_on_device
+from mnft.data.batches.workers import LoadedBatches, choose_workers
+from mnft.data.manifest import Manifest, Sample
+from mnft.data.store.cache import find_cache_folder
+from mnft.data.store.geometry import EvalGeometry, TrainGeometry, choose_train_geometry
+from mnft.data.store.store import Geometry, Store, StoredImages, StoreUnavailable
+from mnft.data.transforms import build_mix, build_train_transform
+from mnft.device.ranks.distributed import Ranks, broadcast, gather
+from mnft.errors import DataError, MnftError
+from mnft.preprocessing import Preprocessing
+from mnft.text import count
+from mnft.training.inference import choose_eval_batch_size
+from mnft.training.optim import compute_balanced_weights
+
+_LOGGER = logging.getLogger(__name__)
+
+Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+
+
+@contextmanager
+def no_progress(_description: str) -> Iterator[Callable[[int, int], None]]:
+    """Shows nothing."""
+    yield lambda _done, _total: None
+
+
+class UncheckedImages(MnftError):
+    """Some images do not decode, or no store has tried: they must be checked one by one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Where the images of a run come from.
+
+    Attributes:
+        train: stored training images, on the disk or in a GPU's memory, or None where they are
+            decoded in every epoch, into the same pixels.
+        val: stored validation images, likewise.
+        note: how, in words.
+        folder: of the stored training images, where features can be kept too.
+    """
+
+    train: StoredImages | DeviceImages | None
+    val: StoredImages | DeviceImages | None
+    note: str
+    folder: Path | None = None
+
+
+def open_inputs(
+    config: Config,
+    manifest: Manifest,
+    preprocessing: Preprocessing,
+    *,
+    device: torch.device,
+    ranks: Ranks,
+    progress: Progress = no_progress,
+    checked: bool = True,
+) -> Inputs:
+    """Bring the images of the train and val splits into the store; the main process decodes.
+
+    On a GPU they go on into its memory if they fit, but for training images that an automatic
+    policy varies one by one. Where the store cannot be used a warning says why, and images are
+    decoded in every epoch: slower, but to the same batches.
+
+    Raises:
+        DataError: an image has changed since the manifest was made.
+        UncheckedImages: the images were not `checked` to decode, and some do not, or there is no
+            store.
+    """
+    if config.data.store == "off":
+        return Inputs(None, None, "off: every epoch decodes all images")
+    cache = find_cache_folder(config.data.store)
+    channels = preprocessing.input_size[0]
+    geometries: tuple[tuple[Geometry, str], ...] = (
+        (_train_geometry(config, preprocessing), "train"),
+        (EvalGeometry(preprocessing), "val"),
+    )
+    stores = [
+        (Store(cache, manifest.root, geometry, channels), manifest.split(split))
+        for geometry, split in geometries
+    ]
+    limit = int(config.data.store_limit_gb * 1e9)
+    try:
+        built, note = broadcast(ranks, lambda: _build(stores, manifest.root, limit, progress))
+        if not built:
+            raise StoreUnavailable(note)
+        train, val = _open(stores, ranks)
+    except DataError as error:
+        if checked:
+            raise
+        raise UncheckedImages(error.message) from error
+    except StoreUnavailable as error:
+        if not checked:
+            raise UncheckedImages(str(error)) from error
+        if ranks.is_main:
+            _LOGGER.warning(
+                "no store, every epoch decodes all images (slower, to the same batches): %s", error
+            )
+        return Inputs(None, None, f"none: {error}")
+    if fits_on_device([train, val], device):
+        whole_batches = config.augment.policy == "none"
+        placed = DeviceImages(train, device) if whole_batches else train
+        note = f"{note}, in the memory of {device}"
+        return Inputs(placed, DeviceImages(val, device), note, train.path.parent)
+    return Inputs(train, val, note, train.path.parent)
+
+
+def _open(
+    stores: list[tuple[Store, list[Sample]]], ranks: Ranks
+) -> tuple[StoredImages, StoredImages]:
+    """All processes open the stores, or none; one on another machine may not see them."""
+    try:
+        opened = [store.open(samples) for store, samples in stores]
+        problem = None
+    except StoreUnavailable as error:
+        problem = str(error)
+    for found in gather(ranks, problem):
+        if found is not None:
+            raise StoreUnavailable(found)
+    return opened[0], opened[1]
+
+
+def _build(
+    stores: list[tuple[Store, list[Sample]]], root: Path, limit: int, progress: Progress
+) -> tuple[bool, str]:
+    """Whether the stores hold all images, and what was done, or why not."""
+    started = time.perf_counter()
+    added = size = 0
+    try:
+        for store, samples in stores:
+            with progress("decoding images") as on_progress:
+                built = store.build(root, samples, limit, on_progress)
+            added += built.added
+            size += built.size_bytes
+    except StoreUnavailable as error:
+        return False, str(error)
+    where = f"{size / 1e6:,.0f} MB in {stores[0][0].folder.parent}"
+    if not added:
+        return True, f"all images decoded before, {where}"
+    seconds = time.perf_counter() - started
+    speed = f"{seconds:.1f} s ({added / seconds:,.0f}/s)"
+    return True, f"{count(added, 'image')} decoded in {speed}, {where}"
+
+
+def build_train_batches(
+    config: Config,
+    manifest: Manifest,
+    preprocessing: Preprocessing,
+    inputs: Inputs,
+    *,
+    device: torch.device,
+    ranks: Ranks,
+) -> Batches:
+    """The training batches of this process: shuffled, varied, mixed."""
+    samples = manifest.split("train")
+    labels = label(samples, manifest.class_names)
+    weights = None
+    if config.train.sampler == "balanced":
+        per_class = compute_balanced_weights(labels, len(manifest.class_names))
+        weights = [per_class[label] for label in labels]
+    sampler = EpochSampler(
+        len(samples),
+        get_batch_size(config),
+        seed=config.train.seed,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        weights=weights,
+    )
+    mix = build_mix(config.augment, len(manifest.class_names))
+    growth = Growth(config.train.start_size, config.train.epochs)
+    stored, whole = inputs.train, config.augment.policy == "none"
+    # On a GPU, images that it cannot hold are varied by processes beside it.
+    beside = device.type == "cuda" and isinstance(stored, StoredImages)
+    if stored is not None and not beside and whole:
+        return StoredBatches(
+            stored,
+            labels,
+            preprocessing=preprocessing,
+            sampler=sampler,
+            device=device,
+            channels_last=config.train.channels_last,
+            augment=config.augment,
+            mix=mix,
+            growth=growth,
+        )
+    assert not isinstance(stored, DeviceImages)
+    return LoadedBatches(
+        _decoded(manifest.root, samples, _train_geometry(config, preprocessing))
+        if stored is None
+        else stored,
+        labels,
+        preprocessing=preprocessing,
+        sampler=sampler,
+        options=choose_loader_options(config, preprocessing, device, ranks),
+        augment=config.augment if whole else None,
+        transform=None if whole else build_train_transform(config.augment, preprocessing),
+        mix=mix,
+        growth=growth,
+    )
+
+
+def build_view(
+    config: Config,
+    manifest: Manifest,
+    preprocessing: Preprocessing,
+    inputs: Inputs,
+    split: Literal["train", "val"],
+    *,
+    device: torch.device,
+    ranks: Ranks,
+) -> Batches:
+    """Every image of a split once, in order, as evaluation sees it.
+
+    Of training images the middle of what the store keeps is cut; that differs from the pixels of
+    evaluation by the rounding of one resize more or less.
+    """
+    samples = manifest.split(split)
+    stored = inputs.train if split == "train" else inputs.val
+    augment: Literal["centre"] | None = "centre" if split == "train" else None
+    labels = label(samples, manifest.class_names)
+    stored_for = None if stored is None else device
+    batch_size = choose_eval_batch_size(config.eval, preprocessing, stored_for=stored_for)
+    sampler = _eval_sampler(len(samples), batch_size, ranks)
+    if stored is None:
+        geometry = (
+            _train_geometry(config, preprocessing) if augment else EvalGeometry(preprocessing)
+        )
+        return LoadedBatches(
+            _decoded(manifest.root, samples, geometry),
+            labels,
+            preprocessing=preprocessing,
+            sampler=sampler,
+            options=choose_loader_options(config, preprocessing, device, ranks),
+            augment=augment,
+        )
+    return StoredBatches(
+        stored,
+        labels,
+        preprocessing=preprocessing,
+        sampler=sampler,
+        device=device,
+        channels_last=config.train.channels_last,
+        augment=augment,
+    )
+
+
+def build_eval_batches(
+    root: Path,
+    samples: list[Sample],
+    class_names: tuple[str, ...],
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    options: LoaderOptions,
+    ranks: Ranks,
+) -> LoadedBatches:
+    """Evaluation batches of files whose classes are matched by name."""
+    return LoadedBatches(
+        _decoded(root, samples, EvalGeometry(preprocessing)),
+        label(samples, class_names),
+        preprocessing=preprocessing,
+        sampler=_eval_sampler(len(samples), batch_size, ranks),
+        options=options,
+    )
+
+
+def _train_geometry(config: Config, preprocessing: Preprocessing) -> TrainGeometry:
+    return choose_train_geometry(preprocessing, (config.augment.scale[0], config.augment.scale[1]))
+
+
+def _decoded(root: Path, samples: list[Sample], geometry: Geometry) -> DecodedImages:
+    paths, sums = [root / sample.path for sample in samples], [sample.sha256 for sample in samples]
+    return DecodedImages(paths, geometry, sums)
+
+
+def choose_loader_options(
+    config: Config, preprocessing: Preprocessing, device: torch.device, ranks: Ranks
+) -> LoaderOptions:
+    """Worker processes for what is not done on whole batches."""
+    eval_batch_size = choose_eval_batch_size(config.eval, preprocessing)
+    batch_size = max(get_batch_size(config) // ranks.world_size, eval_batch_size)
+    workers = choose_workers(
+        config.data.workers,
+        device=device,
+        batch_bytes=batch_size * math.prod(preprocessing.input_size),
+        processes=ranks.local_world_size,
+    )
+    return LoaderOptions(device, workers, config.train.channels_last)
+
+
+def get_batch_size(config: Config) -> int:
+    """`train.batch_size` once it is a number; `auto` is resolved before a training is built."""
+    assert config.train.batch_size != "auto"
+    return config.train.batch_size
+
+
+def label(samples: list[Sample], class_names: tuple[str, ...]) -> list[int]:
+    """The label of each sample: the place of its class's name.
+
+    Raises:
+        DataError: the model does not know a class.
+    """
+    labels = {name: place for place, name in enumerate(class_names)}
+    if unknown := sorted({sample.class_name for sample in samples} - set(labels)):
+        more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
+        raise DataError(
+            f"the split has classes that the model does not know: {', '.join(unknown[:10])}{more}",
+            hint="the class names of the model, or split.json, were changed after the training: "
+            "restore them from a copy",
+        )
+    return [labels[sample.class_name] for sample in samples]
+
+
+def _eval_sampler(num_samples: int, batch_size: int, ranks: Ranks) -> EvalSampler:
+    return EvalSampler(num_samples, batch_size, rank=ranks.rank, world_size=ranks.world_size)
