@@ -9,7 +9,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 from rich.cells import cell_len
@@ -22,6 +22,7 @@ from rich.text import Text
 
 from mnft.errors import Interrupted, MnftError
 from mnft.layout import GAP, Figure, fit_line, split_columns
+from mnft.reporter import Reporter
 from mnft.results import EpochResult, StepProgress
 
 # Terminal escapes in file and class names must not reach the terminal; nor surrogates, which stand
@@ -196,8 +197,31 @@ def progress(description: str) -> Iterator[Callable[[int, int], None]]:
         yield show
 
 
-class TrainingDisplay:
-    """An observer that draws a bar on a terminal and prints one plain line an epoch."""
+class TerminalReporter(Reporter):
+    """Shows what library code reports: messages on stderr, and a bar on a terminal."""
+
+    def note(self, message: str) -> None:
+        """Print a plain line."""
+        note(message)
+
+    def warn(self, message: str) -> None:
+        """Print `warning: ...`."""
+        warn(message)
+
+    def error(self, error: MnftError | Interrupted) -> None:
+        """Print `error: ...` and its hint."""
+        show_error(error)
+
+    def track(self, description: str) -> AbstractContextManager[Callable[[int, int], None]]:
+        """Draw a bar."""
+        return progress(description)
+
+
+REPORTER = TerminalReporter()
+
+
+class TrainingDisplay(TerminalReporter):
+    """Also draws a bar for the updates of an epoch, and prints one plain line an epoch."""
 
     def __init__(self) -> None:
         self._console = _console(stderr=True)

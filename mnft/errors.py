@@ -65,6 +65,14 @@ class GateError(MnftError):
     exit_code = 3
 
 
+def first_line(error: BaseException, *, default: str | None = None, limit: int = 300) -> str:
+    """The first line of an error's text, at most `limit` characters; its type if it has none."""
+    text = str(error).strip()
+    if not text:
+        return type(error).__name__ if default is None else default
+    return text.splitlines()[0][:limit]
+
+
 class Interrupted(BaseException):
     """The process was asked to stop; what was saved can be resumed.
 

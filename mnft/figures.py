@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import logging
+import textwrap
 import unicodedata
+import warnings
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font_names
 from matplotlib.ft2font import FT2Font
+
+from mnft.files import atomic_path
 
 _OWN = "DejaVu Sans"  # comes with matplotlib, and has no Chinese, Japanese, Korean, Hindi or Thai
 # Tried first, as a font with serifs or for headlines may have the characters as well.
@@ -109,3 +116,49 @@ def _covered(family: str, characters: frozenset[str]) -> frozenset[str]:
         return frozenset(c for c in characters if font.get_char_index(ord(c)))
     except (OSError, RuntimeError, ValueError):  # gone, damaged, or of bitmaps alone
         return frozenset()
+
+
+_DPI = 110
+
+
+_MAX_LABEL_CHARS = 28
+
+
+_MIN_TITLE_CHARS = 40
+
+
+_MARK = "#d55e00"  # the vermilion of Okabe and Ito, told from blue by every reader
+
+
+def shorten(name: str, limit: int = _MAX_LABEL_CHARS) -> str:
+    """Keep both ends: names of one family often differ only in the last word."""
+    text = " ".join(name.split())
+    if len(text) <= limit:
+        return text
+    tail = limit // 3
+    return text[: limit - tail - 1] + "…" + text[-tail:]
+
+
+def draw_title(axes: Axes, title: str, *, width: float, size: float) -> None:
+    """Put a title above the axes, broken into lines that fit `width` inches at `size` points."""
+    text = textwrap.fill(title, max(_MIN_TITLE_CHARS, int(72 * width / (0.6 * size))))
+    axes.set_title(
+        text, loc="left", fontsize=size, fontfamily=find_fonts([title]), parse_math=False
+    )
+
+
+def style_axes(axes: Axes) -> None:
+    """What the pictures of curves have in common: a light grid, small ticks, no box."""
+    axes.grid(True, color="#e4e4e4", linewidth=0.5)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=9, length=2, width=0.5)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG, atomically."""
+    with atomic_path(path) as temporary, warnings.catch_warnings():
+        # A script that no installed font has is drawn as boxes: no reason to lose the picture.
+        warnings.filterwarnings("ignore", message=r"(?s).*[Gg]lyph.*missing")
+        figure.savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.15)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import glob
 import json
 import os
@@ -174,3 +175,9 @@ def _give_usual_permissions(path: Path, mode: int) -> None:
     mask = os.umask(0)
     os.umask(mask)
     path.chmod(mode & ~mask)
+
+
+def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
+    """Write rows as UTF-8 CSV; text that others chose goes through `guard_cell` first."""
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
@@ -34,3 +38,68 @@ def name_processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
         if done.stdout.strip():
             return done.stdout.strip()
     return platform.processor() or platform.machine()
+
+
+def count_cores() -> int:
+    """Cores that this process may use; only Linux tells which those are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _peak_of_process() -> float:
+    """Bytes."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Unlike ru_maxrss, which begins with what the process that started this one had.
+        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return float(line.split()[1]) * 1024
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def _read_processor() -> str:
+    path = Path("/proc/cpuinfo")
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _read_available() -> Iterator[int]:
+    path = Path("/proc/meminfo")
+    lines = path.read_text(encoding="ascii").splitlines() if path.is_file() else []
+    for line in lines:
+        if line.startswith("MemAvailable:"):
+            yield int(line.split()[1]) * 1024
+
+
+def _read_limit() -> Iterator[int]:
+    """What a container may use in all."""
+    path = Path("/sys/fs/cgroup/memory.max")
+    text = path.read_text(encoding="ascii").strip() if path.is_file() else ""
+    if text.isdigit():
+        yield int(text)
+
+
+def find_missing(packages: tuple[str, ...]) -> list[str]:
+    """Those of the packages that are not installed."""
+    return [name for name in packages if _version(name) is None]
+
+
+def read_versions(packages: tuple[str, ...]) -> dict[str, str]:
+    """The installed versions, for records."""
+    return {name: found for name in packages if (found := _version(name)) is not None}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -20,9 +20,9 @@ from mnft.errors import ModelError
 from mnft.model.bundle import ModelCard, load_bundle, save_bundle
 from mnft.model.factory import build_model
 from mnft.preprocessing import Preprocessing
+from mnft.tasks.classify.head import Criterion
 from mnft.training.distill.loss import DistillationLoss, InputAdapter
 from mnft.training.distill.teacher import Teacher, check_teacher, load_teacher
-from mnft.training.optim import Criterion
 
 CLASSES = ("cat", "cow", "dog")
 CPU = torch.device("cpu")

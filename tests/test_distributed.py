@@ -31,14 +31,8 @@ from typer.testing import Result
 
 from mnft import signals as stopping
 from mnft.device.ranks import distributed
-from mnft.device.ranks.distributed import (
-    Ranks,
-    agree,
-    broadcast,
-    gather,
-    process_group,
-    synchronize_batchnorm,
-)
+from mnft.device.ranks.batchnorm import synchronize_batchnorm
+from mnft.device.ranks.distributed import Ranks, agree, broadcast, gather, process_group
 from mnft.errors import ConfigError, DataError, Interrupted
 
 Cli = Callable[..., Result]

@@ -13,8 +13,9 @@ from typer.testing import Result
 
 from mnft.config.schema import DataConfig
 from mnft.data.check.findings import Finding
+from mnft.data.check.leave_out import write_list
 from mnft.data.check.report import check_folder
-from mnft.data.exclude import exclude, read_list, write_list
+from mnft.data.exclude import exclude, read_list
 from mnft.data.folder import scan_folder
 from mnft.data.manifest import load_manifest
 from mnft.data.prepare import prepare_manifest

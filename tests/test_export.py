@@ -30,8 +30,9 @@ from mnft.data.transforms import build_eval_transform, normalize
 from mnft.exports import convert as conversion
 from mnft.exports import formats, graph
 from mnft.exports.artifact import read_artifact
-from mnft.exports.formats import FORMATS, find_missing
+from mnft.exports.formats import FORMATS
 from mnft.exports.session import open_session
+from mnft.host import find_missing
 from mnft.model.bundle import ModelCard, load_bundle, save_bundle
 from mnft.model.factory import build_model
 from mnft.tasks.classify.metrics import softmax

@@ -20,9 +20,10 @@ from mnft.data.batches.raw import DecodedImages
 from mnft.data.batches.samplers import EpochSampler, EvalSampler
 from mnft.data.batches.workers import LoadedBatches, choose_workers
 from mnft.data.store.geometry import EvalGeometry, TrainGeometry
-from mnft.data.transforms import build_eval_transform, build_mix, build_train_transform, normalize
+from mnft.data.transforms import build_eval_transform, build_train_transform, normalize
 from mnft.errors import DataError
 from mnft.preprocessing import Preprocessing
+from mnft.tasks.classify.targets import build_mix
 
 SPEC = Preprocessing((3, 16, 16), (0.5, 0.4, 0.3), (0.2, 0.2, 0.2), "bilinear", 1.0)
 CPU = torch.device("cpu")

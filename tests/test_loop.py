@@ -19,11 +19,14 @@ from mnft.data.batches.samplers import EpochSampler
 from mnft.device.ranks.distributed import Ranks
 from mnft.errors import TrainError
 from mnft.results import EpochResult
+from mnft.tasks.base import Loss
+from mnft.tasks.classify.head import Criterion
 from mnft.tasks.classify.metrics import EpochMetrics
 from mnft.training import fit as fit_module
-from mnft.training.epoch.loop import LoopOptions, LoopResult, train_one_epoch
+from mnft.training.epoch.gradients import LoopOptions
+from mnft.training.epoch.loop import LoopResult, train_one_epoch
 from mnft.training.fit import FitOptions, fit
-from mnft.training.optim import Criterion, Loss, Schedule, build_optimizer
+from mnft.training.optim import Schedule, build_optimizer
 from mnft.training.state import TrainState
 
 CPU = torch.device("cpu")

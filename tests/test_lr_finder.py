@@ -28,10 +28,12 @@ from mnft.device.ranks.distributed import Ranks
 from mnft.device.ranks.group import Group
 from mnft.errors import ConfigError, MnftError, TrainError
 from mnft.model.lenet import lenet5
-from mnft.tasks.classify.panels import plot_lr_curve
-from mnft.training.epoch.loop import LoopOptions
-from mnft.training.optim import Criterion, Loss, Schedule, build_optimizer
+from mnft.tasks.base import Loss
+from mnft.tasks.classify.head import Criterion
+from mnft.training.epoch.gradients import LoopOptions
+from mnft.training.optim import Schedule, build_optimizer
 from mnft.training.probes.lr_finder import LrCurve, build_curve, find_lr
+from mnft.training.probes.lr_plot import plot_lr_curve
 from mnft.training.state import TrainState
 from mnft.training.training import Training
 

@@ -24,8 +24,9 @@ from mnft.data.manifest import (
     load_manifest,
     save_manifest,
 )
-from mnft.data.prepare import prepare_manifest, select_images
+from mnft.data.prepare import prepare_manifest
 from mnft.errors import CheckpointError, ConfigError, DataError
+from mnft.evaluation.images import select_images
 
 
 def digest(content: str) -> str:

@@ -16,8 +16,8 @@ from sklearn.metrics import (
 )
 
 from mnft.errors import DataError, ModelError
-from mnft.results import Evaluation
 from mnft.tasks.classify import metrics
+from mnft.tasks.classify.metrics import Evaluation
 
 
 def names(num_classes):

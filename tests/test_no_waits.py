@@ -26,13 +26,15 @@ from mnft.data.batches.resample import DeviceImages
 from mnft.data.batches.samplers import EpochSampler
 from mnft.data.batches.stored import StoredBatches
 from mnft.data.store.store import StoredImages
-from mnft.data.transforms import build_mix
 from mnft.device.ranks.distributed import Ranks
 from mnft.preprocessing import Preprocessing
+from mnft.tasks.classify.head import Criterion
+from mnft.tasks.classify.targets import build_mix
 from mnft.training.epoch import loop
 from mnft.training.epoch.average import WeightAverage
-from mnft.training.epoch.loop import LoopOptions, train_one_epoch
-from mnft.training.optim import Criterion, Schedule, build_optimizer
+from mnft.training.epoch.gradients import LoopOptions
+from mnft.training.epoch.loop import train_one_epoch
+from mnft.training.optim import Schedule, build_optimizer
 from mnft.training.state import TrainState
 
 GPU = torch.device("cuda", 0)

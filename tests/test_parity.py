@@ -7,9 +7,11 @@ import pytest
 
 from mnft.config.edge import ExportConfig
 from mnft.errors import GateError
-from mnft.evaluation.parity import Parity, check_gates, compute_parity, find_failures, spread_evenly
+from mnft.evaluation.images import spread_evenly
+from mnft.evaluation.parity import Parity, check_gates, compute_parity, find_failures
+from mnft.tasks.base import Outputs
 from mnft.tasks.classify.metrics import softmax
-from mnft.training.inference import Array, Outputs
+from mnft.training.inference import Array
 
 GATES = ExportConfig()
 TARGETS = np.array([0, 1, 2, 0])

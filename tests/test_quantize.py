@@ -24,20 +24,16 @@ from mnft.compare.latency import Latency
 from mnft.compress.quantize import onnxruntime as quantize_onnx
 from mnft.compress.quantize import qat
 from mnft.compress.quantize.calibration import find_calibration_images
-from mnft.compress.quantize.int8 import (
-    Calibration,
-    Census,
-    check_census,
-    check_layers,
-    choose_evenly,
-)
+from mnft.compress.quantize.int8 import Calibration, Census, check_census, check_layers
 from mnft.compress.quantize.onnxruntime import OnnxRuntimeQuantizer
 from mnft.compress.quantize.sensitivity import choose_counts, rank_layers
 from mnft.errors import ConfigError, ExportError
 from mnft.evaluation.checkpoint import open_trained
+from mnft.evaluation.images import choose_evenly
 from mnft.exports.artifact import read_artifact
 from mnft.exports.convert import convert
-from mnft.exports.formats import FORMATS, find_missing
+from mnft.exports.formats import FORMATS
+from mnft.host import find_missing
 from mnft.model.bundle import load_bundle
 
 onnx = pytest.importorskip("onnx", reason="mnft[onnx] is not installed")
@@ -462,7 +458,7 @@ def test_an_unknown_layer_has_suggestions(run_cli, run):
 
 
 def test_a_missing_package_is_named(run_cli, run, monkeypatch):
-    monkeypatch.setattr("mnft.exports.formats.find_missing", lambda packages: ["nncf"])
+    monkeypatch.setattr("mnft.host.find_missing", lambda packages: ["nncf"])
     result = run_cli("quantize", "--ckpt", run, "--set", "quantize.method=nncf")
     assert result.exit_code == 1
     assert "mnft[onnx,openvino]" in result.stderr

@@ -16,10 +16,11 @@ import pytest
 from mnft.errors import CheckpointError, ConfigError, ExportError
 from mnft.exports import formats
 from mnft.exports.artifact import Artifact, write_record
-from mnft.exports.formats import FORMATS, Format, check_installed, find_format, find_missing
+from mnft.exports.formats import FORMATS, Format, check_installed, find_format
 from mnft.exports.model import RuntimeModel
 from mnft.exports.quiet import silent
 from mnft.exports.session import open_session
+from mnft.host import find_missing
 from mnft.preprocessing import Preprocessing
 
 ARTIFACT = Artifact(

@@ -21,17 +21,11 @@ from mnft.data.prepare import prepare_manifest
 from mnft.device.ranks.distributed import Ranks
 from mnft.errors import ModelError
 from mnft.model.bundle import load_bundle
+from mnft.model.linear_head import has_linear_head
 from mnft.results import EpochResult, FitResult
 from mnft.training import stages
 from mnft.training.build import build_training
-from mnft.training.head.fit import (
-    WEIGHT_DECAYS,
-    Features,
-    compute_features,
-    fit_head,
-    has_linear_head,
-    set_head,
-)
+from mnft.training.head.fit import WEIGHT_DECAYS, Features, compute_features, fit_head, set_head
 
 CPU = torch.device("cpu")
 

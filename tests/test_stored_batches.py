@@ -21,10 +21,10 @@ from mnft.data.batches.resample import DeviceImages, adjust
 from mnft.data.batches.samplers import EpochSampler, EvalSampler
 from mnft.data.batches.stored import StoredBatches, fits_on_device
 from mnft.data.prepare import prepare_manifest
-from mnft.data.transforms import build_mix
 from mnft.device.ranks.distributed import Ranks
 from mnft.errors import DataError
 from mnft.preprocessing import Preprocessing
+from mnft.tasks.classify.targets import build_mix
 from mnft.training.inputs import (
     build_eval_batches,
     build_train_batches,

@@ -29,12 +29,15 @@ from mnft.device.ranks.distributed import Ranks
 from mnft.model.bundle import load_bundle
 from mnft.results import EpochResult
 from mnft.runs import writer as keeper_module
+from mnft.tasks.classify.head import Criterion
 from mnft.tasks.classify.metrics import EpochMetrics
+from mnft.tasks.classify.targets import compute_balanced_weights
 from mnft.training import fit as fit_module
 from mnft.training.epoch import loop as loop_module
-from mnft.training.epoch.loop import LoopOptions, LoopResult, train_one_epoch
+from mnft.training.epoch.gradients import LoopOptions
+from mnft.training.epoch.loop import LoopResult, train_one_epoch
 from mnft.training.fit import FitOptions, fit
-from mnft.training.optim import Criterion, Schedule, compute_balanced_weights
+from mnft.training.optim import Schedule
 from mnft.training.state import TrainState, describe_state, load_state, save_state
 
 Cli = Callable[..., Result]

@@ -10,9 +10,10 @@ from torchvision import transforms as v1
 from torchvision.transforms import v2
 
 from mnft.config.schema import AugmentConfig
-from mnft.data.transforms import Transform, build_eval_transform, build_mix, build_train_transform
+from mnft.data.transforms import Transform, build_eval_transform, build_train_transform
 from mnft.data.transforms import normalize as normalize_batch
 from mnft.preprocessing import Preprocessing
+from mnft.tasks.classify.targets import build_mix
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 POLICIES = ("none", "rand_augment", "trivial_augment", "aug_mix")

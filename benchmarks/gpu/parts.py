@@ -15,12 +15,14 @@ from mnft.data.batches.batch import Batch, Batches
 from mnft.data.batches.resample import DeviceImages, adjust, resample_on_cpu, resample_on_device
 from mnft.data.batches.samplers import EpochSampler
 from mnft.data.manifest import Manifest
-from mnft.device.ranks.distributed import Ranks, synchronize_batchnorm
+from mnft.device.ranks.batchnorm import synchronize_batchnorm
+from mnft.device.ranks.distributed import Ranks
 from mnft.device.select import autocast
 from mnft.model.freeze import set_training_mode
 from mnft.runs.begin import prepare
+from mnft.tasks.base import Outputs
 from mnft.training.epoch.loop import LoopResult, train_one_epoch
-from mnft.training.inference import Outputs, compute_outputs
+from mnft.training.inference import compute_outputs
 from mnft.training.inputs import build_train_batches, open_inputs
 from mnft.training.stages import train_head
 from mnft.training.training import Training

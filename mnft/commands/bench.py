@@ -11,7 +11,7 @@ from mnft import console
 from mnft.config.load import load_config
 from mnft.device.ranks.distributed import Ranks
 from mnft.device.select import keep_freed_memory
-from mnft.runs.begin import check_early, prepare
+from mnft.runs.begin import begin_training, check_early
 from mnft.text import count
 from mnft.training.probes.bench import BenchResult, Speed, bench
 
@@ -34,7 +34,7 @@ def run(
     config, source = load_config(config_path, overrides)
     with source.locating():
         device = check_early(config, Ranks(), resumed=True)
-        _, training = prepare(config, None, device, Ranks())
+        _, training = begin_training(config, None, device, Ranks(), console.REPORTER)
         with console.progress("measuring") as on_progress:
             result = bench(training, batches=batches, rounds=rounds, on_progress=on_progress)
     if as_json:

@@ -14,9 +14,9 @@ from mnft.config.load import load_config
 from mnft.config.schema import Config, DataConfig
 from mnft.config.source import Source
 from mnft.data.check.findings import Expectations, Finding
+from mnft.data.check.leave_out import write_list
 from mnft.data.check.report import Checked, CheckReport, check_folder
 from mnft.data.decode import find_cures
-from mnft.data.exclude import write_list
 from mnft.data.folder import scan_folder
 from mnft.errors import ConfigError, DataError, GateError, MnftError
 from mnft.text import count
@@ -107,7 +107,7 @@ def _check(root: Path, config: Config | None, checkpoint: Path | None) -> _Resul
         return _Result(report, needs, None)
     from mnft.evaluation import label_errors as label_check
 
-    labels = label_check.check_labels(root, checked, checkpoint)
+    labels = label_check.check_labels(root, checked, checkpoint, console.REPORTER)
     return _Result(report.with_findings(labels.findings), needs, label_check.describe(labels))
 
 

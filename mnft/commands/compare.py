@@ -14,7 +14,6 @@ from mnft.compare.files import (
     RECORD,
     Setting,
     build_table,
-    printable,
     write_comparison,
 )
 from mnft.compare.latency import Plan, Variant, measure_each
@@ -26,16 +25,16 @@ from mnft.compare.rows import (
     find_slow_int8,
     read_facts,
 )
-from mnft.data.inspection import count_cores
 from mnft.errors import CheckpointError, ConfigError, ExportError, ModelError
 from mnft.evaluation.checkpoint import Opened, load_settings, open_checkpoint, spell
 from mnft.evaluation.images import Selection, describe_seen, find_images
 from mnft.evaluation.outputs import Means, compute_selected
 from mnft.exports.artifact import RECORD as EXPORT_RECORD
 from mnft.exports.artifact import find_artifact
-from mnft.results import Evaluation
+from mnft.host import count_cores
 from mnft.runs.folder import find_bundle
-from mnft.tasks.classify.metrics import compute_evaluation
+from mnft.tasks.classify.metrics import Evaluation, compute_evaluation
+from mnft.text import printable
 
 DEFAULT_OUTPUT = Path("comparison")
 # What keeps one model from being judged; images that cannot be used stop the whole comparison.
@@ -186,11 +185,11 @@ def _choose_images(rows: Sequence[Row], request: Request) -> Selection:
             continue
         first = first or opened
         if request.data is not None or opened.manifest is not None:
-            return find_images(opened, request.data, request.split, judging=False)
+            return find_images(opened, request.data, request.split, console.REPORTER, judging=False)
     if first is None:
         reasons = "".join(f"\n  {row.name}: {row.problem or 'cannot be opened'}" for row in rows)
         raise ExportError(f"none of the {len(rows)} models can be opened:{reasons}")
-    return find_images(first, request.data, request.split, judging=False)
+    return find_images(first, request.data, request.split, console.REPORTER, judging=False)
 
 
 def _judge(
@@ -225,7 +224,9 @@ def _evaluate(variant: Variant, opened: Opened, images: Selection) -> Evaluation
     config = load_settings(opened, [])[0]
     settings = config.eval.model_copy(update={"precision": "fp32"})
     means = Means("cpu", store=config.data.store)
-    outputs = compute_selected(opened.bundle, images, settings, means, what=variant.label)
+    outputs = compute_selected(
+        opened.bundle, images, settings, means, console.REPORTER, what=variant.label
+    )
     return compute_evaluation(outputs.logits, outputs.targets, opened.bundle.class_names)
 
 

@@ -11,11 +11,10 @@ from typing import Any
 
 import mnft
 from mnft import console
-from mnft.data.inspection import count_cores
 from mnft.errors import ConfigError
-from mnft.exports.formats import FORMATS, Format, find_missing
+from mnft.exports.formats import FORMATS, Format
 from mnft.exports.litert import environment as litert_environment
-from mnft.host import name_processor
+from mnft.host import count_cores, find_missing, name_processor
 
 _PACKAGES = ("torch", "torchvision", "timm", "safetensors", "pillow", "scikit-learn")
 _EXTRAS = {

@@ -13,8 +13,7 @@ from mnft.evaluation.checkpoint import Opened, load_settings, open_checkpoint, s
 from mnft.evaluation.images import Selection, choose_split, count_seen, find_images
 from mnft.evaluation.outputs import Means, compute_selected
 from mnft.model.bundle import Bundle
-from mnft.results import Evaluation
-from mnft.tasks.classify.metrics import ECE_BINS, compute_evaluation, softmax
+from mnft.tasks.classify.metrics import ECE_BINS, Evaluation, compute_evaluation, softmax
 from mnft.tasks.classify.predictions import (
     EVALUATION_FILES,
     MACRO_OVER,
@@ -48,14 +47,14 @@ def run(
     bundle = opened.bundle
     target = output or _default_output(opened, data, split)
     _check_output(target)
-    images = find_images(opened, data, split)
+    images = find_images(opened, data, split, console.REPORTER)
     header = {"checkpoint": spell(bundle.folder), "data": spell(images.root)}
     header["split"] = images.split
     header["test_time_augmentation"] = "flip" if flip else "none"
     _check_same(target, header)
     settings = load_settings(opened, [])[0].eval
     means = Means(device_name, batch_size, workers)
-    outputs = compute_selected(bundle, images, settings, means, flip=flip)
+    outputs = compute_selected(bundle, images, settings, means, console.REPORTER, flip=flip)
     evaluation = compute_evaluation(outputs.logits, outputs.targets, bundle.class_names)
     paths = [images.samples[position].path for position in outputs.positions]
     seen = count_seen(opened, images)

@@ -8,6 +8,7 @@ from pathlib import Path
 from mnft import console
 from mnft.data.fetch import catalog
 from mnft.errors import ConfigError
+from mnft.runs.begin import bring
 
 
 def run(
@@ -21,25 +22,12 @@ def run(
         raise ConfigError(
             "missing the NAME of a data set", hint=f"one of {', '.join(catalog.names())}"
         )
-    folder = bring(name, to or Path("data") / name, source)
+    folder = bring(name, to or Path("data") / name, console.REPORTER, source)
     if as_json:
         console.show_json({"name": name, "folder": str(folder)})
         return
     console.note(f"next: mnft init {folder}, or mnft train with data.root: {folder}")
     console.show_data(str(folder))
-
-
-def bring(name: str, destination: Path, source: Path | None = None) -> Path:
-    """Fetch a data set with a progress bar."""
-    info = catalog.describe(name)
-    console.note(f"fetch    {info.title}: {info.num_images:,} images, {info.num_classes} classes")
-    with console.progress(f"fetching {name}") as on_progress:
-        return catalog.fetch(
-            name,
-            destination,
-            source=source,
-            on_progress=lambda _what, done, total: on_progress(done, total),
-        )
 
 
 def _show_catalog(*, as_json: bool) -> None:

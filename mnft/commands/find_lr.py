@@ -16,10 +16,10 @@ from mnft.device.ranks.distributed import Ranks
 from mnft.device.ranks.group import joined
 from mnft.device.select import keep_freed_memory
 from mnft.errors import ConfigError
-from mnft.runs.begin import check_early, prepare
-from mnft.tasks.classify.panels import plot_lr_curve
+from mnft.runs.begin import begin_training, check_early
 from mnft.training import stages
 from mnft.training.probes.lr_finder import LrCurve, find_lr
+from mnft.training.probes.lr_plot import plot_lr_curve
 from mnft.training.training import Training
 
 
@@ -34,7 +34,7 @@ def run(config_path: Path, overrides: Sequence[str], *, as_json: bool) -> None:
     """
     keep_freed_memory()
     config, source = load_config(config_path, overrides)
-    with joined() as group, source.locating():
+    with joined(console.REPORTER) as group, source.locating():
         ranks = group.ranks
         if ranks.world_size > 1:
             raise ConfigError(
@@ -68,7 +68,7 @@ def _make_folder(config: Config) -> Path:
 def _build(config: Config, ranks: Ranks) -> Training:
     # As for a resumed run: its name may be taken, as none is made.
     device = check_early(config, ranks, resumed=True)
-    return prepare(config, None, device, ranks)[1]
+    return begin_training(config, None, device, ranks, console.REPORTER)[1]
 
 
 def _fit_head(training: Training) -> None:
@@ -83,7 +83,7 @@ def _fit_head(training: Training) -> None:
         section = training.config.train.model_copy(update={"stages": ["head"]})
         config = training.config.model_copy(update={"train": section})
         head_only = replace(training, config=config)
-        stages.train(head_only, keeper=None, observer=None, progress=console.progress)
+        stages.train(head_only, keeper=None, reporter=console.REPORTER)
 
 
 def _name(path: Path) -> str:

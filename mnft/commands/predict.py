@@ -27,11 +27,12 @@ from mnft.device.select import resolve_device
 from mnft.errors import ConfigError, DataError
 from mnft.evaluation.checkpoint import open_checkpoint
 from mnft.model.bundle import Bundle
+from mnft.reporter import SILENT
 from mnft.streams import is_stdout_closed
+from mnft.tasks.base import Outputs
 from mnft.tasks.classify.metrics import softmax
-from mnft.tasks.classify.predictions import guard_formula
-from mnft.training.inference import Outputs, compute_outputs
-from mnft.training.inputs import no_progress
+from mnft.text import guard_formula
+from mnft.training.inference import compute_outputs
 
 _CHUNK = 4096
 
@@ -136,8 +137,8 @@ def _predict(
     show them there at any later moment, so beside a pipe there is a bar before the first row only.
     """
     for start in range(0, len(paths), _CHUNK):
-        shown = no_progress if start and to_pipe else console.progress
-        with shown("predicting") as on_progress:
+        reporter = SILENT if start and to_pipe else console.REPORTER
+        with reporter.track("predicting") as on_progress:
             on_progress(start, len(paths))
             chunk = paths[start : start + _CHUNK]
             done = start

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,8 @@ from mnft.device.ranks.distributed import Ranks
 from mnft.device.select import keep_freed_memory
 from mnft.errors import CheckpointError, ConfigError, Interrupted
 from mnft.evaluation.checkpoint import Opened, load_settings, open_trained
-from mnft.results import Observer
-from mnft.runs.begin import check_early, prepare
+from mnft.runs.begin import begin_training, check_early
 from mnft.text import count
-from mnft.training.inputs import Progress
 
 # The pruned model keeps the images, the split and the preprocessing of the run.
 _FREE_SECTIONS = {"prune", "train", "optim", "schedule", "augment", "distill", "eval"}
@@ -119,24 +116,6 @@ def _check_overrides(overrides: Sequence[str]) -> set[str]:
     return keys
 
 
-class _Watcher:
-    """Notes on stderr."""
-
-    progress: Progress = staticmethod(console.progress)
-
-    def on_stage(self, stage: Stage) -> None:
-        """Say what a stage came to."""
-        name = f"{stage.name} {stage.step}" if stage.step else stage.name
-        console.note(
-            f"{name:<13} {stage.macs_share:.1%} of the MACs, {stage.parameters / 1e6:.2f} M "
-            f"parameters, val accuracy {stage.val_accuracy:.2%}"
-        )
-
-    def training(self) -> AbstractContextManager[Observer]:
-        """A line an epoch."""
-        return console.TrainingDisplay()
-
-
 def _prune(opened: Opened, config: Config, home: Path) -> list[Stage]:
     ranks, source = Ranks(), opened.bundle.folder
     model = config.model.model_copy(update={"name": f"local-dir:{source}"})
@@ -144,14 +123,16 @@ def _prune(opened: Opened, config: Config, home: Path) -> list[Stage]:
     distill = config.distill.model_copy(update={"teacher": None})
     base_config = config.model_copy(update={"model": model, "distill": distill})
     device = check_early(config.model_copy(update={"model": model}), ranks, resumed=True)
-    manifest, base = prepare(base_config, opened.run, device, ranks)
+    manifest, base = begin_training(base_config, opened.run, device, ranks, console.REPORTER)
     console.note(
         f"pruning  {source} to {config.prune.macs:.0%} of its MACs; "
         f"{count(config.train.epochs, 'epoch')} of fine-tuning"
     )
     try:
         with files.atomic_folder(home) as folder:
-            return prune_in_steps(Job(source, base, config, manifest, folder, home), _Watcher())
+            job = Job(source, base, config, manifest, folder, home)
+            with console.TrainingDisplay() as display:
+                return prune_in_steps(job, display)
     except Interrupted as error:
         raise Interrupted(error.exit_code, f"by {error.by}; nothing was written") from error
 

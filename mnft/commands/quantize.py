@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from mnft import console, files
-from mnft.commands.export import check_target, default_target
 from mnft.compare.latency import Latency, Variant, compute_ratio, measure
 from mnft.compress.quantize.attempts import Attempt, Method, Workshop, choose_method, find_versions
 from mnft.compress.quantize.calibration import find_calibration_images, read_images
@@ -21,15 +20,15 @@ from mnft.compress.quantize.finetune import build_tuner, hint_at_tuning
 from mnft.compress.quantize.int8 import Calibration, Control, check_census
 from mnft.config.schema import Config
 from mnft.errors import GateError
-from mnft.evaluation.checkpoint import Opened, load_settings, open_trained
+from mnft.evaluation.checkpoint import Opened, default_target, load_settings, open_trained
 from mnft.evaluation.images import Selection, find_images
 from mnft.evaluation.outputs import Means, compute_selected
 from mnft.evaluation.parity import Parity, compute_parity
-from mnft.exports.artifact import PARITY, compute_size, set_facts, write_record
+from mnft.exports.artifact import PARITY, check_target, compute_size, set_facts, write_record
 from mnft.exports.model import load_exported
+from mnft.tasks.base import Outputs
 from mnft.tasks.classify.metrics import compute_wilson_interval
 from mnft.text import count
-from mnft.training.inference import Outputs
 
 RECORD = "quantization.json"
 _SIZE_WARNING = 0.35
@@ -100,10 +99,10 @@ def run(request: Request, overrides: Sequence[str], *, as_json: bool) -> None:
 
 def _find_images(opened: Opened, data: Path | None, config: Config) -> Images:
     calibration = find_calibration_images(opened, data, config.quantize.images)
-    val = find_images(opened, data, "val")
+    val = find_images(opened, data, "val", console.REPORTER)
     test = None
     if data is None and opened.manifest is not None and opened.manifest.split("test"):
-        test = find_images(opened, None, "test")
+        test = find_images(opened, None, "test", console.REPORTER)
     return Images(calibration, val, test)
 
 
@@ -117,11 +116,11 @@ def _quantize(
     shop = Workshop(opened.bundle, method, calibration, work)
     write_record(shop.float_folder, shop.float_artifact)
     before = _judge(shop.float_folder, images.val, config, "float file")
-    tuner = build_tuner(opened, config, arrays, shop.onnx_artifact)
+    tuner = build_tuner(opened, config, arrays, shop.onnx_artifact, console.REPORTER)
     trials = Trials()
     path = folder / shop.artifact.file
     control = partial(_read_control, opened, images.val, config)
-    for attempt in shop.plan(settings, fine_tune=tuner, control=control, progress=console.progress):
+    for attempt in shop.plan(settings, fine_tune=tuner, control=control, reporter=console.REPORTER):
         console.note(f"writing  {method.title}: {attempt.title}{_name(attempt.keep_float)}")
         found = attempt.write(path)
         census = shop.take_census(path)
@@ -158,7 +157,9 @@ def _read_control(opened: Opened, val: Selection, config: Config) -> Control:
 
 def _judge(folder: Path, images: Selection, config: Config, what: str) -> Outputs:
     settings = config.eval.model_copy(update={"precision": "fp32"})
-    return compute_selected(load_exported(folder), images, settings, Means("cpu"), what=what)
+    return compute_selected(
+        load_exported(folder), images, settings, Means("cpu"), console.REPORTER, what=what
+    )
 
 
 def _describe(

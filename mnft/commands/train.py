@@ -12,15 +12,16 @@ from mnft import console, files
 from mnft.config.load import load_config, save_config
 from mnft.config.schema import Config
 from mnft.config.source import Source, dump_yaml
-from mnft.data.batches.workers import explain_lost_worker
 from mnft.data.lineage import pack
 from mnft.data.manifest import Manifest, save_manifest
 from mnft.device.ranks.distributed import Ranks, broadcast
 from mnft.device.ranks.group import Group, joined
 from mnft.device.select import keep_freed_memory
 from mnft.errors import CheckpointError, DataError, Interrupted, MnftError
+from mnft.failures import explain_lost_worker
+from mnft.reporter import SILENT, Reporter
 from mnft.results import FitResult
-from mnft.runs.begin import check_early, prepare
+from mnft.runs.begin import begin_training, check_early
 from mnft.runs.folder import (
     RunFolder,
     create_run,
@@ -58,7 +59,7 @@ def run(
     """
     started = time.monotonic()
     keep_freed_memory()
-    with joined() as group:
+    with joined(console.REPORTER) as group:
         _run(config_path, overrides, resume, group, started, as_json=as_json)
 
 
@@ -83,7 +84,7 @@ def _run(
             check_resumable(config, run_folder)
             config = _without_recipe(config)
         device = check_early(config, ranks, resumed=run_folder is not None)
-        manifest, training = prepare(config, run_folder, device, ranks)
+        manifest, training = begin_training(config, run_folder, device, ranks, console.REPORTER)
         if run_folder and has_progress(run_folder):
             load_state(training.state, run_folder.resume)
         config = training.config
@@ -132,7 +133,7 @@ def _fit(
     resumed: bool,
 ) -> FitResult:
     if not group.ranks.is_main:
-        return _run_fit(training, group, keeper=None, observer=None)
+        return _run_fit(training, group, keeper=None, reporter=SILENT)
     group.describe_stop = lambda stop: _interrupted(stop, folder)
     facts = {
         "split_fingerprint": manifest.fingerprint,
@@ -143,9 +144,9 @@ def _fit(
     keeper = RunKeeper(folder, training.card, facts, writer, claim)
     try:
         _announce(config, folder, training, resumed=resumed)
-        warn_of_seen_images(manifest, config)
+        warn_of_seen_images(manifest, config, console.REPORTER)
         with keeper, console.TrainingDisplay() as display:
-            result = _run_fit(training, group, keeper=keeper, observer=display)
+            result = _run_fit(training, group, keeper=keeper, reporter=display)
     except (MnftError, KeyboardInterrupt, Interrupted) as error:
         # A disk that is full, or a folder that is gone, must not hide what was the matter.
         with suppress(OSError, CheckpointError):
@@ -163,9 +164,9 @@ def _fit(
     return result
 
 
-def _run_fit(training: Training, group: Group, *, keeper: Any, observer: Any) -> FitResult:
+def _run_fit(training: Training, group: Group, *, keeper: Any, reporter: Reporter) -> FitResult:
     try:
-        return stages.train(training, keeper=keeper, observer=observer, progress=console.progress)
+        return stages.train(training, keeper=keeper, reporter=reporter)
     except (RuntimeError, DataError, Interrupted) as error:
         if (told := group.explain(error)) is not None:
             raise told from error

@@ -14,9 +14,10 @@ from mnft import files
 from mnft.compare.latency import Plan
 from mnft.compare.plot import plot_comparison
 from mnft.compare.rows import Comparison, Row
-from mnft.data.inspection import count_cores
-from mnft.exports.formats import FORMATS, read_versions
-from mnft.tasks.classify.predictions import guard_cell, write_csv
+from mnft.exports.formats import FORMATS
+from mnft.files import write_csv
+from mnft.host import _read_processor, count_cores, read_versions
+from mnft.text import guard_cell, printable
 
 TABLE, RECORD, PAGE, PICTURE = (f"comparison.{end}" for end in ("csv", "json", "md", "png"))
 COMPARISON_FILES = frozenset({TABLE, RECORD, PAGE, PICTURE})
@@ -223,22 +224,8 @@ def _escape(text: str) -> str:
     return shown
 
 
-def printable(text: str) -> str:
-    """The text with an escape for each byte of a file name that is not UTF-8."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
 def _title(setting: Setting) -> str:
     return (
         f"accuracy with its 95% interval on {setting.num_images:,} images, and latency with "
         f"{setting.threads} thread{'s' * (setting.threads != 1)}"
     )
-
-
-def _read_processor() -> str:
-    path = Path("/proc/cpuinfo")
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from mnft.compare.process import WorkerProcess
-from mnft.data.inspection import count_cores
 from mnft.errors import ExportError
 from mnft.exports.artifact import RECORD
+from mnft.host import count_cores
 
 _ROUNDS, _CALLS = 10, 10
 # The calls that open a turn find caches cold; TorchScript optimises in its first ones of all.

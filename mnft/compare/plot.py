@@ -18,8 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 
 from mnft.compare.rows import Comparison
-from mnft.figures import find_fonts, make_drawable
-from mnft.tasks.classify.panels import draw_title, save_figure, style_axes
+from mnft.figures import draw_title, find_fonts, make_drawable, save_figure, style_axes
 
 _SIZE = (9.0, 5.6)  # inches
 _DPI = 130

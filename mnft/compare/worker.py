@@ -21,11 +21,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mnft.errors import MnftError
 from mnft.exports.artifact import Artifact, read_artifact
-from mnft.exports.formats import find_missing
-from mnft.exports.session import Array, open_session
+from mnft.exports.executorch import _set_executorch_threads
+from mnft.exports.session import open_session
+from mnft.host import find_missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,22 +103,14 @@ def _keep_freed_memory() -> None:
     keep_freed_memory()
 
 
-def _set_executorch_threads(threads: int) -> None:
-    # Its pool is the process's, with one thread a core until it is told otherwise; a program that
-    # is open already would crash.
-    from executorch.extension.pybindings import portable_lib
-
-    portable_lib._unsafe_reset_threadpool(threads)
-
-
-def _make_images(artifact: Artifact, batch_size: int) -> Array:
+def _make_images(artifact: Artifact, batch_size: int) -> NDArray[Any]:
     shape = (batch_size, *(int(side) for side in artifact.input_shape[1:]))
     if artifact.embedded:
         return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     return _draw(shape)
 
 
-def _draw(shape: tuple[int, ...]) -> Array:
+def _draw(shape: tuple[int, ...]) -> NDArray[Any]:
     return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
 
 

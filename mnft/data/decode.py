@@ -312,3 +312,11 @@ def _orientation(image: Image.Image) -> int:
 def _turn_upright(image: Image.Image, orientation: int) -> Image.Image:
     method = _TRANSPOSE.get(orientation)
     return image if method is None else image.transpose(method)
+
+
+@dataclass(frozen=True, slots=True)
+class BadImage:
+    """A file that is named as an image but cannot be decoded, and why."""
+
+    path: Path
+    reason: str

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Container, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 from mnft.data.decode import Inspection, inspect
+from mnft.host import count_cores
 
 # Files handed to the threads at once; a million waiting tasks would take gigabytes.
 _CHUNK = 4096
@@ -58,10 +58,3 @@ def look_at_files(
                 found[path] = result
                 on_progress(len(found), len(paths))
     return found
-
-
-def count_cores() -> int:
-    """Cores that this process may use; only Linux tells which those are."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -110,18 +110,6 @@ def _constants(values: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(values, device=device)
 
 
-def build_mix(augment: AugmentConfig, num_classes: int) -> v2.Transform | None:
-    """Mixup and cutmix on a batch (images float, targets int) -> (images, (B, K) float targets)."""
-    mixes: list[v2.Transform] = []
-    if augment.mixup:
-        mixes.append(v2.MixUp(alpha=augment.mixup, num_classes=num_classes))
-    if augment.cutmix:
-        mixes.append(v2.CutMix(alpha=augment.cutmix, num_classes=num_classes))
-    if not mixes:
-        return None
-    return mixes[0] if len(mixes) == 1 else v2.RandomChoice(mixes)
-
-
 class _Pipeline:
     """Two steps in a row; a class, so that worker processes can receive it."""
 

@@ -17,8 +17,8 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from mnft.device.memory import is_out_of_memory
 from mnft.device.ranks.distributed import Ranks, gather
+from mnft.failures import is_out_of_memory
 
 _log = logging.getLogger(__name__)
 # Fewer updates on a GPU do not pay back the minutes that compiling takes.

@@ -4,42 +4,19 @@ from __future__ import annotations
 
 import gc
 import logging
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from mnft.errors import TrainError
+from mnft.errors import TrainError, first_line
+from mnft.failures import is_out_of_memory
+from mnft.host import _peak_of_process
 
 _log = logging.getLogger(__name__)
 # What goes through a model at once in evaluation on the CPU.
 _PIXELS = 32 * 224 * 224
-# What torch says where it raises no OutOfMemoryError. "out of memory" is said by CUDA itself (the
-# context, a graph or a library found the GPU full), its driver, Triton, NCCL and Apple's GPUs; then
-# come CUDA's libraries, which cannot allocate their handle or workspace, the CPU (Linux, Windows,
-# oneDNN), and Python of a thread whose stack has no room.
-_WORDS = (
-    "out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUBLAS_STATUS_NOT_INITIALIZED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-    "_ALLOCATION_FAILED",  # cuDNN 9: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_..., _HOST_...
-    "DefaultCPUAllocator: can't allocate memory",
-    "DefaultCPUAllocator: not enough memory",
-    "could not create a primitive",
-    "std::bad_alloc",
-    "can't start new thread",
-)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the device, or the machine, has too little memory."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
 
 
 @contextmanager
@@ -58,7 +35,7 @@ def explaining_memory(device: torch.device, *, hint: str) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise TrainError(f"{device} has too little memory: {reason}", hint=hint) from error
 
 
@@ -145,19 +122,3 @@ def _fits(step: Callable[[int], None], size: int) -> bool:
         fits = True
     free_memory()
     return fits
-
-
-def _peak_of_process() -> float:
-    """Bytes."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        # Unlike ru_maxrss, which begins with what the process that started this one had.
-        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return float(line.split()[1]) * 1024
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0.0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return float(peak if sys.platform == "darwin" else peak * 1024)

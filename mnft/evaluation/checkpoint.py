@@ -126,3 +126,12 @@ def _manifest_of(run: RunFolder) -> Manifest | None:
     # config.yaml alone is a usual name for other things.
     is_run = run.config.is_file() and run.split.is_file()
     return load_manifest(run.split) if is_run else None
+
+
+def default_target(opened: Opened, name: str) -> Path:
+    """RUN/exports/NAME for the best model; the name says which other model it was."""
+    folder = opened.bundle.folder
+    if opened.manifest is not None and folder.resolve() != opened.run.best.resolve():
+        name = f"{folder.resolve().name}-{name}"
+    parent = opened.run.path if opened.manifest is not None else Path(spell(folder))
+    return parent / "exports" / name

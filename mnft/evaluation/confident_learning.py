@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from numpy.typing import NDArray
 
 _FOLDS = 5
 # Inverse strength of the penalty; of 0.001 to 0.1 the best on flowers with wrong labels, see
@@ -32,7 +31,7 @@ class LabelError:
     margin: float
 
 
-def find_label_errors(probabilities: Array, labels: Array) -> list[LabelError]:
+def find_label_errors(probabilities: NDArray[Any], labels: NDArray[Any]) -> list[LabelError]:
     """The off-diagonal of the confident joint (Northcutt, Jiang, Chuang 2021, "Confident Learning",
     JAIR 70, section 3.1, equations 1 and 2).
 
@@ -62,7 +61,9 @@ def find_label_errors(probabilities: Array, labels: Array) -> list[LabelError]:
     return sorted(errors, key=lambda error: (-error.margin, error.position))
 
 
-def cross_validate(features: Array, labels: Array, groups: Sequence[object], seed: int) -> Array:
+def cross_validate(
+    features: NDArray[Any], labels: NDArray[Any], groups: Sequence[object], seed: int
+) -> NDArray[Any]:
     """Probabilities of each image by a classifier that was fitted to the images of other folds.
 
     Logistic regression on standardised features, in five folds that hold every class, as far as

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mnft import console
+from mnft.data.folder import FolderScan, scan_folder
+from mnft.data.inspection import inspect_files
 from mnft.data.lineage import shorten
 from mnft.data.manifest import Manifest, Sample, find_changes
-from mnft.data.prepare import select_images
+from mnft.data.prepare import _problems
 from mnft.errors import CheckpointError, DataError
 from mnft.evaluation.checkpoint import Opened
-from mnft.evaluation.parity import spread_evenly
+from mnft.reporter import Reporter
 from mnft.runs.folder import RunFolder
 
 
@@ -52,6 +53,7 @@ def find_images(
     opened: Opened,
     data: Path | None,
     split: str | None,
+    reporter: Reporter,
     *,
     limit: int | None = None,
     judging: bool = True,
@@ -62,6 +64,7 @@ def find_images(
         opened: the model.
         data: a folder; None takes the run's.
         split: None takes test, or else val.
+        reporter: told of progress and of what may be wrong.
         limit: where given, at most so many, evenly over the classes.
         judging: warn of images that the model was trained on.
 
@@ -71,13 +74,13 @@ def find_images(
     """
     bundle, recorded = opened.bundle, opened.manifest
     if data is not None:
-        with console.progress("checking images") as on_progress:
+        with reporter.track("checking images") as on_progress:
             samples, problems = select_images(
                 data, split, bundle.class_names, recorded, on_progress
             )
         found = Selection(data, samples[0].split, samples, problems).take_evenly(limit)
         for path, problem in problems.items():
-            console.warn(f"left out: {path}: {problem}")
+            reporter.warn(f"left out: {path}: {problem}")
     elif recorded is None:
         raise CheckpointError(
             f"{bundle.folder} does not lie in a run, so its images are not known",
@@ -86,7 +89,7 @@ def find_images(
     else:
         found = _find_recorded(opened.run, recorded, split or choose_split(recorded), limit)
     if judging and (warning := describe_seen(opened, found)):
-        console.warn(warning)
+        reporter.warn(warning)
     return found
 
 
@@ -127,3 +130,119 @@ def _find_recorded(run: RunFolder, recorded: Manifest, split: str, limit: int | 
             hint="if the folder moved, name it: --data DIR --split " + split,
         )
     return found
+
+
+def select_images(
+    root: Path,
+    split: str | None,
+    class_names: tuple[str, ...],
+    recorded: Manifest | None,
+    on_progress: Callable[[int, int], None],
+) -> tuple[list[Sample], dict[str, str]]:
+    """Images of a folder to judge a model on, matched with its classes by name.
+
+    Args:
+        root: class folders, or split folders that hold such.
+        split: which split; None takes test, or else val, of a folder with splits, and all images
+            of one without. A split that the training took from another folder (val from train/,
+            or all from a plain folder) is found again by content.
+        class_names: of the model.
+        recorded: the manifest of the model's training, which knows splits by content.
+        on_progress: called with the files inspected and all files.
+
+    Returns:
+        The samples, and the files that cannot be decoded with the reason.
+
+    Raises:
+        DataError: no such split, neither test nor val where no split is asked for, no images, or
+            classes that the model does not know.
+    """
+    scan = scan_folder(root)
+    if scan.splits:
+        split = split or _default_split(scan)
+    carved = recorded is not None and _is_carved(scan, split)
+    folder = "train" if carved else split
+    chosen = [i for i in scan.images if not scan.splits or i.split == folder]
+    if unknown := sorted({image.class_name for image in chosen} - set(class_names)):
+        raise DataError(
+            f"{root}: classes that the model does not know: {', '.join(unknown)}",
+            hint=f"the model knows {', '.join(class_names[:10])}"
+            + (", ..." if len(class_names) > 10 else ""),
+        )
+    inspections = inspect_files(root, [image.path for image in chosen], on_progress)
+    samples = [
+        Sample(i.path, i.class_name, split or "all", inspections[i.path].sha256)
+        for i in chosen
+        if inspections[i.path].problem is None
+    ]
+    if split and (carved or not scan.splits):
+        samples = _recorded_split(samples, split, recorded, scan)
+    if not samples:
+        there = f"it has {', '.join(scan.splits)}" if scan.splits else "no image can be used"
+        raise DataError(f"{root}: no images in the {split or 'folder'} split: {there}")
+    return samples, _problems(inspections)
+
+
+def _default_split(scan: FolderScan) -> str:
+    for split in ("test", "val"):
+        if split in scan.splits:
+            return split
+    raise DataError(
+        f"{scan.root}: found neither a test nor a val folder, only {', '.join(scan.splits)}",
+        hint="to judge on the images of the train folder: --split train",
+    )
+
+
+def _is_carved(scan: FolderScan, split: str | None) -> bool:
+    """Whether a training on this folder cuts the split out of the train folder."""
+    if not scan.splits:
+        return False
+    return split not in scan.splits or (split == "train" and "val" not in scan.splits)
+
+
+def _recorded_split(
+    samples: list[Sample], split: str, recorded: Manifest | None, scan: FolderScan
+) -> list[Sample]:
+    """The samples whose content the training's manifest has in a split."""
+    if recorded is None:
+        raise DataError(
+            f"{scan.root}: no {split} folder, and the model folder does not lie in a run that "
+            "recorded a split",
+            hint="leave --split out to take all images",
+        )
+    known = {sample.sha256 for sample in recorded.samples}
+    if scan.splits and split == "train" and known.isdisjoint(s.sha256 for s in samples):
+        return samples  # the train folder of other data than the run's
+    contents = {sample.sha256 for sample in recorded.split(split)}
+    return [sample for sample in samples if sample.sha256 in contents]
+
+
+def spread_evenly(count: int, wanted: int) -> Sequence[int]:
+    """`wanted` positions spread evenly over `count`, which lie in the order of the classes."""
+    if wanted >= count:
+        return range(count)
+    return [(2 * i + 1) * count // (2 * wanted) for i in range(wanted)]
+
+
+def choose_evenly(class_names: Sequence[str], count: int) -> list[int]:
+    """Positions of `count` images, as many of each class as there are, spread over its images.
+
+    Args:
+        class_names: of each image.
+        count: images; all where there are fewer.
+    """
+    by_class: dict[str, list[int]] = {}
+    for position, name in enumerate(class_names):
+        by_class.setdefault(name, []).append(position)
+    shares = dict.fromkeys(by_class, 0)
+    left = min(count, len(class_names))
+    while left:
+        # Round by round, as a class may have fewer images than its share.
+        for name in [n for n, own in by_class.items() if shares[n] < len(own)][:left]:
+            shares[name] += 1
+            left -= 1
+    return sorted(
+        own[(2 * i + 1) * len(own) // (2 * shares[name])]
+        for name, own in by_class.items()
+        for i in range(shares[name])
+    )

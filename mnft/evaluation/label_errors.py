@@ -6,11 +6,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from mnft import console
 from mnft.data.batches.batch import LoaderOptions
 from mnft.data.batches.workers import choose_workers
 from mnft.data.check.findings import Finding
@@ -22,9 +23,11 @@ from mnft.device.ranks.distributed import Ranks
 from mnft.device.select import keep_freed_memory, resolve_device
 from mnft.errors import DataError, ModelError
 from mnft.evaluation.checkpoint import Opened, open_trained
-from mnft.evaluation.confident_learning import Array, cross_validate, find_label_errors
+from mnft.evaluation.confident_learning import cross_validate, find_label_errors
 from mnft.model.bundle import Bundle
-from mnft.training.head.fit import Features, compute_features, find_linear_head, has_linear_head
+from mnft.model.linear_head import find_linear_head, has_linear_head
+from mnft.reporter import Reporter
+from mnft.training.head.fit import Features, compute_features
 from mnft.training.inputs import build_eval_batches
 
 _BATCH_SIZE = 64
@@ -41,7 +44,7 @@ class LabelCheck:
     unknown_class: int
 
 
-def check_labels(root: Path, checked: Checked, checkpoint: Path) -> LabelCheck:
+def check_labels(root: Path, checked: Checked, checkpoint: Path, reporter: Reporter) -> LabelCheck:
     """Find images whose label the model confidently contradicts.
 
     Images that the run did not train on are judged by the model. Those that it did, or of which
@@ -67,7 +70,7 @@ def check_labels(root: Path, checked: Checked, checkpoint: Path) -> LabelCheck:
             hint=f"the model knows {', '.join(bundle.class_names[:10])}",
         )
     contents = [checked.inspections[image.path].sha256 for image in known]
-    features = _compute(root, known, contents, bundle)
+    features = _compute(root, known, contents, bundle, reporter)
     trained = _find_trained(opened, contents)
     findings = [
         *_judge(known, features.targets.numpy(), _ask(bundle, features), ~trained, bundle),
@@ -79,7 +82,7 @@ def check_labels(root: Path, checked: Checked, checkpoint: Path) -> LabelCheck:
     return LabelCheck(findings, len(known) - count, count, len(images) - len(known))
 
 
-def _find_trained(opened: Opened, contents: list[str]) -> Array:
+def _find_trained(opened: Opened, contents: list[str]) -> NDArray[Any]:
     """(N,) whether the model learned from each image, or may have."""
     if opened.manifest is None and "trained_on" not in opened.bundle.record:
         return np.ones(len(contents), dtype=bool)
@@ -87,7 +90,9 @@ def _find_trained(opened: Opened, contents: list[str]) -> Array:
     return np.array([shorten(content) in learned for content in contents], dtype=bool)
 
 
-def _compute(root: Path, images: list[ImageFile], contents: list[str], bundle: Bundle) -> Features:
+def _compute(
+    root: Path, images: list[ImageFile], contents: list[str], bundle: Bundle, reporter: Reporter
+) -> Features:
     device = resolve_device("auto")
     samples = [
         Sample(image.path, image.class_name, image.split or "all", content)
@@ -104,15 +109,7 @@ def _compute(root: Path, images: list[ImageFile], contents: list[str], bundle: B
         options=LoaderOptions(device, workers, channels_last=True),
         ranks=Ranks(),
     )
-    done = 0
-    with console.progress("judging labels") as on_progress:
-        on_progress(0, len(samples))
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            on_progress(done, len(samples))
-
+    with reporter.count("judging labels", len(samples)) as advance:
         return compute_features(
             bundle.model.to(device).to(memory_format=torch.channels_last),
             batches,
@@ -123,7 +120,7 @@ def _compute(root: Path, images: list[ImageFile], contents: list[str], bundle: B
         )
 
 
-def _ask(bundle: Bundle, features: Features) -> Array:
+def _ask(bundle: Bundle, features: Features) -> NDArray[Any]:
     """(N, K) probabilities of the model itself."""
     head = find_linear_head(bundle.model)
     assert head is not None
@@ -132,7 +129,7 @@ def _ask(bundle: Bundle, features: Features) -> Array:
         return np.asarray(torch.softmax(logits, 1).cpu().numpy())
 
 
-def _cross(features: Features, contents: list[str], trained: Array) -> Array:
+def _cross(features: Features, contents: list[str], trained: NDArray[Any]) -> NDArray[Any]:
     """(N, K) probabilities of classifiers that were fitted to the other trained images."""
     values, targets = features.values.numpy(), features.targets.numpy()
     probabilities = np.zeros((len(targets), int(targets.max()) + 1))
@@ -143,7 +140,11 @@ def _cross(features: Features, contents: list[str], trained: Array) -> Array:
 
 
 def _judge(
-    images: list[ImageFile], targets: Array, probabilities: Array, chosen: Array, bundle: Bundle
+    images: list[ImageFile],
+    targets: NDArray[Any],
+    probabilities: NDArray[Any],
+    chosen: NDArray[Any],
+    bundle: Bundle,
 ) -> list[Finding]:
     places = np.flatnonzero(chosen)
     findings = []

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-from mnft import console
 from mnft.config.schema import EvalConfig
 from mnft.data.batches.batch import Batches, LoaderOptions
 from mnft.data.batches.samplers import EvalSampler
@@ -20,8 +19,11 @@ from mnft.device.ranks.distributed import Ranks
 from mnft.device.select import keep_freed_memory, resolve_device, resolve_precision
 from mnft.evaluation.images import Selection
 from mnft.model.bundle import Bundle
-from mnft.training.inference import Outputs, choose_eval_batch_size, compute_outputs
-from mnft.training.inputs import build_eval_batches, label
+from mnft.reporter import SILENT, Reporter
+from mnft.tasks.base import Outputs
+from mnft.tasks.classify.targets import label
+from mnft.training.inference import choose_eval_batch_size, compute_outputs
+from mnft.training.inputs import build_eval_batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,7 @@ def compute_selected(
     images: Selection,
     settings: EvalConfig,
     means: Means,
+    reporter: Reporter = SILENT,
     *,
     flip: bool = False,
     what: str = "images",
@@ -57,6 +60,7 @@ def compute_selected(
         images: to judge it on.
         settings: the `eval` section.
         means: what to compute with.
+        reporter: told of progress.
         flip: average each image with its mirror image.
         what: is judged, for the progress bar.
 
@@ -66,15 +70,7 @@ def compute_selected(
     keep_freed_memory()
     device = resolve_device(means.device_name)
     batches = _build_batches(bundle, images, means, settings, device)
-    done = 0
-    with console.progress(f"judging {what}") as on_progress:
-        on_progress(0, len(images.samples))
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            on_progress(done, len(images.samples))
-
+    with reporter.count(f"judging {what}", len(images.samples)) as advance:
         return compute_outputs(
             bundle.model.to(device).to(memory_format=torch.channels_last),
             batches,

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mnft.config.edge import ExportConfig
+from mnft.config.schema import Config
+from mnft.data.folder import scan_folder
 from mnft.errors import GateError
+from mnft.evaluation.checkpoint import Opened
+from mnft.evaluation.images import Selection, find_images
+from mnft.evaluation.outputs import Means, compute_selected
+from mnft.exports.artifact import read_artifact
+from mnft.exports.formats import Format
+from mnft.exports.model import load_exported
+from mnft.reporter import Reporter
+from mnft.tasks.base import Outputs
 from mnft.tasks.classify.metrics import softmax
-from mnft.training.inference import Outputs
+from mnft.text import count
 
 DIFFERENT = 20
 
@@ -120,8 +130,51 @@ def check_gates(parity: Parity, gates: ExportConfig, what: str) -> None:
         )
 
 
-def spread_evenly(count: int, wanted: int) -> Sequence[int]:
-    """`wanted` positions spread evenly over `count`, which lie in the order of the classes."""
-    if wanted >= count:
-        return range(count)
-    return [(2 * i + 1) * count // (2 * wanted) for i in range(wanted)]
+_FEW_IMAGES = 256
+
+
+# Rounding alone was seen to move a logit by 1e-5 in fp32.
+_LARGE_DIFFERENCE = 0.01
+
+
+def find_comparison_images(
+    opened: Opened, data: Path | None, split: str | None, config: Config, reporter: Reporter
+) -> Selection:
+    """At most `export.images` images of the val split (or of a folder), evenly over the classes."""
+    if split is None and (data is None or "val" in scan_folder(data).splits):
+        split = "val"
+    chosen = find_images(opened, data, split, reporter, limit=config.export.images)
+    if len(chosen.samples) < _FEW_IMAGES:
+        reporter.warn(
+            f"only {count(len(chosen.samples), 'image')} to compare on; at least {_FEW_IMAGES} say "
+            "more"
+        )
+    return chosen
+
+
+def compare(
+    opened: Opened, folder: Path, images: Selection, config: Config, reporter: Reporter
+) -> Parity:
+    """Run an exported file as its folder describes it, and the model that it was made from."""
+    exported = load_exported(folder)
+    settings = config.eval.model_copy(update={"precision": "fp32"})
+    means = Means("cpu", store=config.data.store)
+    reference = compute_selected(
+        opened.bundle, images, settings, means, reporter, what="trained model"
+    )
+    outputs = compute_selected(exported, images, settings, means, reporter, what="exported file")
+    return compute_parity(reference, outputs, probabilities=read_artifact(folder).embedded)
+
+
+def describe_parity(
+    parity: Parity | None, images: Selection | None, form: Format, gates: ExportConfig
+) -> dict[str, Any]:
+    """What parity.json says of a file that is kept."""
+    if parity is None or images is None:
+        reason = f"{form.title} files cannot be run on this system"
+        return {"checked": False, "passed": None, "reason": reason}
+    names = [images.samples[position].path for position in parity.disagreements]
+    where = {"data": str(images.root), "split": images.split}
+    values = parity.as_json() | {"disagreements": names}
+    limits = gates.model_dump(include={"min_agreement", "max_accuracy_drop"})
+    return {"checked": True, "passed": True, **where, **values, "gates": limits}

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
 
 from mnft.errors import ConfigError, ExportError
+from mnft.host import find_missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +93,6 @@ def find_format(name: str) -> Format:
     return FORMATS[name]
 
 
-def find_missing(packages: tuple[str, ...]) -> list[str]:
-    """Those of the packages that are not installed."""
-    return [name for name in packages if _version(name) is None]
-
-
 def check_installed(packages: tuple[str, ...], extra: str, what: str) -> None:
     """Refuse work whose packages are not there.
 
@@ -112,13 +111,20 @@ def check_installed(packages: tuple[str, ...], extra: str, what: str) -> None:
         )
 
 
-def read_versions(packages: tuple[str, ...]) -> dict[str, str]:
-    """The installed versions, for records."""
-    return {name: found for name in packages if (found := _version(name)) is not None}
+class Session(Protocol):
+    """A model that is ready to run."""
 
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What the file says of itself, as `describe_metadata`; empty where it says nothing."""
 
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+    def run(self, images: NDArray[Any]) -> NDArray[Any]:
+        """One call of the runtime.
+
+        Args:
+            images: as the file takes them: (B, ...) float32, or uint8 where it normalises itself;
+                B is 1 for a file of one image at a time.
+
+        Returns:
+            (B, K) float32.
+        """

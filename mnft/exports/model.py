@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mnft.device.memory import is_out_of_memory
 from mnft.errors import CheckpointError
 from mnft.exports.artifact import RECORD, Artifact, check_metadata, read_artifact
-from mnft.exports.session import Array, Session, open_session
+from mnft.exports.formats import Session
+from mnft.exports.session import open_session
+from mnft.failures import is_out_of_memory
 from mnft.model.bundle import Bundle
 
 _DAMAGED_HINT = f"{RECORD} was changed after the export: export the model again"
@@ -59,7 +62,7 @@ class RuntimeModel(nn.Module):
         # A probability that was rounded to 0 has a finite logarithm too.
         return logits.clamp_min(torch.finfo().tiny).log() if self._artifact.embedded else logits
 
-    def _run(self, array: Array) -> Array:
+    def _run(self, array: NDArray[Any]) -> NDArray[Any]:
         try:
             if self._artifact.dynamic_batch:
                 return self._session.run(array)

@@ -86,3 +86,24 @@ def forbid_telemetry() -> None:
     """
     # None makes `import` raise ModuleNotFoundError; a caller that has imported it keeps it.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
+
+# What tracers and tool-chains raise on models that they cannot take.
+REFUSED = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    NotImplementedError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+)
+
+
+@contextmanager
+def _refusing(*errors: type[Exception]) -> Iterator[None]:
+    """The errors of a tool-chain that have no base but Exception."""
+    try:
+        yield
+    except errors as error:
+        raise RuntimeError(str(error)) from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from timm.models import group_parameters
@@ -74,3 +76,15 @@ def _frozen_names(model: Any, what: str | int) -> set[str]:
 def _classifier(model: Any) -> nn.Module:
     classifier: nn.Module | tuple[nn.Module, ...] = model.get_classifier()
     return nn.ModuleList(classifier) if isinstance(classifier, tuple) else classifier
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; each module gets back the mode that it had."""
+    mode = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in mode.items():
+            module.training = training

@@ -6,6 +6,7 @@ import difflib
 import fnmatch
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import timm
@@ -17,7 +18,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import mnft.model  # noqa: F401 - registers LeNet-5 and further widths with timm
 from mnft.errors import ModelError
-from mnft.results import ModelProfile
 
 DEFAULT_PATTERNS = ("lenet5", "mobilenetv[1-4]_*")
 
@@ -145,3 +145,14 @@ def _suggest(name: str) -> str:
     if close:
         return f"did you mean {' or '.join(close)}?"
     return "the names are those of timm.list_models(); wildcards help: mobilenetv3*"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelProfile:
+    """What a model costs: parameters, and multiply-accumulates of one image of `input_size`."""
+
+    name: str
+    params: int
+    macs: int
+    input_size: tuple[int, int, int]
+    pretrained: bool

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import torch
 
-from mnft import console
-from mnft.commands import fetch
 from mnft.config.schema import Config
 from mnft.data.fetch import catalog
 from mnft.data.manifest import Manifest, find_changes, load_manifest
@@ -16,6 +14,7 @@ from mnft.device.ranks.distributed import Ranks, broadcast
 from mnft.device.select import resolve_device, resolve_precision
 from mnft.errors import DataError
 from mnft.model.factory import check_model
+from mnft.reporter import Reporter
 from mnft.runs.folder import RunFolder, check_name_is_free
 from mnft.runs.parents import inherit
 from mnft.runs.tensorboard import wants_writer
@@ -44,8 +43,12 @@ def check_early(config: Config, ranks: Ranks, *, resumed: bool) -> torch.device:
     return device
 
 
-def prepare(
-    config: Config, run_folder: RunFolder | None, device: torch.device, ranks: Ranks
+def begin_training(
+    config: Config,
+    run_folder: RunFolder | None,
+    device: torch.device,
+    ranks: Ranks,
+    reporter: Reporter,
 ) -> tuple[Manifest, Training]:
     """The images, and all that training on them takes.
 
@@ -54,10 +57,10 @@ def prepare(
     """
     if run_folder is None and config.data.store != "off":
         try:
-            return _prepare(config, None, device, ranks, check_later=True)
+            return _prepare(config, None, device, ranks, reporter, check_later=True)
         except UncheckedImages:
             pass
-    return _prepare(config, run_folder, device, ranks, check_later=False)
+    return _prepare(config, run_folder, device, ranks, reporter, check_later=False)
 
 
 def _prepare(
@@ -65,29 +68,32 @@ def _prepare(
     run_folder: RunFolder | None,
     device: torch.device,
     ranks: Ranks,
+    reporter: Reporter,
     *,
     check_later: bool,
 ) -> tuple[Manifest, Training]:
     manifest = broadcast(
-        ranks, lambda: _bring_manifest(config, run_folder, check_later=check_later)
+        ranks, lambda: _bring_manifest(config, run_folder, reporter, check_later=check_later)
     )
     training = build_training(
         config,
         manifest,
         device=device,
         ranks=ranks,
-        progress=console.progress,
+        reporter=reporter,
         checked=not check_later,
     )
     if ranks.is_main and run_folder is None:
         counts = ", ".join(f"{len(manifest.split(s)):,} {s}" for s in manifest.splits)
         taken = f"; split of {config.data.split_from}" if config.data.split_from else ""
         names = len(manifest.class_names)
-        console.note(f"data     {manifest.root}: {names} classes, {counts}{taken}")
+        reporter.note(f"data     {manifest.root}: {names} classes, {counts}{taken}")
     return manifest, training
 
 
-def _bring_manifest(config: Config, run_folder: RunFolder | None, *, check_later: bool) -> Manifest:
+def _bring_manifest(
+    config: Config, run_folder: RunFolder | None, reporter: Reporter, *, check_later: bool
+) -> Manifest:
     """The run's own manifest when it is resumed, or a new one from the folder."""
     if run_folder:
         manifest = load_manifest(run_folder.split)
@@ -100,7 +106,20 @@ def _bring_manifest(config: Config, run_folder: RunFolder | None, *, check_later
         return manifest
     root = Path(config.data.root).expanduser()
     if not root.exists() and config.data.fetch:
-        fetch.bring(config.data.fetch, root)
-    with console.progress("checking images") as on_progress:
+        bring(config.data.fetch, root, reporter)
+    with reporter.track("checking images") as on_progress:
         manifest = prepare_manifest(config.data, on_progress, check_later=check_later)
-    return inherit(manifest, config)
+    return inherit(manifest, config, reporter)
+
+
+def bring(name: str, destination: Path, reporter: Reporter, source: Path | None = None) -> Path:
+    """Fetch a data set with a progress bar."""
+    info = catalog.describe(name)
+    reporter.note(f"fetch    {info.title}: {info.num_images:,} images, {info.num_classes} classes")
+    with reporter.track(f"fetching {name}") as on_progress:
+        return catalog.fetch(
+            name,
+            destination,
+            source=source,
+            on_progress=lambda _what, done, total: on_progress(done, total),
+        )

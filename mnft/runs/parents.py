@@ -6,13 +6,13 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mnft import console
 from mnft.config.schema import Config
 from mnft.data.lineage import shorten, unpack
 from mnft.data.manifest import SPLIT_FILE, Manifest, load_manifest
 from mnft.errors import CheckpointError
 from mnft.model.bundle import RECORD
 from mnft.model.sources import find_start_folder
+from mnft.reporter import Reporter
 from mnft.training.distill.teacher import find_folder
 
 
@@ -31,14 +31,16 @@ class Parent:
     run: Path | None
 
 
-def inherit(manifest: Manifest, config: Config) -> Manifest:
+def inherit(manifest: Manifest, config: Config, reporter: Reporter) -> Manifest:
     """The manifest with the images that the models before this one were trained on."""
-    seen = frozenset[str]().union(*(_read_trained_on(parent) for parent in find_parents(config)))
+    seen = frozenset[str]().union(
+        *(_read_trained_on(parent, reporter) for parent in find_parents(config))
+    )
     own = {shorten(sample.sha256) for sample in manifest.split("train")}
     return replace(manifest, inherited=seen - own)
 
 
-def warn_of_seen_images(manifest: Manifest, config: Config) -> None:
+def warn_of_seen_images(manifest: Manifest, config: Config, reporter: Reporter) -> None:
     """Name val and test images that a model before this one was trained on."""
     parts = []
     for split in ("test", "val"):
@@ -53,7 +55,7 @@ def warn_of_seen_images(manifest: Manifest, config: Config) -> None:
     cure = ""
     if runs and config.data.split_from is None:
         cure = f"; --set data.split_from={runs[0]} takes over the split of that run"
-    console.warn(
+    reporter.warn(
         f"{' and '.join(parts)} were trained on by {who or 'a model before this one'}, so the "
         f"figures on them will be too good{cure}"
     )
@@ -73,7 +75,7 @@ def _find_run(folder: Path) -> Path | None:
     return next((p for p in (folder, inner.parent) if (p / SPLIT_FILE).is_file()), None)
 
 
-def _read_trained_on(parent: Parent) -> frozenset[str]:
+def _read_trained_on(parent: Parent, reporter: Reporter) -> frozenset[str]:
     """Shortened SHA-256 of its training images; models of before this record have the split's."""
     record = parent.folder / RECORD
     try:
@@ -82,7 +84,7 @@ def _read_trained_on(parent: Parent) -> frozenset[str]:
             return unpack(content["trained_on"])
         return load_manifest(parent.run / SPLIT_FILE).trained_on if parent.run else frozenset()
     except (OSError, ValueError, TypeError, CheckpointError) as error:
-        console.warn(
+        reporter.warn(
             f"which images {parent.folder} was trained on is not known, so nobody can tell whether "
             f"test images are among them: {error}"
         )

@@ -53,7 +53,7 @@ def plot_training(results: Sequence[EpochResult], path: Path, *, monitor: str) -
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    from mnft.tasks.classify.panels import save_figure, style_axes
+    from mnft.figures import save_figure, style_axes
 
     epochs = [result.epoch for result in results]
     best = [result for result in results if result.is_best][-1:]

@@ -16,7 +16,8 @@ from mnft.device.compiling import Compiled, choose_compile
 from mnft.device.cpu.activations import save_memory_of_relu6
 from mnft.device.cpu.depthwise import speed_up_depthwise
 from mnft.device.cpu.threads import Threads, build_threads
-from mnft.device.ranks.distributed import Ranks, broadcast, synchronize_batchnorm
+from mnft.device.ranks.batchnorm import synchronize_batchnorm
+from mnft.device.ranks.distributed import Ranks, broadcast
 from mnft.device.select import (
     make_deterministic,
     resolve_precision,
@@ -28,23 +29,23 @@ from mnft.host import name_processor
 from mnft.model.bundle import ModelCard
 from mnft.model.factory import BuiltModel, build_model
 from mnft.model.freeze import freeze
+from mnft.model.linear_head import has_linear_head
 from mnft.model.sources import has_fixed_input
+from mnft.reporter import SILENT, Reporter
+from mnft.tasks.classify.head import Criterion
+from mnft.tasks.classify.targets import compute_balanced_weights, label
 from mnft.training.batch_size import fit_batch_size
 from mnft.training.distill.build import build_teaching_loss
 from mnft.training.epoch.average import WeightAverage
-from mnft.training.epoch.loop import LoopOptions
+from mnft.training.epoch.gradients import LoopOptions
 from mnft.training.fit import FitOptions
-from mnft.training.head.fit import has_linear_head
 from mnft.training.inputs import (
-    Progress,
     build_train_batches,
     build_view,
     get_batch_size,
-    label,
-    no_progress,
     open_inputs,
 )
-from mnft.training.optim import Criterion, Schedule, build_optimizer, compute_balanced_weights
+from mnft.training.optim import Schedule, build_optimizer
 from mnft.training.parts import get_parts, resolve_parts
 from mnft.training.state import TrainState
 from mnft.training.training import Training
@@ -56,7 +57,7 @@ def build_training(
     *,
     device: torch.device,
     ranks: Ranks,
-    progress: Progress = no_progress,
+    reporter: Reporter = SILENT,
     checked: bool = True,
 ) -> Training:
     """Build the parts of a training; the recipe fills in what the config leaves open.
@@ -66,7 +67,7 @@ def build_training(
         manifest: the images.
         device: where to train.
         ranks: the processes that train together.
-        progress: shows how far long work is.
+        reporter: told how far long work is.
         checked: whether the images are known to decode.
 
     Raises:
@@ -105,7 +106,7 @@ def build_training(
         built.preprocessing,
         device=device,
         ranks=ranks,
-        progress=progress,
+        reporter=reporter,
         checked=checked,
     )
     parts = (config, manifest, built.preprocessing, inputs)
@@ -125,7 +126,7 @@ def build_training(
         device=device,
         dtype=dtype,
         ranks=ranks,
-        progress=progress,
+        reporter=reporter,
     )
     facts = {
         "device": str(device),

@@ -18,14 +18,16 @@ from mnft.device.cpu.threads import Threads
 from mnft.device.memory import explaining_memory, peak_memory_mb, reset_peak_memory
 from mnft.device.select import seed_everything
 from mnft.errors import Interrupted, TrainError
-from mnft.results import EpochResult, FitResult, Observer, StepProgress
+from mnft.reporter import Reporter
+from mnft.results import EpochResult, FitResult, StepProgress
 from mnft.seeding import derive_seed
 from mnft.signals import patiently
+from mnft.tasks.base import Loss
 from mnft.tasks.classify.metrics import EpochMetrics, compute_epoch_metrics
-from mnft.training.epoch.loop import DIVERGED_HINT, LoopOptions, LoopResult, train_one_epoch
+from mnft.training.epoch.gradients import LoopOptions
+from mnft.training.epoch.loop import DIVERGED_HINT, LoopResult, train_one_epoch
 from mnft.training.epoch.snapshots import Pauses
 from mnft.training.inference import compute_outputs
-from mnft.training.optim import Loss
 from mnft.training.state import TrainState
 
 
@@ -80,7 +82,7 @@ def fit(
     options: FitOptions,
     *,
     keeper: Keeper | None,
-    observer: Observer | None,
+    reporter: Reporter,
 ) -> FitResult:
     """Train until the epochs are done or patience runs out; goes on after `state.history`.
 
@@ -92,7 +94,7 @@ def fit(
         criterion: summed loss.
         options: what stays the same.
         keeper: writes files; None in processes that do not.
-        observer: watches; None in processes that do not speak.
+        reporter: told of progress and epochs; silent in processes that do not speak.
 
     Raises:
         TrainError: the loss or the model's outputs are not finite; what was kept before stays.
@@ -122,7 +124,7 @@ def fit(
                     train,
                     criterion,
                     loop,
-                    on_step=_reporter(epoch, options, observer),
+                    on_step=_on_step(epoch, options, reporter),
                     seed=seed,
                     pauses=pauses,
                 )
@@ -144,8 +146,7 @@ def fit(
         if keeper:
             with patiently():
                 keeper.keep(state, result)
-        if observer:
-            observer.on_epoch(result)
+        reporter.on_epoch(result)
     return FitResult(list(state.history), state.best, out_of_patience(state, options))
 
 
@@ -248,14 +249,13 @@ def _monitored(metrics: EpochMetrics, monitor: str) -> float:
     return float(getattr(metrics, monitor))
 
 
-def _reporter(
-    epoch: int, options: FitOptions, observer: Observer | None
+def _on_step(
+    epoch: int, options: FitOptions, reporter: Reporter
 ) -> Callable[[int, int, LoopResult], None]:
     def report(step: int, steps: int, so_far: LoopResult) -> None:
-        if observer:
-            rate = so_far.num_images / max(so_far.seconds, 1e-9)
-            observer.on_step(
-                StepProgress(epoch, options.epochs, step, steps, so_far.loss, so_far.accuracy, rate)
-            )
+        rate = so_far.num_images / max(so_far.seconds, 1e-9)
+        reporter.on_step(
+            StepProgress(epoch, options.epochs, step, steps, so_far.loss, so_far.accuracy, rate)
+        )
 
     return report

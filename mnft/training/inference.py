@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -15,13 +12,14 @@ from torch import Tensor, nn
 
 from mnft.config.schema import EvalConfig
 from mnft.data.batches.batch import Batch
-from mnft.device.memory import free_memory, is_out_of_memory, split_for_evaluation
+from mnft.data.decode import BadImage
+from mnft.device.memory import free_memory, split_for_evaluation
 from mnft.device.ranks.distributed import Ranks, gather
 from mnft.device.select import autocast
+from mnft.failures import is_out_of_memory
+from mnft.model.freeze import evaluating
 from mnft.preprocessing import Preprocessing
-from mnft.results import BadImage
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from mnft.tasks.base import Outputs
 
 _log = logging.getLogger(__name__)
 # Numbers that stay on a device before they are copied from it: 256 MiB in float32.
@@ -32,23 +30,6 @@ _MOST_KEPT = 1 << 26
 _EVAL_IMAGES = 64
 _EVAL_IMAGES_ON_GPU = 256
 _EVAL_PIXELS_ON_GPU = 256 * 224 * 224
-
-
-@dataclass(frozen=True, slots=True)
-class Outputs:
-    """What a model said of each image.
-
-    Attributes:
-        positions: (N,) int64, ascending: positions of the images in the list of paths.
-        logits: (N, K) float32.
-        targets: (N,) int64.
-        bad: images that could not be decoded, by position.
-    """
-
-    positions: Array
-    logits: Array
-    targets: Array
-    bad: dict[int, BadImage]
 
 
 def compute_outputs(
@@ -193,18 +174,6 @@ class InParts:
 def _forward(model: nn.Module, images: Tensor, flip: bool) -> Tensor:
     logits: Tensor = model(images)
     return (logits + model(images.flip(-1))) / 2 if flip else logits
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; each module gets back the mode that it had."""
-    mode = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in mode.items():
-            module.training = training
 
 
 def choose_eval_batch_size(

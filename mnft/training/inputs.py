@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,23 +22,16 @@ from mnft.data.manifest import Manifest, Sample
 from mnft.data.store.cache import find_cache_folder
 from mnft.data.store.geometry import EvalGeometry, TrainGeometry, choose_train_geometry
 from mnft.data.store.store import Geometry, Store, StoredImages, StoreUnavailable
-from mnft.data.transforms import build_mix, build_train_transform
+from mnft.data.transforms import build_train_transform
 from mnft.device.ranks.distributed import Ranks, broadcast, gather
 from mnft.errors import DataError, MnftError
 from mnft.preprocessing import Preprocessing
+from mnft.reporter import SILENT, Reporter
+from mnft.tasks.classify.targets import build_mix, compute_balanced_weights, label
 from mnft.text import count
 from mnft.training.inference import choose_eval_batch_size
-from mnft.training.optim import compute_balanced_weights
 
 _LOGGER = logging.getLogger(__name__)
-
-Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
-
-
-@contextmanager
-def no_progress(_description: str) -> Iterator[Callable[[int, int], None]]:
-    """Shows nothing."""
-    yield lambda _done, _total: None
 
 
 class UncheckedImages(MnftError):
@@ -72,7 +63,7 @@ def open_inputs(
     *,
     device: torch.device,
     ranks: Ranks,
-    progress: Progress = no_progress,
+    reporter: Reporter = SILENT,
     checked: bool = True,
 ) -> Inputs:
     """Bring the images of the train and val splits into the store; the main process decodes.
@@ -100,7 +91,7 @@ def open_inputs(
     ]
     limit = int(config.data.store_limit_gb * 1e9)
     try:
-        built, note = broadcast(ranks, lambda: _build(stores, manifest.root, limit, progress))
+        built, note = broadcast(ranks, lambda: _build(stores, manifest.root, limit, reporter))
         if not built:
             raise StoreUnavailable(note)
         train, val = _open(stores, ranks)
@@ -140,14 +131,14 @@ def _open(
 
 
 def _build(
-    stores: list[tuple[Store, list[Sample]]], root: Path, limit: int, progress: Progress
+    stores: list[tuple[Store, list[Sample]]], root: Path, limit: int, reporter: Reporter
 ) -> tuple[bool, str]:
     """Whether the stores hold all images, and what was done, or why not."""
     started = time.perf_counter()
     added = size = 0
     try:
         for store, samples in stores:
-            with progress("decoding images") as on_progress:
+            with reporter.track("decoding images") as on_progress:
                 built = store.build(root, samples, limit, on_progress)
             added += built.added
             size += built.size_bytes
@@ -311,23 +302,6 @@ def get_batch_size(config: Config) -> int:
     """`train.batch_size` once it is a number; `auto` is resolved before a training is built."""
     assert config.train.batch_size != "auto"
     return config.train.batch_size
-
-
-def label(samples: list[Sample], class_names: tuple[str, ...]) -> list[int]:
-    """The label of each sample: the place of its class's name.
-
-    Raises:
-        DataError: the model does not know a class.
-    """
-    labels = {name: place for place, name in enumerate(class_names)}
-    if unknown := sorted({sample.class_name for sample in samples} - set(labels)):
-        more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
-        raise DataError(
-            f"the split has classes that the model does not know: {', '.join(unknown[:10])}{more}",
-            hint="the class names of the model, or split.json, were changed after the training: "
-            "restore them from a copy",
-        )
-    return [labels[sample.class_name] for sample in samples]
 
 
 def _eval_sampler(num_samples: int, batch_size: int, ranks: Ranks) -> EvalSampler:

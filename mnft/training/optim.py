@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import timm.optim
 import torch
 from timm.scheduler import create_scheduler_v2
-from torch import Tensor, nn
+from torch import nn
 
 from mnft.config.schema import OptimConfig, ScheduleConfig
 from mnft.errors import ConfigError
@@ -196,55 +194,3 @@ class _Plateau:
         """Decay when the metric has not improved for long enough; warmup does not count."""
         if epoch > self._config.warmup_epochs:
             self.inner.step(metric)
-
-
-class Loss(Protocol):
-    """What the training loop minimises."""
-
-    def __call__(self, logits: Tensor, targets: Tensor, images: Tensor) -> Tensor:
-        """The loss summed over the batch, a scalar.
-
-        Args:
-            logits: (B, K) float, unnormalised, of the model that learns.
-            targets: (B,) int64 labels or (B, K) float probabilities.
-            images: (B, C, H, W) float, normalised: what the logits were computed from.
-        """
-
-
-class Criterion:
-    """Cross-entropy, summed over the batch, with label smoothing and class weights.
-
-    A sum, not a mean: divided by the number of images in the whole batch it stays exact when the
-    batch is cut into parts for accumulation or over processes.
-
-    Args:
-        label_smoothing: share of each target that is spread over all classes.
-        class_weights: (K,) weight of each class, or None.
-    """
-
-    def __init__(self, label_smoothing: float, class_weights: Tensor | None) -> None:
-        self._loss = nn.CrossEntropyLoss(
-            weight=class_weights, label_smoothing=label_smoothing, reduction="sum"
-        )
-
-    def __call__(self, logits: Tensor, targets: Tensor, images: Tensor | None = None) -> Tensor:  # noqa: ARG002
-        """The summed loss.
-
-        Args:
-            logits: (B, K) float.
-            targets: (B,) int64 labels or (B, K) float probabilities.
-            images: not used; other losses look at them.
-        """
-        loss: Tensor = self._loss(logits.float(), targets)
-        return loss
-
-
-def compute_balanced_weights(labels: Sequence[int], num_classes: int) -> list[float]:
-    """Weight of each class inverse to its number of images; their mean over the images is 1.
-
-    Args:
-        labels: class of each image, in [0, num_classes); every class has images.
-        num_classes: classes in all.
-    """
-    counts = np.bincount(labels, minlength=num_classes)
-    return [len(labels) / (num_classes * count) for count in counts.tolist()]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from mnft.reporter import SILENT, Reporter
+
 import logging
 import time
 
@@ -10,14 +12,13 @@ import torch
 from mnft.data.batches.batch import Batches
 from mnft.device.memory import peak_memory_mb, reset_peak_memory
 from mnft.device.ranks.distributed import broadcast
-from mnft.results import EpochResult, FitResult, Observer
+from mnft.results import EpochResult, FitResult
 from mnft.seeding import derive_seed
 from mnft.signals import patiently
 from mnft.training.fit import Keeper, fit
 from mnft.training.head.cache import cached, compute_key
 from mnft.training.head.fit import Features, HeadFit, compute_features, fit_head, set_head
-from mnft.training.inputs import Progress, no_progress
-from mnft.training.training import Training
+from mnft.training.inputs import from mnft.training.training import Training
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -26,8 +27,7 @@ def train(
     training: Training,
     *,
     keeper: Keeper | None,
-    observer: Observer | None,
-    progress: Progress = no_progress,
+    reporter: Reporter = SILENT,
 ) -> FitResult:
     """Go through the stages that are not done yet.
 
@@ -36,29 +36,27 @@ def train(
     Args:
         training: its state is changed in place.
         keeper: writes files; None in processes that do not.
-        observer: watches; None in processes that do not speak.
-        progress: shows how far the features are.
+        reporter: told of progress and epochs; silent in processes that do not speak.
 
     Raises:
         MnftError: as `fit`, and what keeps features from being computed.
     """
     try:
-        return _train(training, keeper, observer, progress)
+        return _train(training, keeper, reporter)
     finally:
         training.options.threads.release()
 
 
 def _train(
-    training: Training, keeper: Keeper | None, observer: Observer | None, progress: Progress
+    training: Training, keeper: Keeper | None, reporter: Reporter
 ) -> FitResult:
     state = training.state
     if "head" in training.stages and state.head is None:
-        state.head = state.best = train_head(training, progress)
+        state.head = state.best = train_head(training, reporter)
         if keeper:
             with patiently():
                 keeper.keep(state, state.head)
-        if observer:
-            observer.on_epoch(state.head)
+        reporter.on_epoch(state.head)
     if "finetune" not in training.stages:
         return FitResult([], state.best, stopped_early=False)
     return fit(
@@ -69,17 +67,17 @@ def _train(
         training.criterion,
         training.options,
         keeper=keeper,
-        observer=observer,
+        reporter=reporter,
     )
 
 
-def train_head(training: Training, progress: Progress = no_progress) -> EpochResult:
+def train_head(training: Training, reporter: Reporter = SILENT) -> EpochResult:
     """Fit the classifier, put it into the model (and its average), and judge the model."""
     options, state = training.options, training.state
     started = time.perf_counter()
     state.threads = options.threads.choose(options.loop.dtype)
     reset_peak_memory(options.loop.device)
-    fitted, num_images, seconds = _fit_head(training, progress)
+    fitted, num_images, seconds = _fit_head(training, reporter)
     set_head(state.model, fitted)
     if state.ema is not None:
         set_head(state.ema.module, fitted)
@@ -103,13 +101,13 @@ def train_head(training: Training, progress: Progress = no_progress) -> EpochRes
     )
 
 
-def _fit_head(training: Training, progress: Progress) -> tuple[HeadFit, int, float]:
+def _fit_head(training: Training, reporter: Reporter) -> tuple[HeadFit, int, float]:
     """The fitted classifier, the images that features were computed of, and the seconds."""
     options = training.options
     started = time.perf_counter()
     # Validation in its own precision, through features that are exact: what `mnft eval` gives.
-    train = _compute(training, training.train_view, options.loop.dtype, "train", progress)
-    val = _compute(training, training.val, options.eval_dtype, "val", progress)
+    train = _compute(training, training.train_view, options.loop.dtype, "train", reporter)
+    val = _compute(training, training.val, options.eval_dtype, "val", reporter)
     seconds = time.perf_counter() - started
     # Once, not in each process: GPUs that differ by a rounding may choose another weight decay,
     # and DistributedDataParallel has copied the main process's weights before.
@@ -129,21 +127,13 @@ def _fit_head(training: Training, progress: Progress) -> tuple[HeadFit, int, flo
 
 
 def _compute(
-    training: Training, batches: Batches, dtype: torch.dtype, split: str, progress: Progress
+    training: Training, batches: Batches, dtype: torch.dtype, split: str, reporter: Reporter
 ) -> Features:
     """The features of a split, from the cache where an earlier run has left them."""
     model, loop = training.state.model, training.options.loop
-    done = 0
 
     def compute() -> Features:
-        with progress(f"features of {split}") as on_progress:
-            on_progress(0, len(training.contents[split]))
-
-            def advance(count: int) -> None:
-                nonlocal done
-                done += count
-                on_progress(done, len(training.contents[split]))
-
+        with reporter.count(f"features of {split}", len(training.contents[split])) as advance:
             return compute_features(
                 model,
                 batches,

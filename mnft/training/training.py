@@ -13,8 +13,8 @@ from mnft.config.recipe import Choice
 from mnft.config.schema import Config
 from mnft.data.batches.batch import Batches
 from mnft.model.bundle import ModelCard
+from mnft.tasks.base import Loss
 from mnft.training.fit import FitOptions
-from mnft.training.optim import Loss
 from mnft.training.state import TrainState
 
 

@@ -29,8 +29,8 @@ from mnft.compress.prune.widths import (
 )
 from mnft.data.batches.batch import Batch
 from mnft.errors import ExportError, ModelError
+from mnft.model.freeze import evaluating
 from mnft.model.profile import compute_macs
-from mnft.training.inference import evaluating
 
 Importance = Literal["taylor", "magnitude"]
 

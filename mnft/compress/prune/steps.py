@@ -7,10 +7,9 @@ import io
 import math
 import shutil
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,7 +25,7 @@ from mnft.device.ranks.distributed import Ranks
 from mnft.errors import ModelError
 from mnft.model.bundle import WEIGHTS, Bundle, load_bundle, save_bundle
 from mnft.model.profile import compute_macs
-from mnft.results import Observer
+from mnft.reporter import Reporter
 from mnft.runs.folder import RunFolder, log_event
 from mnft.runs.tensorboard import open_writer
 from mnft.runs.training_plot import draw_training
@@ -35,7 +34,6 @@ from mnft.tasks.classify.metrics import compute_epoch_metrics
 from mnft.training import stages
 from mnft.training.build import build_training
 from mnft.training.inference import compute_outputs
-from mnft.training.inputs import Progress
 from mnft.training.training import Training
 
 START = "start"
@@ -72,20 +70,6 @@ class Stage:
     val_loss: float
 
 
-class Watcher(Protocol):
-    """What the work tells whoever watches it."""
-
-    def on_stage(self, stage: Stage) -> None:
-        """Called for each line of the table."""
-
-    def training(self) -> AbstractContextManager[Observer]:
-        """Gives the observer of a fine-tuning."""
-
-    @property
-    def progress(self) -> Progress:
-        """Shows how far long work is."""
-
-
 @dataclass(frozen=True, slots=True)
 class Job:
     """What to prune, and with what.
@@ -107,7 +91,7 @@ class Job:
     home: Path
 
 
-def prune_in_steps(job: Job, watcher: Watcher) -> list[Stage]:
+def prune_in_steps(job: Job, reporter: Reporter) -> list[Stage]:
     """Prune and fine-tune until the target is met; the last fine-tuning makes the run folder.
 
     `start/` is the last pruned model before its fine-tuning, from which config.yaml trains;
@@ -120,22 +104,22 @@ def prune_in_steps(job: Job, watcher: Watcher) -> list[Stage]:
     bundle, settings = load_bundle(job.source), job.config.prune
     full = compute_macs(bundle.model, bundle.preprocessing.input_size)
     table = [_judge(bundle, job, "trained", 0, full)]
-    watcher.on_stage(table[0])
+    reporter.note(_describe_stage(table[0]))
     targets = plan_targets(settings.macs, settings.steps)
     for step, target in enumerate(targets, start=1):
         last = step == len(targets)
         bundle = _prune(bundle, job, math.floor(target * full), step)
         table.append(_judge(bundle, job, "pruned", step, full, START if last else ""))
-        watcher.on_stage(table[-1])
+        reporter.note(_describe_stage(table[-1]))
         run = RunFolder(job.folder if last else job.folder / f".step-{step}")
-        _fine_tune(job, run, watcher)
+        _fine_tune(job, run, reporter)
         best = run.best
         if not last:
             best = best.rename(job.folder / f"step-{step}")
             shutil.rmtree(run.path)
         bundle = load_bundle(best)
         table.append(_judge(bundle, job, "fine-tuned", step, full, bundle.folder.name))
-        watcher.on_stage(table[-1])
+        reporter.note(_describe_stage(table[-1]))
     write_table(job.folder, table, {"source": str(job.source), "prune": settings.model_dump()})
     return table
 
@@ -228,7 +212,15 @@ def _judge(bundle: Bundle, job: Job, name: str, step: int, full: int, folder: st
     )
 
 
-def _fine_tune(job: Job, run: RunFolder, watcher: Watcher) -> None:
+def _describe_stage(stage: Stage) -> str:
+    name = f"{stage.name} {stage.step}" if stage.step else stage.name
+    return (
+        f"{name:<13} {stage.macs_share:.1%} of the MACs, {stage.parameters / 1e6:.2f} M "
+        f"parameters, val accuracy {stage.val_accuracy:.2%}"
+    )
+
+
+def _fine_tune(job: Job, run: RunFolder, reporter: Reporter) -> None:
     """An ordinary training of the pruned model, with all that it leaves."""
     config = _starting_from(job.config, job.folder / START)
     training = build_training(
@@ -236,7 +228,7 @@ def _fine_tune(job: Job, run: RunFolder, watcher: Watcher) -> None:
         job.manifest,
         device=job.base.options.loop.device,
         ranks=Ranks(),
-        progress=watcher.progress,
+        reporter=reporter,
     )
     run.path.mkdir(exist_ok=True)
     saved = _starting_from(training.config, job.home / START)
@@ -249,10 +241,8 @@ def _fine_tune(job: Job, run: RunFolder, watcher: Watcher) -> None:
     writer = open_writer(run.path, training.config.run)
     keeper = RunKeeper(run, training.card, facts, writer)
     try:
-        with keeper, watcher.training() as observer:
-            result = stages.train(
-                training, keeper=keeper, observer=observer, progress=watcher.progress
-            )
+        with keeper:
+            result = stages.train(training, keeper=keeper, reporter=reporter)
     finally:
         if writer is not None:
             writer.close()

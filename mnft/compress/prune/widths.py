@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from mnft.training.inference import evaluating
+from mnft.model.freeze import evaluating
 
 _SEARCH_STEPS = 16
 _LARGEST_RATIO = 0.95

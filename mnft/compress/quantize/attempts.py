@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from mnft.reporter import SILENT, Reporter
+
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,12 +17,12 @@ from mnft.compress.quantize.sensitivity import choose_counts, rank_layers
 from mnft.config.edge import QuantizeConfig
 from mnft.exports.artifact import Artifact, describe_metadata
 from mnft.exports.convert import convert
-from mnft.exports.formats import FORMATS, Format, check_installed, find_missing, read_versions
+from mnft.exports.formats import FORMATS, Format, check_installed
+from mnft.exports.openvino import read_openvino, save_openvino
+from mnft.host import find_missing, read_versions
 from mnft.model.bundle import Bundle
 from mnft.text import count
-from mnft.training.inputs import Progress, no_progress
-
-_RANKING_IMAGES = 32
+from mnft.training.inputs import _RANKING_IMAGES = 32
 # Measured: NNCF loses least on MobileNetV2 and V3, and OpenVINO is faster in int8 on
 # both; onnxruntime is slower on V3.
 _PREFERRED, _PORTABLE = "nncf", "onnxruntime"
@@ -155,7 +157,7 @@ class Workshop:
         *,
         fine_tune: Callable[[Path], None] | None,
         control: Callable[[], Control],
-        progress: Progress = no_progress,
+        reporter: Reporter = SILENT,
     ) -> Iterator[Attempt]:
         """The attempts, the cheapest and fastest first; each is made only if the last failed.
 
@@ -163,7 +165,7 @@ class Workshop:
             config: of the user.
             fine_tune: writes an ONNX file by quantization-aware fine-tuning; None leaves it out.
             control: gives val images, for a search of the layers that must stay in float.
-            progress: shows how far long work is.
+            reporter: told how far long work is.
 
         Raises:
             ConfigError: `keep_float` names no layer.
@@ -211,7 +213,7 @@ class Workshop:
         self,
         largest: int,
         control: Callable[[], Control],
-        progress: Progress,
+        reporter: Reporter,
     ) -> Iterator[Attempt]:
         quantizer = self._quantizer
         if isinstance(quantizer, quantize_nncf.NncfQuantizer) and quantizer.can_be_controlled:
@@ -229,7 +231,7 @@ class Workshop:
         if not isinstance(ranking, quantize_onnx.OnnxRuntimeQuantizer):
             ranking = self._build_onnxruntime(per_channel=True)
         images = self._calibration.images
-        with progress("ranking layers by what int8 costs") as on_progress:
+        with reporter.track("ranking layers by what int8 costs") as on_progress:
             ranked = rank_layers(
                 ranking,
                 self._onnx_artifact,
@@ -251,7 +253,7 @@ class Workshop:
         self._to_openvino(between, path)
 
     def _to_openvino(self, source: Path, path: Path) -> None:
-        model: Any = quantize_nncf.read_openvino(source)
+        model: Any = read_openvino(source)
         for name, value in describe_metadata(self._onnx_artifact).items():
             model.set_rt_info(value, ["mnft", name])
-        quantize_nncf.save_openvino(model, path)
+        save_openvino(model, path)

@@ -7,20 +7,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from mnft.compress.quantize.int8 import choose_evenly
 from mnft.config.schema import Config
 from mnft.data.batches.batch import LoaderOptions
 from mnft.data.manifest import find_changes
 from mnft.device.ranks.distributed import Ranks
 from mnft.errors import CheckpointError, DataError
 from mnft.evaluation.checkpoint import Opened
-from mnft.evaluation.images import Selection, find_images
+from mnft.evaluation.images import Selection, choose_evenly, find_images
 from mnft.model.bundle import Bundle
 from mnft.training.inference import choose_eval_batch_size
 from mnft.training.inputs import build_eval_batches
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def find_calibration_images(opened: Opened, data: Path | None, count: int) -> Selection:
@@ -35,7 +33,7 @@ def find_calibration_images(opened: Opened, data: Path | None, count: int) -> Se
         MnftError: no training images are known, or they have changed since the training.
     """
     if data is not None:
-        found = find_images(opened, data, "train", judging=False)
+        found = find_images(opened, data, "train", reporter, judging=False)
     elif opened.manifest is None:
         raise CheckpointError(
             f"{opened.bundle.folder} does not lie in a run, so its training images are not known",
@@ -57,7 +55,7 @@ def find_calibration_images(opened: Opened, data: Path | None, count: int) -> Se
     return chosen
 
 
-def read_images(bundle: Bundle, images: Selection, config: Config) -> Array:
+def read_images(bundle: Bundle, images: Selection, config: Config) -> NDArray[Any]:
     """Decode images as evaluation does.
 
     Returns:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from mnft import console
 from mnft.compress.quantize.qat import adapt_config, fine_tune
 from mnft.config.schema import Config
 from mnft.device.ranks.distributed import Ranks
@@ -16,7 +15,9 @@ from mnft.device.select import resolve_device
 from mnft.errors import CheckpointError
 from mnft.evaluation.checkpoint import Opened
 from mnft.exports.artifact import Artifact
-from mnft.exports.formats import check_installed, find_missing
+from mnft.exports.formats import check_installed
+from mnft.host import find_missing
+from mnft.reporter import Reporter
 from mnft.training.build import build_training
 from mnft.training.epoch.loop import LoopResult
 
@@ -35,6 +36,7 @@ def build_tuner(
     config: Config,
     images: np.ndarray[Any, np.dtype[Any]],
     artifact: Artifact,
+    reporter: Reporter,
 ) -> Callable[[Path], None] | None:
     """What writes an ONNX file by fine-tuning; None where it shall not or cannot.
 
@@ -43,6 +45,7 @@ def build_tuner(
         config: of its run.
         images: (N, C, H, W) float32, normalised, for the first ranges.
         artifact: what an ONNX file of the model takes and gives.
+        reporter: told of progress and epochs.
 
     Raises:
         ExportError: it is asked for, but torchao is not installed.
@@ -70,11 +73,11 @@ def build_tuner(
             manifest,
             device=resolve_device("cpu"),
             ranks=Ranks(),
-            progress=console.progress,
+            reporter=reporter,
         )
 
         def show(epoch: int, result: LoopResult) -> None:
-            console.note(
+            reporter.note(
                 f"         epoch {epoch}/{tuned.train.epochs}  loss {result.loss:.4f}  acc "
                 f"{result.accuracy:.2%}  {result.seconds:.1f} s"
             )

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
+from numpy.typing import NDArray
 
 from mnft.errors import ConfigError, ExportError
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +23,7 @@ class Calibration:
         reduce_range: weights in 7 bits, for processors without VNNI, whose sums can overflow.
     """
 
-    images: Array
+    images: NDArray[Any]
     method: str = "mean"
     reduce_range: bool = False
 
@@ -41,8 +39,8 @@ class Control:
         max_layers: to leave in float.
     """
 
-    images: Array
-    targets: Array
+    images: NDArray[Any]
+    targets: NDArray[Any]
     max_accuracy_drop: float
     max_layers: int
 
@@ -109,27 +107,3 @@ def check_census(census: Census, *, what: str, per_channel: bool) -> None:
         raise ExportError(f"{what} left all {census.floating} layers in float")
     if per_channel and not census.per_channel:
         raise ExportError(f"{what} gave no weight a scale a channel")
-
-
-def choose_evenly(class_names: Sequence[str], count: int) -> list[int]:
-    """Positions of `count` images, as many of each class as there are, spread over its images.
-
-    Args:
-        class_names: of each image.
-        count: images; all where there are fewer.
-    """
-    by_class: dict[str, list[int]] = {}
-    for position, name in enumerate(class_names):
-        by_class.setdefault(name, []).append(position)
-    shares = dict.fromkeys(by_class, 0)
-    left = min(count, len(class_names))
-    while left:
-        # Round by round, as a class may have fewer images than its share.
-        for name in [n for n, own in by_class.items() if shares[n] < len(own)][:left]:
-            shares[name] += 1
-            left -= 1
-    return sorted(
-        own[(2 * i + 1) * len(own) // (2 * shares[name])]
-        for name, own in by_class.items()
-        for i in range(shares[name])
-    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -13,11 +12,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mnft import files
-from mnft.compress.quantize.int8 import Array, Calibration, Census, Control, within
+from numpy.typing import NDArray
+
+from mnft.compress.quantize.int8 import Calibration, Census, Control, within
 from mnft.compress.quantize.onnxruntime import read_layers
 from mnft.errors import ExportError
 from mnft.exports.artifact import INPUT_NAME
+from mnft.exports.openvino import read_openvino, save_openvino
 from mnft.exports.quiet import forbid_telemetry, quiet
 
 _WEIGHTED = {"Convolution", "GroupConvolution", "MatMul"}
@@ -206,30 +207,10 @@ class NncfQuantizer:
         save_openvino(nncf.compress_weights(model, mode=mode, ignored_scope=scope), path)
 
 
-def _count_hits(model: Any, rows: Iterable[tuple[Array, int]]) -> tuple[float, list[float]]:
+def _count_hits(model: Any, rows: Iterable[tuple[NDArray[Any], int]]) -> tuple[float, list[float]]:
     """The accuracy of a compiled OpenVINO model, and which images it got right."""
     hits = [float(model(image)[0].argmax() == target) for image, target in rows]
     return sum(hits) / len(hits), hits
-
-
-def read_openvino(path: Path) -> Any:
-    """An ONNX file as an OpenVINO model."""
-    forbid_telemetry()
-    import openvino
-
-    return openvino.convert_model(path)
-
-
-def save_openvino(model: Any, path: Path) -> None:
-    """Write an OpenVINO model: .xml, with .bin beside it."""
-    import openvino
-
-    # OpenVINO maps the weights of a model that it runs: what is there must not be written over.
-    for old in (path, path.with_suffix(".bin")):
-        old.unlink(missing_ok=True)
-    openvino.save_model(model, path, compress_to_fp16=False)
-    # A fifth of the text is indentation, which is a tenth of a small int8 model.
-    files.write_text(path, re.sub(r">\s+<", "><", path.read_text(encoding="utf-8")))
 
 
 def take_census(path: Path) -> Census:

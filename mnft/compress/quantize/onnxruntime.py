@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mnft.compress.quantize.int8 import Calibration, Census, within
 from mnft.errors import ExportError
 from mnft.exports.artifact import INPUT_NAME
 from mnft.exports.quiet import quiet
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 # onnxruntime's name, images at once, and options. Histograms need all activations of a batch in
 # memory; the mean of the images' ranges needs each image for itself.
@@ -147,7 +146,7 @@ def take_census(path: Path) -> Census:
 class _Reader:
     """Calibration images as the calibrator asks for them, a batch at a time."""
 
-    def __init__(self, images: Array, batch: int) -> None:
+    def __init__(self, images: NDArray[Any], batch: int) -> None:
         self._images = images
         self._batch = batch
         self.set_range(0, len(self))
@@ -155,7 +154,7 @@ class _Reader:
     def __len__(self) -> int:
         return -(-len(self._images) // self._batch)
 
-    def get_next(self) -> dict[str, Array] | None:
+    def get_next(self) -> dict[str, NDArray[Any]] | None:
         """The next batch, or None."""
         return next(self._batches, None)
 

@@ -20,9 +20,9 @@ from mnft.data.batches.samplers import EpochSampler
 from mnft.device.select import seed_everything
 from mnft.errors import ExportError
 from mnft.exports.artifact import Artifact
-from mnft.exports.convert import LARGEST_BATCH, REFUSED, write_onnx
 from mnft.exports.graph import build_graph
-from mnft.exports.quiet import quiet
+from mnft.exports.onnx import LARGEST_BATCH, write_onnx
+from mnft.exports.quiet import REFUSED, quiet
 from mnft.model.bundle import Bundle
 from mnft.seeding import derive_seed
 from mnft.training.epoch.loop import LoopResult, train_one_epoch

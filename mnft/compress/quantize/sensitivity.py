@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mnft.compress.quantize.onnxruntime import OnnxRuntimeQuantizer
 from mnft.exports.artifact import Artifact
 from mnft.exports.session import open_session
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 _FILE = "sensitivity.onnx"
 
@@ -22,7 +21,7 @@ def rank_layers(
     quantizer: OnnxRuntimeQuantizer,
     artifact: Artifact,
     source: Path,
-    images: Array,
+    images: NDArray[Any],
     work: Path,
     *,
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
@@ -55,7 +54,7 @@ def rank_layers(
     return sorted(found, key=lambda pair: -pair[1])
 
 
-def _run(path: Path, artifact: Artifact, images: Array) -> Array:
+def _run(path: Path, artifact: Artifact, images: NDArray[Any]) -> NDArray[Any]:
     session = open_session(path.parent, replace(artifact, file=path.name))
     return session.run(images).astype(np.float64)
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from mnft.data.batches.samplers import EpochSampler, EvalSampler
+from mnft.data.decode import BadImage
 from mnft.data.transforms import normalize
 from mnft.preprocessing import Preprocessing
-from mnft.results import BadImage
 
 
 class Batch(NamedTuple):

@@ -17,13 +17,12 @@ from mnft.data.batches.augment import Augment, draw_for
 from mnft.data.batches.batch import Growth, seeded
 from mnft.data.batches.resample import adjust, resample_on_cpu
 from mnft.data.batches.samplers import EpochSampler, EvalSampler, Key
-from mnft.data.decode import read_content
+from mnft.data.decode import BadImage, read_content
 from mnft.data.store.geometry import Pixels
 from mnft.data.store.store import Geometry, StoredImages
 from mnft.data.transforms import Transform
 from mnft.errors import DataError
 from mnft.preprocessing import Preprocessing
-from mnft.results import BadImage
 from mnft.seeding import derive_seed
 
 

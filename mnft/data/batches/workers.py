@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import multiprocessing.queues
 import os
 import shutil
@@ -28,15 +27,15 @@ from mnft.data.batches.raw import (
     size_of,
 )
 from mnft.data.batches.samplers import EpochSampler, EvalSampler
-from mnft.data.inspection import count_cores
 from mnft.data.store.store import StoredImages
 from mnft.data.transforms import Transform
 from mnft.errors import DataError
+from mnft.failures import explain_lost_worker
+from mnft.host import count_cores
 from mnft.preprocessing import Preprocessing
 
 _PREFETCH = 2
 # What torch says when batches cannot travel from process to process.
-_SHARED_MEMORY = ("shared memory", "unable to write to file </torch", "unable to mmap", "Bus error")
 
 
 class LoadedBatches:
@@ -159,30 +158,6 @@ def _until_lost(loader: Iterable[RawBatch]) -> Iterator[RawBatch]:
         if (lost := explain_lost_worker(error)) is None:
             raise
         raise lost from error
-
-
-def explain_lost_worker(error: BaseException) -> DataError | None:
-    """What a loading process that is lost makes torch raise, in words; None for other errors.
-
-    Torch raises some of it from a signal handler, wherever the main process is at that moment.
-    """
-    text = f"{error} {error.__cause__ or ''}"
-    is_full = isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename
-    if is_full or any(words in text for words in _SHARED_MEMORY):
-        return DataError(
-            "a process that loads images found no room in /dev/shm",
-            hint="enlarge it (docker run --shm-size=2g), or use fewer loading processes "
-            "(data.workers, or --workers); 0 needs none",
-        )
-    if isinstance(error, EOFError | ConnectionError) or (
-        isinstance(error, RuntimeError) and text.startswith("DataLoader worker")
-    ):
-        return DataError(
-            "a process that loads images was killed, often because memory ran out",
-            hint="use fewer of them: --set data.workers=N (a training goes on with `mnft train "
-            "--resume RUN`), or --workers N",
-        )
-    return None
 
 
 def choose_workers(

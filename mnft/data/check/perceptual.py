@@ -8,10 +8,9 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from scipy.fft import dctn
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 # Side of the grey picture that is hashed and compared, in pixels. Smaller images say too little.
 SIDE = 32
@@ -60,8 +59,8 @@ class Pairs:
         is_complete: False where the search stopped at MAX_PAIRS.
     """
 
-    places: Array
-    is_tight: Array
+    places: NDArray[Any]
+    is_tight: NDArray[Any]
     is_complete: bool
 
 
@@ -76,7 +75,7 @@ def build_picture(image: Image.Image) -> Picture | None:
     return Picture(compute_hash(grey), grey.tobytes(), colours.tobytes())
 
 
-def compute_hash(grey: Array) -> int:
+def compute_hash(grey: NDArray[Any]) -> int:
     """The DCT hash of Zauner (2010), "Implementation and Benchmarking of Perceptual Image Hash
     Functions", section 3.2.1: 64 low frequencies, without the lowest, against their median.
 
@@ -106,7 +105,7 @@ def find_alike(pictures: Sequence[Picture]) -> Pairs:
     return Pairs(np.concatenate(kept), np.concatenate(tight), is_complete)
 
 
-def find_pairs(hashes: Array) -> tuple[Array, bool]:
+def find_pairs(hashes: NDArray[Any]) -> tuple[NDArray[Any], bool]:
     """All pairs of hashes with at most MAX_DISTANCE different bits.
 
     Only hashes are compared of which one part of six differs in at most one bit, which all such
@@ -132,12 +131,14 @@ def find_pairs(hashes: Array) -> tuple[Array, bool]:
     return _decode_pairs(found, len(hashes)), True
 
 
-def _decode_pairs(found: Sequence[Array], count: int) -> Array:
+def _decode_pairs(found: Sequence[NDArray[Any]], count: int) -> NDArray[Any]:
     codes = np.unique(np.concatenate(found))
     return np.stack(np.divmod(codes, max(count, 1)), axis=1)
 
 
-def _near_in_part(hashes: Array, low: int, width: int) -> Iterator[tuple[Array, Array]]:
+def _near_in_part(
+    hashes: NDArray[Any], low: int, width: int
+) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
     """Near pairs, in both orders, among those that differ in at most one bit of a part."""
     keys = (hashes >> np.uint64(low)) & np.uint64((1 << width) - 1)
     order = np.argsort(keys, kind="stable")
@@ -155,7 +156,7 @@ def _near_in_part(hashes: Array, low: int, width: int) -> Iterator[tuple[Array, 
             yield some[rows], others[columns]
 
 
-def _compare(pictures: Sequence[Picture], pairs: Array) -> tuple[Array, Array]:
+def _compare(pictures: Sequence[Picture], pairs: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """(P,) whether they show the same, and (P,) whether they are the same picture."""
     first, second = ([pictures[place] for place in column] for column in pairs.T.tolist())
     one, other = (_stack(p.grey for p in side) for side in (first, second))
@@ -171,15 +172,15 @@ def _compare(pictures: Sequence[Picture], pairs: Array) -> tuple[Array, Array]:
     return correlations >= MIN_CORRELATION, is_tight
 
 
-def _stack(rows: Iterable[bytes]) -> Array:
+def _stack(rows: Iterable[bytes]) -> NDArray[Any]:
     return np.stack([np.frombuffer(row, np.uint8) for row in rows]).astype(np.float32)
 
 
-def _difference(first: Array, second: Array) -> Array:
+def _difference(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(np.abs(first - second).mean(1))
 
 
-def _correlate(first: Array, second: Array) -> Array:
+def _correlate(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
     first = first - first.mean(1, keepdims=True)
     second = second - second.mean(1, keepdims=True)
     squares = (first**2).sum(1) * (second**2).sum(1)

@@ -19,12 +19,12 @@ import numpy as np
 from filelock import FileLock
 
 from mnft import files
-from mnft.data.inspection import count_cores
 from mnft.data.manifest import Sample
 from mnft.data.store.cache import make_room
 from mnft.data.store.geometry import Pixels
 from mnft.data.store.index import ENTRY, Index, compute_checks, compute_ends, parse_index
 from mnft.errors import DataError
+from mnft.host import count_cores
 
 _LOGGER = logging.getLogger(__name__)
 _FORMAT = 2  # 1 had no sums of the pixels

@@ -11,10 +11,10 @@ from typing import Literal
 import torch
 from torch import nn
 
-from mnft.data.inspection import count_cores
 from mnft.device.cpu.load import OtherWork
 from mnft.device.ranks.distributed import Ranks
 from mnft.device.select import autocast
+from mnft.host import count_cores
 
 _log = logging.getLogger(__name__)
 # Cores that others keep busy, below which the machine counts as quiet.

@@ -10,12 +10,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
-from mnft import console, files
-from mnft.cli.exits import EXIT_BROKEN_PIPE, explain, leave
+from mnft import files
 from mnft.device.ranks.distributed import Ranks, gather, name_rank, process_group
 from mnft.device.ranks.peers import PeerEnded, Peers, Watch
 from mnft.errors import Interrupted, TrainError
-from mnft.signals import heed_first_signal_only, ignore_signals
+from mnft.failures import explain
+from mnft.reporter import Reporter
+from mnft.signals import EXIT_BROKEN_PIPE, heed_first_signal_only, ignore_signals, leave
 
 
 class Group:
@@ -23,11 +24,13 @@ class Group:
 
     Attributes:
         ranks: which of them this is.
+        reporter: told why this process ends.
         describe_stop: adds to a stop what the command knows of it: what is saved, how to go on.
     """
 
-    def __init__(self, ranks: Ranks, peers: Peers | None = None) -> None:
+    def __init__(self, ranks: Ranks, reporter: Reporter, peers: Peers | None = None) -> None:
         self.ranks = ranks
+        self.reporter = reporter
         self.describe_stop: Callable[[Interrupted], Interrupted] = lambda stop: stop
         self._peers = peers
 
@@ -60,12 +63,12 @@ class Group:
             elif isinstance(known, PeerEnded | Interrupted):
                 by = known.by if isinstance(known, Interrupted) else None
                 if ranks.is_main:
-                    console.show_error(known)
+                    self.reporter.error(known)
             elif self._peers.claim(repr(known or error)):
                 if known is not None:
-                    console.show_error(name_rank(known, ranks.rank))
+                    self.reporter.error(name_rank(known, ranks.rank))
                 else:
-                    console.note(f"rank {ranks.rank} of {ranks.world_size}:")
+                    self.reporter.note(f"rank {ranks.rank} of {ranks.world_size}:")
                     traceback.print_exception(error)
             if not isinstance(known, PeerEnded):
                 _tell_torchrun(error if known is None else known)
@@ -74,18 +77,18 @@ class Group:
 
 
 @contextmanager
-def joined() -> Iterator[Group]:
+def joined(reporter: Reporter) -> Iterator[Group]:
     """Run a command in all processes that torchrun has started.
 
     With several, an error does not leave this block: it is shown, and the process ends.
     """
     with process_group() as ranks:
         if ranks.world_size == 1:
-            yield Group(ranks)
+            yield Group(ranks, reporter)
             return
         heed_first_signal_only()
         peers = Peers(ranks)
-        group = Group(ranks, peers)
+        group = Group(ranks, reporter, peers)
         watch = Watch(peers, lambda told: _end_where_main_thread_is_stuck(group, told))
         watch.start()
         try:
@@ -113,6 +116,6 @@ def _end_where_main_thread_is_stuck(group: Group, told: TrainError | Interrupted
         if group.ranks.is_main:
             if isinstance(told, Interrupted):
                 told = group.describe_stop(told)
-            console.show_error(told)
+            group.reporter.error(told)
     finally:
         leave(told.exit_code)

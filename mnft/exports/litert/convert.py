@@ -16,9 +16,9 @@ import numpy as np
 
 import mnft
 from mnft import files
-from mnft.data.inspection import count_cores
 from mnft.errors import ExportError
 from mnft.exports.litert import environment as litert_environment
+from mnft.host import count_cores
 
 _LOGGER = logging.getLogger(__name__)
 _TAIL_LINES = 12

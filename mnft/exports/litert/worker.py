@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mnft.errors import ExportError, MnftError
@@ -25,8 +26,6 @@ QUANTIZERS = ("none", "dynamic", "int8")
 _SIGNATURE = "serving_default"
 _INPUT = "image"
 _PACKAGES = ("litert-torch", "ai-edge-litert", "ai-edge-quantizer", "torch", "timm")
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,10 +143,10 @@ def write_tflite(request: Request) -> dict[str, Any]:
     return {**asked, **facts, "calibration_images": len(images), "packages": packages}
 
 
-def _load_images(request: Request, example: Tensor) -> Array:
+def _load_images(request: Request, example: Tensor) -> NDArray[Any]:
     if request.calibration is None:
         return np.empty((0, *example.shape[1:]), np.float32)
-    images: Array = np.load(request.calibration, mmap_mode="r", allow_pickle=False)
+    images: NDArray[Any] = np.load(request.calibration, mmap_mode="r", allow_pickle=False)
     expected = example.numpy()
     if images.shape[1:] != expected.shape[1:] or images.dtype != expected.dtype or not len(images):
         raise ExportError(
@@ -157,7 +156,7 @@ def _load_images(request: Request, example: Tensor) -> Array:
     return images
 
 
-def _quantize(content: bytes, request: Request, images: Array) -> bytes:
+def _quantize(content: bytes, request: Request, images: NDArray[Any]) -> bytes:
     from ai_edge_quantizer import recipe
 
     if request.quantize == "dynamic":
@@ -216,7 +215,7 @@ def _raise_weights(content: bytes, ranges: Mapping[str, Any]) -> bytes:
     return bytes(changed)
 
 
-def raise_weights(rows: Array, bias: Array, scale: float) -> None:
+def raise_weights(rows: NDArray[Any], bias: NDArray[Any], scale: float) -> None:
     """Raise the first weight of each channel whose bias would overflow in int8, in place.
 
     A bias is kept as int32 in steps of (scale of the input) x (scale of the channel's weights).

@@ -20,9 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnft.errors import DataError, ModelError
-from mnft.results import Averages, ClassMetrics, Evaluation
-
-Array = NDArray[Any]
 
 TOP_K = 5
 ECE_BINS = 15
@@ -43,12 +40,14 @@ class EpochMetrics(NamedTuple):
 class _Scores:
     """One value an image: cross-entropy, predicted class, probability of that class; each (N,)."""
 
-    losses: Array
-    predictions: Array
-    confidences: Array
+    losses: NDArray[Any]
+    predictions: NDArray[Any]
+    confidences: NDArray[Any]
 
 
-def compute_evaluation(logits: Array, targets: Array, class_names: Sequence[str]) -> Evaluation:
+def compute_evaluation(
+    logits: NDArray[Any], targets: NDArray[Any], class_names: Sequence[str]
+) -> Evaluation:
     """Evaluate the logits of a whole data set.
 
     The predicted class is the first of the largest logits. The macro averages are taken over the
@@ -83,7 +82,7 @@ def compute_evaluation(logits: Array, targets: Array, class_names: Sequence[str]
     )
 
 
-def compute_epoch_metrics(logits: Array, targets: Array) -> EpochMetrics:
+def compute_epoch_metrics(logits: NDArray[Any], targets: NDArray[Any]) -> EpochMetrics:
     """Compute what each epoch's validation needs, equal to `compute_evaluation` to the last digit.
 
     Args:
@@ -103,7 +102,7 @@ def compute_epoch_metrics(logits: Array, targets: Array) -> EpochMetrics:
     )
 
 
-def softmax(logits: Array) -> Array:
+def softmax(logits: NDArray[Any]) -> NDArray[Any]:
     """Turn logits (N, C) into probabilities (N, C) float64 whose rows sum to 1.
 
     In float64 two float32 logits that differ keep different probabilities, so the argmax stays.
@@ -115,7 +114,7 @@ def softmax(logits: Array) -> Array:
     return probabilities
 
 
-def compute_top_k(logits: Array, targets: Array, *, k: int) -> float:
+def compute_top_k(logits: NDArray[Any], targets: NDArray[Any], *, k: int) -> float:
     """Compute the share of images whose target is among the k largest of its logits.
 
     Among equal logits the lower class index comes first, as in argmax.
@@ -135,7 +134,9 @@ def compute_top_k(logits: Array, targets: Array, *, k: int) -> float:
     return hits / len(targets)
 
 
-def compute_confusion(targets: Array, predictions: Array, *, num_classes: int) -> Array:
+def compute_confusion(
+    targets: NDArray[Any], predictions: NDArray[Any], *, num_classes: int
+) -> NDArray[Any]:
     """Count the images of class i that were predicted as class j: (C, C) int.
 
     Args:
@@ -147,7 +148,7 @@ def compute_confusion(targets: Array, predictions: Array, *, num_classes: int) -
     return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def compute_macro_f1(confusion: Array) -> float:
+def compute_macro_f1(confusion: NDArray[Any]) -> float:
     """Compute the mean F1 of the classes that have images.
 
     Args:
@@ -156,7 +157,9 @@ def compute_macro_f1(confusion: Array) -> float:
     return _compute_averages(confusion, "macro").f1
 
 
-def compute_ece(confidences: Array, correct: Array, *, num_bins: int = ECE_BINS) -> float:
+def compute_ece(
+    confidences: NDArray[Any], correct: NDArray[Any], *, num_bins: int = ECE_BINS
+) -> float:
     """Compute the expected calibration error (Guo et al. 2017, eq. 3).
 
     Bins are equally wide and right-closed: bin m holds ((m - 1) / M, m / M].
@@ -180,7 +183,7 @@ class ReliabilityBin(NamedTuple):
 
 
 def compute_reliability(
-    confidences: Array, correct: Array, *, num_bins: int = ECE_BINS
+    confidences: NDArray[Any], correct: NDArray[Any], *, num_bins: int = ECE_BINS
 ) -> list[ReliabilityBin]:
     """The bins of `compute_ece`, from the least confident to the most.
 
@@ -196,7 +199,9 @@ def compute_reliability(
     ]
 
 
-def _sum_bins(confidences: Array, correct: Array, num_bins: int) -> tuple[Array, Array, Array]:
+def _sum_bins(
+    confidences: NDArray[Any], correct: NDArray[Any], num_bins: int
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Of each bin the predictions, those that are right, and the sum of confidences; each (M,)."""
     inner_edges = np.linspace(0, 1, num_bins + 1)[1:-1]
     bins = np.digitize(confidences, inner_edges, right=True)
@@ -218,7 +223,7 @@ def compute_wilson_interval(num_correct: int, num_images: int) -> tuple[float, f
     return low, high
 
 
-def _compute_scores(logits: Array, targets: Array) -> _Scores:
+def _compute_scores(logits: NDArray[Any], targets: NDArray[Any]) -> _Scores:
     _check(logits, targets)
     losses, confidences = np.empty(len(logits)), np.empty(len(logits))
     for rows in _chunks(logits.shape):
@@ -231,7 +236,7 @@ def _compute_scores(logits: Array, targets: Array) -> _Scores:
     return _Scores(losses, logits.argmax(axis=1), confidences)
 
 
-def _check(logits: Array, targets: Array) -> None:
+def _check(logits: NDArray[Any], targets: NDArray[Any]) -> None:
     if logits.ndim != 2 or targets.shape != logits.shape[:1]:
         raise ValueError(f"logits {logits.shape} do not fit targets {targets.shape}")
     num_images, num_classes = logits.shape
@@ -257,7 +262,7 @@ def _chunks(shape: tuple[int, ...]) -> Iterator[slice]:
         yield slice(start, start + num_rows)
 
 
-def _compute_averages(confusion: Array, average: Literal["macro", "weighted"]) -> Averages:
+def _compute_averages(confusion: NDArray[Any], average: Literal["macro", "weighted"]) -> Averages:
     support = confusion.sum(axis=1)
     present = support > 0
     weights = support[present] if average == "weighted" else None
@@ -265,17 +270,64 @@ def _compute_averages(confusion: Array, average: Literal["macro", "weighted"]) -
     return Averages(*map(float, means))
 
 
-def _compute_class_metrics(confusion: Array, class_names: Sequence[str]) -> list[ClassMetrics]:
+def _compute_class_metrics(
+    confusion: NDArray[Any], class_names: Sequence[str]
+) -> list[ClassMetrics]:
     support, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
     columns = [column.tolist() for column in (*_score_classes(confusion), support, predicted)]
     return [ClassMetrics(*row) for row in zip(class_names, *columns, strict=True)]
 
 
-def _score_classes(confusion: Array) -> tuple[Array, Array, Array]:
+def _score_classes(confusion: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Compute precision, recall and F1 of each class: (C,) float64 each, 0 where it is 0 / 0."""
     hits, support, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
 
-    def divide(counts: Array, totals: Array) -> Array:
+    def divide(counts: NDArray[Any], totals: NDArray[Any]) -> NDArray[Any]:
         return np.divide(counts, totals, out=np.zeros(len(totals)), where=totals > 0)
 
     return divide(hits, predicted), divide(hits, support), divide(2 * hits, support + predicted)
+
+
+@dataclass(frozen=True, slots=True)
+class Averages:
+    """Precision, recall and F1 in [0, 1], averaged over classes in one way."""
+
+    precision: float
+    recall: float
+    f1: float
+
+
+@dataclass(frozen=True, slots=True)
+class ClassMetrics:
+    """How well one class is told from the others; precision, recall and F1 in [0, 1].
+
+    `support` counts the images of the class, `predicted` the images that were given it.
+    """
+
+    name: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+    predicted: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What an evaluation found on one set of images.
+
+    `accuracy`, `top5` and `ece` are shares in [0, 1]; `top5` is None with five classes or fewer.
+    `accuracy_interval` is the 95% Wilson score interval. `confusion[i][j]` counts the images of
+    class i that were predicted as class j. `loss` is the mean cross-entropy in nats.
+    """
+
+    num_images: int
+    loss: float
+    accuracy: float
+    accuracy_interval: tuple[float, float]
+    top5: float | None
+    macro: Averages
+    weighted: Averages
+    ece: float
+    per_class: list[ClassMetrics]
+    confusion: list[list[int]]

@@ -16,9 +16,15 @@ from PIL import ImageOps
 
 from mnft.data.decode import decode_bytes, read_content
 from mnft.errors import DataError
-from mnft.figures import find_fonts, make_drawable, replace_missing
+from mnft.figures import (
+    find_fonts,
+    make_drawable,
+    replace_missing,
+    save_figure,
+    shorten,
+    style_axes,
+)
 from mnft.tasks.classify.metrics import compute_reliability, compute_wilson_interval
-from mnft.tasks.classify.panels import save_figure, shorten, style_axes
 
 _DPI = 110
 _COLUMNS, _MAX_SHOWN = 6, 24

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import textwrap
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,19 +16,22 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from mnft.figures import find_fonts, make_drawable
-from mnft.files import atomic_path
+from mnft.figures import (
+    _DPI,
+    _MARK,
+    _MIN_TITLE_CHARS,
+    draw_title,
+    find_fonts,
+    make_drawable,
+    save_figure,
+    shorten,
+)
 
-_DPI = 110
 # Inches: a cell with its count inside, a cell that only needs its label, and the whole matrix.
 _ROOMY_CELL, _SMALL_CELL, _MAX_SIDE = 0.45, 0.21, 24.0
-_CURVE_SIZE = (7.0, 4.2)
 _BAR_HEIGHT = 2.4  # also the least side of the matrix
 _MAX_COUNTED_CLASSES = 30
-_MAX_LABEL_CHARS = 28
 _NUM_LISTED = 25
-_MIN_TITLE_CHARS = 40
-_MARK = "#d55e00"  # the vermilion of Okabe and Ito, told from blue by every reader
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,50 +96,6 @@ def plot_confusion(
     save_figure(figure, path)
 
 
-def plot_lr_curve(
-    lrs: Sequence[float],
-    losses: Sequence[float],
-    smoothed: Sequence[float],
-    path: Path,
-    *,
-    suggestion: float,
-    title: str,
-) -> None:
-    """Draw the loss over growing learning rates as a PNG, atomically, with the suggestion marked.
-
-    Losses far above the smoothed curve are cut off: once training diverges they have no limit.
-
-    Args:
-        lrs: (N,) learning rates, ascending.
-        losses: (N,) raw, drawn as points.
-        smoothed: (N,) drawn as a line.
-        path: the PNG to write.
-        suggestion: the learning rate to mark, within `lrs`.
-        title: the line above the curve.
-    """
-    figure = Figure(figsize=_CURVE_SIZE, dpi=_DPI, facecolor="white")
-    FigureCanvasAgg(figure)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.plot(lrs, losses, ".", color="#9db8d2", markersize=4, label="one batch")
-    axes.plot(lrs, smoothed, color="#08519c", linewidth=2, label="smoothed")
-    axes.axvline(suggestion, color=_MARK, linewidth=1.2, linestyle="--")
-    height = float(np.interp(np.log(suggestion), np.log(lrs), smoothed))
-    label = f"suggested: {suggestion:g}"
-    axes.plot([suggestion], [height], "o", color=_MARK, markersize=7, label=label)
-    low, high = min(*losses, *smoothed), max(smoothed)
-    margin = 0.15 * (high - low) or 1.0
-    axes.set_ylim(low - margin, high + margin)
-    axes.set_xscale("log")
-    axes.set_xlim(lrs[0], lrs[-1])
-    axes.set_xlabel("learning rate", fontsize=10)
-    axes.set_ylabel("training loss", fontsize=10)
-    axes.grid(True, color="#dddddd", linewidth=0.4)
-    axes.tick_params(labelsize=9, length=2, width=0.5)
-    axes.legend(fontsize=9, loc="best", framealpha=0.9)
-    draw_title(axes, title, width=_CURVE_SIZE[0], size=11)
-    save_figure(figure, path)
-
-
 def _build_matrix(confusion: Sequence[Sequence[int]], class_names: Sequence[str]) -> _Matrix:
     counts = np.asarray(confusion, dtype=np.int64)
     num_classes = len(class_names)
@@ -149,15 +107,6 @@ def _build_matrix(confusion: Sequence[Sequence[int]], class_names: Sequence[str]
     names, legend = make_drawable(class_names, numbering="rows of per_class.csv")
     labels = [shorten(name) for name in names]
     return _Matrix(counts, shares, labels, legend, find_fonts(labels), side)
-
-
-def shorten(name: str, limit: int = _MAX_LABEL_CHARS) -> str:
-    """Keep both ends: names of one family often differ only in the last word."""
-    text = " ".join(name.split())
-    if len(text) <= limit:
-        return text
-    tail = limit // 3
-    return text[: limit - tail - 1] + "…" + text[-tail:]
 
 
 def _draw_cells(axes: Axes, matrix: _Matrix) -> None:
@@ -193,14 +142,6 @@ def _draw_labels(axes: Axes, matrix: _Matrix, title: str) -> None:
         axes.set_xlabel(f"predicted\n{line}", fontsize=matrix.heading_size)
     axes.set_ylabel("true", fontsize=matrix.heading_size)
     draw_title(axes, title, width=matrix.side, size=matrix.heading_size)
-
-
-def draw_title(axes: Axes, title: str, *, width: float, size: float) -> None:
-    """Put a title above the axes, broken into lines that fit `width` inches at `size` points."""
-    text = textwrap.fill(title, max(_MIN_TITLE_CHARS, int(72 * width / (0.6 * size))))
-    axes.set_title(
-        text, loc="left", fontsize=size, fontfamily=find_fonts([title]), parse_math=False
-    )
 
 
 def _draw_counts(axes: Axes, matrix: _Matrix, cells: Iterable[Sequence[int]]) -> None:
@@ -252,20 +193,3 @@ def _list_confusions(axes: Axes, matrix: _Matrix, confusions: list[tuple[int, in
         parse_math=False,
         fontfamily=matrix.fonts,
     )
-
-
-def style_axes(axes: Axes) -> None:
-    """What the pictures of curves have in common: a light grid, small ticks, no box."""
-    axes.grid(True, color="#e4e4e4", linewidth=0.5)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=9, length=2, width=0.5)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as a PNG, atomically."""
-    with atomic_path(path) as temporary, warnings.catch_warnings():
-        # A script that no installed font has is drawn as boxes: no reason to lose the picture.
-        warnings.filterwarnings("ignore", message=r"(?s).*[Gg]lyph.*missing")
-        figure.savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.15)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,9 +10,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from mnft.files import atomic_folder
-from mnft.results import Evaluation
-from mnft.tasks.classify.metrics import ECE_BINS, INTERVAL_LEVEL
+from mnft.files import atomic_folder, write_csv
+from mnft.tasks.classify.metrics import ECE_BINS, INTERVAL_LEVEL, Evaluation
+from mnft.text import guard_cell
 
 METRICS = "metrics.json"
 PREDICTIONS = "predictions.csv"
@@ -26,9 +25,6 @@ EVALUATION_FILES = frozenset(
     {METRICS, PREDICTIONS, PER_CLASS, CONFUSION, PICTURE, RELIABILITY, MISTAKES}
 )
 MACRO_OVER = "classes that have images"
-
-# A spreadsheet takes a cell that starts so for a formula (OWASP, "CSV injection").
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,12 +130,6 @@ def _write_metrics(path: Path, evaluation: Evaluation, header: dict[str, Any]) -
     path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
-def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
-    """Write rows as UTF-8 CSV; text that others chose goes through `guard_cell` first."""
-    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
-
-
 def _prediction_rows(
     predictions: Predictions, names: list[str], unreadable: Mapping[str, str]
 ) -> Iterable[list[str]]:
@@ -173,17 +163,6 @@ def _confusion_rows(evaluation: Evaluation, names: list[str]) -> Iterable[list[o
     yield ["true \\ predicted", *names]
     for name, counts in zip(names, evaluation.confusion, strict=True):
         yield [name, *counts]
-
-
-def guard_cell(text: str) -> str:
-    """The text as a spreadsheet takes it for text, not for a formula, and in one line."""
-    # The csv module leaves a bare carriage return unquoted, and readers end the row there.
-    return guard_formula(text).replace("\r", "\\r")
-
-
-def guard_formula(text: str) -> str:
-    """The text with an apostrophe in front where a spreadsheet would take it for a formula."""
-    return "'" + text if text.startswith(_FORMULA_STARTS) else text
 
 
 def _title(evaluation: Evaluation) -> str:

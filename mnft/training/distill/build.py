@@ -11,12 +11,13 @@ from mnft.config.schema import Config
 from mnft.data.batches.batch import Batch, Batches
 from mnft.device.ranks.distributed import Ranks, broadcast
 from mnft.errors import ModelError
+from mnft.model.linear_head import has_linear_head
 from mnft.preprocessing import Preprocessing
+from mnft.reporter import Reporter
+from mnft.tasks.base import Loss
 from mnft.training.distill.loss import DistillationLoss, InputAdapter
 from mnft.training.distill.teacher import Teacher, load_teacher
-from mnft.training.head.fit import Features, compute_features, fit_head, has_linear_head, set_head
-from mnft.training.inputs import Progress
-from mnft.training.optim import Loss
+from mnft.training.head.fit import Features, compute_features, fit_head, set_head
 
 
 def build_teaching_loss(
@@ -29,7 +30,7 @@ def build_teaching_loss(
     device: torch.device,
     dtype: torch.dtype,
     ranks: Ranks,
-    progress: Progress,
+    reporter: Reporter,
 ) -> tuple[Loss, str | None]:
     """The criterion, or its combination with a teacher.
 
@@ -45,7 +46,7 @@ def build_teaching_loss(
         device: where the training runs.
         dtype: arithmetic of the teacher.
         ranks: the processes that share the images.
-        progress: shows how far the features are.
+        reporter: told how far the features are.
 
     Returns:
         The loss, and the teacher in words; None without one.
@@ -68,7 +69,7 @@ def build_teaching_loss(
         )
         features = []
         for split, batches in zip(("train", "val"), views, strict=True):
-            with progress(f"teacher's features of {split}") as on_progress:
+            with reporter.track(f"teacher's features of {split}") as on_progress:
                 adapted = _adapt(batches, adapt, on_progress)
                 features.append(_compute(teacher, adapted, device, dtype, ranks))
         # Once, not in each process: see stages.

@@ -12,8 +12,8 @@ from mnft.config.schema import DistillConfig
 from mnft.device.select import autocast
 from mnft.errors import ModelError
 from mnft.preprocessing import Preprocessing
+from mnft.tasks.base import Loss
 from mnft.training.distill.teacher import Teacher
-from mnft.training.optim import Loss
 
 # Of red, green and blue in grey (ITU-R BT.601), as Pillow turns images grey.
 _LUMA = (0.299, 0.587, 0.114)

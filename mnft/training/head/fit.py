@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +13,10 @@ from torch import Tensor, nn
 from mnft.data.batches.batch import Batch
 from mnft.device.ranks.distributed import Ranks
 from mnft.device.select import autocast
+from mnft.model.freeze import evaluating
+from mnft.model.linear_head import _forward_features, find_linear_head
 from mnft.tasks.classify.metrics import EpochMetrics, compute_epoch_metrics
-from mnft.training.inference import InParts, Rows, evaluating
+from mnft.training.inference import InParts, Rows
 
 # Weight decays that are tried, all at once, on features of unit variance: from nearly none to
 # where the classifier underfits. Few images want more of it.
@@ -55,28 +56,6 @@ class HeadFit:
     weight_decay: float
     train: EpochMetrics
     val: EpochMetrics
-
-
-def find_linear_head(model: nn.Module) -> nn.Linear | None:
-    """The classifier of a timm model, if it is one linear layer; else None."""
-    timm_model: Any = model
-    classifier = timm_model.get_classifier() if hasattr(model, "get_classifier") else None
-    return classifier if isinstance(classifier, nn.Linear) else None
-
-
-def has_linear_head(model: nn.Module, input_size: tuple[int, int, int]) -> bool:
-    """Whether the model's outputs are one linear layer on features that it gives."""
-    head = find_linear_head(model)
-    if head is None:
-        return False
-    parameter = next(model.parameters())
-    images = torch.linspace(-1, 1, math.prod(input_size), device=parameter.device)
-    with torch.inference_mode(), evaluating(model):
-        features = _forward_features(model, images.view(1, *input_size))
-        if features.ndim != 2 or features.shape[1] != head.in_features:
-            return False
-        outputs = model(images.view(1, *input_size))
-        return torch.allclose(head(features), outputs, rtol=1e-3, atol=1e-3)
 
 
 def compute_features(
@@ -169,12 +148,6 @@ def set_head(model: nn.Module, fitted: HeadFit) -> None:
         head.weight.copy_(fitted.weight)
         if head.bias is not None:
             head.bias.copy_(fitted.bias)
-
-
-def _forward_features(model: nn.Module, images: Tensor) -> Tensor:
-    timm_model: Any = model
-    features: Tensor = timm_model.forward_head(timm_model.forward_features(images), pre_logits=True)
-    return features
 
 
 def _optimize(

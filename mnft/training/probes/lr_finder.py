@@ -12,10 +12,10 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mnft.data.batches.samplers import EpochSampler
@@ -23,8 +23,9 @@ from mnft.device.memory import explaining_memory
 from mnft.device.select import seed_everything
 from mnft.errors import ConfigError, TrainError
 from mnft.seeding import derive_seed
+from mnft.tasks.base import Loss
 from mnft.training.epoch.loop import train_one_epoch
-from mnft.training.optim import Loss, Schedule
+from mnft.training.optim import Schedule
 from mnft.training.training import Training
 
 MIN_STEPS = 20
@@ -34,8 +35,6 @@ _EDGE = 5  # points at either end that are never suggested
 _PLATEAU = 0.1  # share of the whole fall within which the loss is still high, or still low
 _CHANCE = 5.0  # standard errors of the smoothed loss that a fall must exceed
 _SMALLEST_FALL = 0.01  # of the first loss
-
-Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +152,9 @@ def build_curve(lrs: list[float], losses: list[float], *, diverged: bool) -> LrC
     )
 
 
-def _suggest(lrs: Array, smoothed: Array, chance: float) -> tuple[float, str]:
+def _suggest(
+    lrs: NDArray[np.float64], smoothed: NDArray[np.float64], chance: float
+) -> tuple[float, str]:
     """A rate and the reason for it; `chance` is a change of the loss that may have no cause."""
     lowest = int(smoothed.argmin())
     start, end = float(smoothed[: _EDGE + 1].mean()), float(smoothed[lowest])
@@ -286,15 +287,15 @@ def _train(training: Training, ramp: _Ramp, recorder: _Recorder, seed: int) -> N
         return
 
 
-def _smooth(values: Array, width: float) -> Array:
+def _smooth(values: NDArray[np.float64], width: float) -> NDArray[np.float64]:
     """Mean over the neighbours with Gaussian weights of `width` points; fewer at the ends."""
     points = np.arange(len(values))
     weights = np.exp(-0.5 * ((points[:, None] - points) / width) ** 2)
-    smoothed: Array = weights @ values / weights.sum(axis=1)
+    smoothed: NDArray[np.float64] = weights @ values / weights.sum(axis=1)
     return smoothed
 
 
-def _find_descent(smoothed: Array, lowest: int, start: float) -> range:
+def _find_descent(smoothed: NDArray[np.float64], lowest: int, start: float) -> range:
     """The points of the last descent to the lowest one, without the edges of the curve."""
     ceiling = start - _PLATEAU * (start - smoothed[lowest])
     plateau = np.flatnonzero(smoothed[: lowest + 1] >= ceiling)
@@ -302,7 +303,7 @@ def _find_descent(smoothed: Array, lowest: int, start: float) -> range:
     return range(max(first, _EDGE), min(lowest + 1, len(smoothed) - _EDGE))
 
 
-def _find_end(smoothed: Array, lowest: int, start: float) -> int:
+def _find_end(smoothed: NDArray[np.float64], lowest: int, start: float) -> int:
     """The last point before the loss leaves its lowest level."""
     floor = smoothed[lowest] + _PLATEAU * (start - smoothed[lowest])
     above = np.flatnonzero(smoothed[lowest:] > floor)

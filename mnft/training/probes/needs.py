@@ -23,11 +23,12 @@ from mnft.device.cpu.activations import save_memory_of_relu6
 from mnft.device.ranks.distributed import Ranks
 from mnft.device.select import resolve_device, resolve_precision
 from mnft.errors import ConfigError
+from mnft.host import _read_available, _read_limit
 from mnft.model.factory import build_model
 from mnft.model.freeze import freeze, set_training_mode
+from mnft.model.linear_head import find_linear_head
 from mnft.preprocessing import Preprocessing
 from mnft.text import count
-from mnft.training.head.fit import find_linear_head
 from mnft.training.inference import choose_eval_batch_size
 from mnft.training.inputs import choose_loader_options
 from mnft.training.optim import build_optimizer
@@ -222,22 +223,6 @@ def _free_memory(device: torch.device) -> int | None:
         return torch.cuda.mem_get_info(device)[0]
     found = [*_read_available(), *_read_limit()]
     return min(found) if found and device.type == "cpu" else None
-
-
-def _read_available() -> Iterator[int]:
-    path = Path("/proc/meminfo")
-    lines = path.read_text(encoding="ascii").splitlines() if path.is_file() else []
-    for line in lines:
-        if line.startswith("MemAvailable:"):
-            yield int(line.split()[1]) * 1024
-
-
-def _read_limit() -> Iterator[int]:
-    """What a container may use in all."""
-    path = Path("/sys/fs/cgroup/memory.max")
-    text = path.read_text(encoding="ascii").strip() if path.is_file() else ""
-    if text.isdigit():
-        yield int(text)
 
 
 def _judge_disk(store: list[Need], folder: Need) -> Iterator[Finding]:
