@@ -98,7 +98,7 @@ def run(request: Request, overrides: Sequence[str], *, as_json: bool) -> None:
 
 
 def _find_images(opened: Opened, data: Path | None, config: Config) -> Images:
-    calibration = find_calibration_images(opened, data, config.quantize.images)
+    calibration = find_calibration_images(opened, data, config.quantize.images, console.REPORTER)
     val = find_images(opened, data, "val", console.REPORTER)
     test = None
     if data is None and opened.manifest is not None and opened.manifest.split("test"):

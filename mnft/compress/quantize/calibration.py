@@ -15,19 +15,23 @@ from mnft.data.manifest import find_changes
 from mnft.device.ranks.distributed import Ranks
 from mnft.errors import CheckpointError, DataError
 from mnft.evaluation.checkpoint import Opened
+from mnft.reporter import Reporter
 from mnft.evaluation.images import Selection, choose_evenly, find_images
 from mnft.model.bundle import Bundle
 from mnft.training.inference import choose_eval_batch_size
 from mnft.training.inputs import build_eval_batches
 
 
-def find_calibration_images(opened: Opened, data: Path | None, count: int) -> Selection:
+def find_calibration_images(
+    opened: Opened, data: Path | None, count: int, reporter: Reporter
+) -> Selection:
     """Training images, as many of each class.
 
     Args:
         opened: the model.
         data: a folder whose train images are taken; None takes the run's.
         count: images.
+        reporter: told of progress.
 
     Raises:
         MnftError: no training images are known, or they have changed since the training.
