@@ -8,12 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
+from support.images import COLOURS, MakeFolder, write_image
 from typer.testing import CliRunner, Result
-
-MakeFolder = Callable[..., Path]
 
 # Read when torch is loaded, here and in the processes that tests start. One thread each: the tests
 # run in parallel, beside other work, and equal bits need equal numbers of threads; and a number
@@ -33,17 +30,6 @@ def _threads() -> None:
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """A store of the tests' own, also for the processes that they start."""
     os.environ["MNFT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-
-
-def write_image(path: Path, colour: tuple[int, int, int], *, seed: int, size: int = 24) -> None:
-    """An image of one colour with a little noise, so that contents differ."""
-    noise = np.random.default_rng(seed).integers(0, 30, (size, size, 3))
-    pixels = np.clip(np.asarray(colour) * 0.85 + noise, 0, 255).astype(np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
-
-
-COLOURS = {"blue": (20, 30, 220), "green": (20, 200, 40), "red": (220, 30, 20)}
 
 
 @pytest.fixture
@@ -79,6 +65,14 @@ def run_cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Re
         return result
 
     return run
+
+
+@pytest.fixture
+def train(run_cli: Callable[..., Result], make_folder: MakeFolder, tmp_path: Path) -> Any:
+    """On 24 training and 24 val images of three plain colours."""
+    from support.training import Trainer
+
+    return Trainer(run_cli, tmp_path, make_folder(splits=("train", "val")))
 
 
 @pytest.fixture

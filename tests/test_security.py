@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from conftest import MakeFolder, write_image
+from support.images import MakeFolder, write_image
 from typer.testing import Result
 
 from mnft.data.fetch import archive

@@ -239,7 +239,7 @@ def count_waits(job: Job, run_epoch: Callable[[], None], steps: int) -> None:
 
     what = f"at most {_WAITS_A_STEP} waits a step"
     if not job.on_gpu:
-        job.report.skip(what, "no GPU (tests/test_no_waits.py counts them on a fake one)")
+        job.report.skip(what, "no GPU (tests/training/test_no_waits.py counts them on a fake one)")
         return
     with waits_by_line() as found:
         torch.cuda.set_sync_debug_mode("warn")

@@ -19,6 +19,7 @@ from mnft.data.check.report import Checked, CheckReport, check_folder
 from mnft.data.decode import find_cures
 from mnft.data.folder import scan_folder
 from mnft.errors import ConfigError, DataError, GateError, MnftError
+from mnft.tasks.classify.checks import find_class_faults
 from mnft.text import count
 
 if TYPE_CHECKING:
@@ -97,7 +98,9 @@ def _check(root: Path, config: Config | None, checkpoint: Path | None) -> _Resul
     plan, trouble = _build_plan(config, root) if config else (None, [])
     with console.progress("checking images") as on_progress:
         data = config.data if config else DataConfig(root=str(root))
-        checked = check_folder(root, on_progress, data, _expect(config, plan))
+        checked = check_folder(
+            root, on_progress, data, _expect(config, plan), check_labels=find_class_faults
+        )
     report = checked.report.with_findings(trouble)
     needs: list[Need] = []
     if config and plan and checked.manifest:

@@ -18,14 +18,8 @@ from mnft.evaluation.parity import (
     describe_parity,
     find_comparison_images,
 )
-from mnft.exports.artifact import (
-    PARITY,
-    Artifact,
-    check_target,
-    compute_size,
-    write_record,
-)
-from mnft.exports.convert import check_toolchain, convert
+from mnft.exports.artifact import PARITY, Artifact, compute_size, write_record
+from mnft.exports.convert import check_target, check_toolchain, convert
 from mnft.exports.formats import find_format
 from mnft.text import count
 

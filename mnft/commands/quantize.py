@@ -24,7 +24,8 @@ from mnft.evaluation.checkpoint import Opened, default_target, load_settings, op
 from mnft.evaluation.images import Selection, find_images
 from mnft.evaluation.outputs import Means, compute_selected
 from mnft.evaluation.parity import Parity, compute_parity
-from mnft.exports.artifact import PARITY, check_target, compute_size, set_facts, write_record
+from mnft.exports.artifact import PARITY, compute_size, set_facts, write_record
+from mnft.exports.convert import check_target
 from mnft.exports.model import load_exported
 from mnft.tasks.base import Outputs
 from mnft.tasks.classify.metrics import compute_wilson_interval

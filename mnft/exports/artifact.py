@@ -12,7 +12,7 @@ from typing import Any
 
 import mnft
 from mnft import files
-from mnft.errors import CheckpointError, ConfigError
+from mnft.errors import CheckpointError
 from mnft.preprocessing import Preprocessing
 
 RECORD = "model.json"
@@ -323,27 +323,3 @@ def _describe_resize(preprocessing: Preprocessing) -> dict[str, Any]:
         "border": "until it fits in this size, keeping its aspect; then bordered with the mean",
     }[preprocessing.crop_mode]
     return {"width": width, "height": height, "how": how, "antialias": True}
-
-
-def check_target(target: Path) -> None:
-    """Refuse to replace what is not an earlier export.
-
-    Raises:
-        ConfigError: something else is there.
-    """
-    if target.resolve() == Path.cwd():
-        raise ConfigError(
-            f"--output: {target} is the current folder, and an export is a folder of its own",
-            hint="name a new folder: --output DIR",
-        )
-    if not (target.exists() or target.is_symlink()):
-        parent = next(folder for folder in target.absolute().parents if folder.exists())
-        if not parent.is_dir():
-            raise ConfigError(f"--output: {parent} is a file, expected a folder")
-        return
-    if target.is_dir() and (not any(target.iterdir()) or is_export(target)):
-        return
-    raise ConfigError(
-        f"{target} exists and is not an earlier export, which alone may be replaced",
-        hint="name a new folder: --output DIR",
-    )

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from mnft.errors import ExportError
-from mnft.exports.artifact import Artifact, set_facts
+from mnft.errors import ConfigError, ExportError
+from mnft.exports.artifact import Artifact, is_export, set_facts
 from mnft.exports.coreml import _to_coreml
 from mnft.exports.executorch import _to_executorch
 from mnft.exports.formats import FORMATS, Format, check_installed
@@ -93,3 +93,27 @@ _WRITERS: dict[str, Callable[[nn.Module, Tensor, Artifact, Path], None]] = {
     "coreml": _to_coreml,
 }
 assert {*_WRITERS, "tflite"} == FORMATS.keys()
+
+
+def check_target(target: Path) -> None:
+    """Refuse to replace what is not an earlier export.
+
+    Raises:
+        ConfigError: something else is there.
+    """
+    if target.resolve() == Path.cwd():
+        raise ConfigError(
+            f"--output: {target} is the current folder, and an export is a folder of its own",
+            hint="name a new folder: --output DIR",
+        )
+    if not (target.exists() or target.is_symlink()):
+        parent = next(folder for folder in target.absolute().parents if folder.exists())
+        if not parent.is_dir():
+            raise ConfigError(f"--output: {parent} is a file, expected a folder")
+        return
+    if target.is_dir() and (not any(target.iterdir()) or is_export(target)):
+        return
+    raise ConfigError(
+        f"{target} exists and is not an earlier export, which alone may be replaced",
+        hint="name a new folder: --output DIR",
+    )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from mnft.reporter import SILENT, Reporter
-
 import logging
 import time
 
@@ -12,13 +10,14 @@ import torch
 from mnft.data.batches.batch import Batches
 from mnft.device.memory import peak_memory_mb, reset_peak_memory
 from mnft.device.ranks.distributed import broadcast
+from mnft.reporter import SILENT, Reporter
 from mnft.results import EpochResult, FitResult
 from mnft.seeding import derive_seed
 from mnft.signals import patiently
 from mnft.training.fit import Keeper, fit
 from mnft.training.head.cache import cached, compute_key
 from mnft.training.head.fit import Features, HeadFit, compute_features, fit_head, set_head
-from mnft.training.inputs import from mnft.training.training import Training
+from mnft.training.training import Training
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -47,9 +46,7 @@ def train(
         training.options.threads.release()
 
 
-def _train(
-    training: Training, keeper: Keeper | None, reporter: Reporter
-) -> FitResult:
+def _train(training: Training, keeper: Keeper | None, reporter: Reporter) -> FitResult:
     state = training.state
     if "head" in training.stages and state.head is None:
         state.head = state.best = train_head(training, reporter)

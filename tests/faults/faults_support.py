@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 import yaml
-from conftest import COLOURS, write_image
-from test_train import assert_equal, epochs_of
+from support.images import COLOURS, write_image
+from support.training import assert_equal, epochs_of
 
 HERE = Path(__file__).parent
 # A shell that may mount, seen by nobody else; needs no rights where the system allows it to users.

@@ -4,7 +4,7 @@
     python tests/golden/golden.py compare RECORD.json    after it
 
 The record holds SHA-256 of all weights, the log without times, the metrics, the parity of an ONNX
-file and the exit code and message of each row of tests/test_wrong_input.py. Bits depend on the
+file and the exit code and message of each row of tests/cli/test_wrong_input.py. Bits depend on the
 processor and on the versions of torch and timm, so a record compares only where these are equal,
 and none is shipped. With MNFT_ASSETS a MobileNetV2 from ImageNet weights is trained on flowers as
 well. It takes about a minute; everything runs on one thread.
@@ -83,7 +83,7 @@ def read_messages(here: Path) -> Any:
     record = here / "messages.jsonl"
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider"]
     subprocess.run(
-        [*command, "tests/test_wrong_input.py"],
+        [*command, "tests/cli/test_wrong_input.py"],
         cwd=REPOSITORY,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY), "MNFT_GOLDEN_MESSAGES": str(record)},
         check=True,

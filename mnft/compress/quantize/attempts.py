@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from mnft.reporter import SILENT, Reporter
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,8 +19,10 @@ from mnft.exports.formats import FORMATS, Format, check_installed
 from mnft.exports.openvino import read_openvino, save_openvino
 from mnft.host import find_missing, read_versions
 from mnft.model.bundle import Bundle
+from mnft.reporter import SILENT, Reporter
 from mnft.text import count
-from mnft.training.inputs import _RANKING_IMAGES = 32
+
+_RANKING_IMAGES = 32
 # Measured: NNCF loses least on MobileNetV2 and V3, and OpenVINO is faster in int8 on
 # both; onnxruntime is slower on V3.
 _PREFERRED, _PORTABLE = "nncf", "onnxruntime"
@@ -179,7 +179,7 @@ class Workshop:
         if config.qat != "always":
             yield self._attempt("more exact", keep, thorough=True)
             if config.keep_float is None and config.float_layers:
-                yield from self._leave_float(config.float_layers, control, progress)
+                yield from self._leave_float(config.float_layers, control, reporter)
         if fine_tune is not None:
             yield Attempt("quantization-aware fine-tuning", keep, partial(self._tune, fine_tune))
 

@@ -15,9 +15,9 @@ from mnft.data.manifest import find_changes
 from mnft.device.ranks.distributed import Ranks
 from mnft.errors import CheckpointError, DataError
 from mnft.evaluation.checkpoint import Opened
-from mnft.reporter import Reporter
 from mnft.evaluation.images import Selection, choose_evenly, find_images
 from mnft.model.bundle import Bundle
+from mnft.reporter import Reporter
 from mnft.training.inference import choose_eval_batch_size
 from mnft.training.inputs import build_eval_batches
 

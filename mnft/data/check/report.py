@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,6 @@ from mnft.data.folder import FolderScan, ImageFile, scan_folder
 from mnft.data.manifest import Manifest
 from mnft.data.prepare import split_folder
 from mnft.errors import DataError
-from mnft.tasks.classify.checks import find_class_faults
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +56,9 @@ class CheckReport:
         return replace(self, findings=_sort([*self.findings, *more]))
 
 
+LabelCheck = Callable[[Material, Mapping[str, Mapping[str, int]]], Iterable[Finding]]
+
+
 @dataclass(frozen=True, slots=True)
 class Checked:
     """The report, and what later steps need of the material.
@@ -79,6 +81,8 @@ def check_folder(
     on_progress: Callable[[int, int], None],
     config: DataConfig | None = None,
     expected: Expectations | None = None,
+    *,
+    check_labels: LabelCheck,
 ) -> Checked:
     """Check an image folder.
 
@@ -88,6 +92,8 @@ def check_folder(
         config: how the folder will be split, what it leaves out, and whether unreadable files are a
             problem; the defaults where there is none.
         expected: what a training makes of the images.
+        check_labels: the task's own check, of the images and the number of readable images of each
+            class in each split.
 
     Raises:
         DataError: the folder is none, or holds no class folders.
@@ -104,7 +110,7 @@ def check_folder(
     counts = _count(material)
     findings = [
         *find_image_faults(material),
-        *find_class_faults(material, counts),
+        *check_labels(material, counts),
         *find_loose_images(scan),
         *_unknown(exclusion),
         *find_copies(material),

@@ -5,7 +5,7 @@ Shapes: N images, C classes. Every figure that both `compute_epoch_metrics` and
 evaluation afterwards agree to the last digit.
 
 scikit-learn and SciPy have these figures too, and the tests compare with them. They are not used
-here because every training would wait for them to be imported (tests/test_startup.py).
+here because every training would wait for them to be imported (tests/cli/test_startup.py).
 """
 
 from __future__ import annotations
@@ -283,7 +283,9 @@ def _score_classes(confusion: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any],
     hits, support, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
 
     def divide(counts: NDArray[Any], totals: NDArray[Any]) -> NDArray[Any]:
-        return np.divide(counts, totals, out=np.zeros(len(totals)), where=totals > 0)
+        shares: NDArray[Any] = np.zeros(len(totals))
+        np.divide(counts, totals, out=shares, where=totals > 0)
+        return shares
 
     return divide(hits, predicted), divide(hits, support), divide(2 * hits, support + predicted)
 
