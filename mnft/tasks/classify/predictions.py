@@ -11,7 +11,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from mnft.files import atomic_folder, write_csv
-from mnft.tasks.classify.metrics import ECE_BINS, INTERVAL_LEVEL, Evaluation
+from mnft.tasks.classify.evaluation import Evaluation
+from mnft.tasks.classify.metrics import ECE_BINS, INTERVAL_LEVEL
 from mnft.text import guard_cell
 
 METRICS = "metrics.json"

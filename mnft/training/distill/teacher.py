@@ -14,6 +14,7 @@ from torch import nn
 
 from mnft import files
 from mnft.config.schema import DistillConfig, ModelConfig
+from mnft.device.machine import Machine
 from mnft.errors import MnftError, ModelError
 from mnft.model.bundle import CONFIG, load_bundle
 from mnft.model.factory import build_model
@@ -83,8 +84,7 @@ def load_teacher(
     config: DistillConfig,
     *,
     class_names: tuple[str, ...],
-    device: torch.device,
-    channels_last: bool,
+    machine: Machine,
 ) -> Teacher:
     """Load a run's best model, a model folder or a pretrained model, to learn from it.
 
@@ -94,8 +94,7 @@ def load_teacher(
     Args:
         config: the `distill` section, with a teacher.
         class_names: of the student, in the order of its outputs.
-        device: where the teacher goes.
-        channels_last: memory format of its weights.
+        machine: where the teacher goes.
 
     Raises:
         ModelError: no such teacher, or one that cannot be loaded; blames `distill.teacher`.
@@ -111,9 +110,7 @@ def load_teacher(
         else:
             name = f"local-dir:{folder}" if folder else config.teacher
             teacher = _build_with_new_head(name, names, class_names)
-    teacher.model.to(device)
-    if channels_last:
-        teacher.model.to(memory_format=torch.channels_last)
+    machine.place(teacher.model)  # in place, as modules move
     return teacher
 
 
