@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,7 @@ class Module:
     source: str
     is_package: bool = False
 
-    @property
+    @cached_property
     def tree(self) -> ast.Module:
         return ast.parse(self.source)
 
@@ -251,7 +252,7 @@ def test_few_functions_are_used_once():
 
 def test_only_the_listed_functions_are_long():
     found = {name for module in MODULES for name in long_functions(module)}
-    assert found == LONG_FUNCTIONS
+    assert found <= LONG_FUNCTIONS
 
 
 def test_no_module_is_called_by_a_word_that_says_nothing():
