@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -195,7 +196,7 @@ def evaluate(model: nn.Module, batches: Batches, loop: LoopOptions) -> dict[str,
         ) from error
 
 
-def join_figures(train: dict[str, float], val: dict[str, float]) -> dict[str, float]:
+def join_figures(train: Mapping[str, float], val: Mapping[str, float]) -> dict[str, float]:
     """Put figures of both splits side by side: `train_loss`, `val_loss` and so on."""
     return {
         f"{split}_{name}": figures[name]

@@ -226,7 +226,8 @@ def build_view(
     labels = task.encode(samples)
     stored_for = None if stored is None else machine.device
     batch_size = choose_eval_batch_size(config.eval, preprocessing, stored_for=stored_for)
-    sampler = _eval_sampler(len(samples), batch_size, machine.ranks)
+    ranks = machine.ranks
+    sampler = EvalSampler(len(samples), batch_size, rank=ranks.rank, world_size=ranks.world_size)
     if stored is None:
         geometry = (
             _train_geometry(config, preprocessing) if augment else EvalGeometry(preprocessing)
@@ -272,7 +273,3 @@ def choose_loader_options(
         processes=machine.ranks.local_world_size,
     )
     return LoaderOptions(machine.device, workers, machine.channels_last)
-
-
-def _eval_sampler(num_samples: int, batch_size: int, ranks: Ranks) -> EvalSampler:
-    return EvalSampler(num_samples, batch_size, rank=ranks.rank, world_size=ranks.world_size)

@@ -92,7 +92,9 @@ def train_head(training: Training, reporter: Reporter = SILENT) -> EpochResult:
     return EpochResult(
         epoch=0,
         epochs=options.epochs,
-        figures=join_figures(dict(fitted.train), dict(fitted.val)),
+        figures=join_figures(
+            {name: fitted.train[name] for name in training.task.train_figures}, fitted.val
+        ),
         lr=0.0,
         images_per_s=num_images / max(seconds, 1e-9),
         seconds=time.perf_counter() - started,
