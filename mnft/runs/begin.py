@@ -16,9 +16,9 @@ from mnft.reporter import Reporter
 from mnft.runs.folder import RunFolder, check_name_is_free
 from mnft.runs.parents import inherit
 from mnft.runs.tensorboard import wants_writer
+from mnft.tasks.classify.distill.teacher import check_teacher
 from mnft.text import count
 from mnft.training.build import build_training
-from mnft.training.distill.teacher import check_teacher
 from mnft.training.inputs import UncheckedImages
 from mnft.training.optim import check_optimizer_name
 from mnft.training.training import Training

@@ -183,8 +183,8 @@ def _build_fixed_step(training: Training, batch: Batch) -> Callable[[], None]:
 
     def step() -> None:
         with autocast(loop.machine.device, loop.machine.train_dtype):
-            logits = model(batch.images)
-        loss = training.criterion(logits, batch.targets, batch.images) / len(batch.images)
+            outputs = model(batch.images)
+        loss = training.criterion(outputs, batch.targets, batch.images) / len(batch.images)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()

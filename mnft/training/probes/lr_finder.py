@@ -194,8 +194,8 @@ class _Recorder:
         self._sums: list[Tensor] = []
         self._images = 0
 
-    def __call__(self, logits: Tensor, targets: Tensor, images: Tensor) -> Tensor:
-        loss = self._criterion(logits, targets, images)
+    def __call__(self, outputs: Tensor, targets: Tensor, images: Tensor) -> Tensor:
+        loss = self._criterion(outputs, targets, images)
         self._sums.append(loss.detach())
         self._images += len(images)
         return loss

@@ -24,10 +24,10 @@ from mnft.device.machine import Machine
 from mnft.device.select import resolve_device, resolve_precision
 from mnft.errors import ConfigError
 from mnft.host import _read_available, _read_limit
-from mnft.model.factory import build_model
 from mnft.model.freeze import freeze, set_training_mode
 from mnft.model.linear_head import find_linear_head
 from mnft.preprocessing import Preprocessing
+from mnft.tasks import open_task
 from mnft.text import count
 from mnft.training.batch_size import choose_parts, count_kept_bytes
 from mnft.training.inference import choose_eval_batch_size
@@ -76,7 +76,7 @@ class Plan:
     preprocessing: Preprocessing
 
 
-def build_plan(config: Config, num_classes: int) -> Plan:
+def build_plan(config: Config, num_outputs: int) -> Plan:
     """Build the model without its weights.
 
     Raises:
@@ -84,12 +84,9 @@ def build_plan(config: Config, num_classes: int) -> Plan:
     """
     if config.model.name.startswith("hf-hub:"):
         raise ConfigError("a model of the hub, which is not asked", key="model.name")
-    built = build_model(
-        config.model.model_copy(update={"pretrained": False}),
-        num_classes=num_classes,
-        img_size=config.data.img_size,
-        overrides=config.data.model_dump(include={"mean", "std", "interpolation", "crop_pct"}),
-    )
+    values = config.model.model_copy(update={"pretrained": False})
+    task = open_task(tuple(map(str, range(num_outputs))))
+    built = task.build_model(config.model_copy(update={"model": values}))
     freeze(built.model, config.model.freeze)
     return Plan(built.model, built.preprocessing)
 
