@@ -17,9 +17,11 @@ MAX_LINES = 340
 MAX_FUNCTION_LINES = 60
 # Functions that may be longer, each for its reason.
 LONG_FUNCTIONS = {
+    "mnft.training.epoch.loop.train_one_epoch",  # the loop reads from top to bottom
     "mnft.training.fit.fit",  # the order of epochs, evaluation and saving, from top to bottom
     "mnft.training.build.build_training",
     "mnft.tasks.classify.mistakes.plot_mistakes",
+    "mnft.tasks.classify.curve.plot_training",
 }
 # A function that is used once and names no idea makes the reader jump for nothing.
 MAX_USED_ONCE = 13.0  # in 1,000 lines
@@ -167,7 +169,7 @@ def long_functions(module: Module) -> list[str]:
     for node in ast.walk(module.tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[1] if ast.get_docstring(node) and node.body[1:] else node.body[0]
-            if (node.end_lineno or 0) - first.lineno >= MAX_FUNCTION_LINES:
+            if (node.end_lineno or 0) - first.lineno + 1 >= MAX_FUNCTION_LINES:
                 long.append(f"{module.name}.{node.name}")
     return long
 
