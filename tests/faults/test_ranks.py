@@ -19,7 +19,7 @@ pytestmark = pytest.mark.faults
 ON_RANK_1 = """
 import os, signal
 import torch
-from mnft.engine import fit
+from mnft.training import fit
 train = fit.train_one_epoch
 epochs = []
 def spoil(*args, **kwargs):
@@ -32,7 +32,7 @@ fit.train_one_epoch = spoil
 # Rank 0 waits in C code that no signal interrupts, as it does for a kernel of NCCL.
 STUCK = """
 import ctypes, os
-from mnft.engine import fit
+from mnft.training import fit
 train = fit.train_one_epoch
 epochs = []
 def spoil(*args, **kwargs):
@@ -52,7 +52,7 @@ GPUS = """
 import os
 from types import SimpleNamespace
 import torch
-from mnft.engine import device
+from mnft.device import select as device
 rank = os.environ["RANK"]
 device.has_cuda = lambda: {there}
 torch.cuda.device_count = lambda: {count}
@@ -130,14 +130,14 @@ def test_one_has_no_gpu_at_all(place: Place) -> None:
 
 UNREADABLE = """
 import os
-from mnft.data import loaders
+from mnft.data.batches import raw
 from mnft.errors import DataError
-decode = loaders.decode
+read = raw.read_content
 def refuse(path, **kwargs):
     if os.environ["RANK"] == "1" and path.stem == "003" and "train" in path.parts:
-        raise DataError(f"{path}: gone")
-    return decode(path, **kwargs)
-loaders.decode = refuse
+        raise DataError("gone")
+    return read(path, **kwargs)
+raw.read_content = refuse
 """
 
 
