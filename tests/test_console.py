@@ -40,11 +40,13 @@ def epoch_result(epoch: int = 3, *, is_best: bool = False) -> EpochResult:
     return EpochResult(
         epoch=epoch,
         epochs=10,
-        train_loss=1.25,
-        train_accuracy=0.5,
-        val_loss=1.5,
-        val_accuracy=0.4321,
-        val_macro_f1=0.42,
+        figures={
+            "train_loss": 1.25,
+            "train_accuracy": 0.5,
+            "val_loss": 1.5,
+            "val_accuracy": 0.4321,
+            "val_macro_f1": 0.42,
+        },
         lr=0.001,
         images_per_s=123.4,
         seconds=6.54,
@@ -340,7 +342,7 @@ def test_an_epoch_has_one_line_of_the_terminal(terminal, monkeypatch, width):
 def test_the_bar_of_a_training_cuts_no_figure(terminal, monkeypatch, width):
     monkeypatch.setenv("COLUMNS", str(width))
     with redirect_stderr(terminal), console.TrainingDisplay() as display:
-        display.on_step(StepProgress(10, 20, 99, 160, 1.234, 0.5, 12345.0))
+        display.on_step(StepProgress(10, 20, 99, 160, {"loss": 1.234, "accuracy": 0.5}, 12345.0))
     assert "…" not in terminal.getvalue()
     assert "99/160" in terminal.getvalue() or width == 30
 
@@ -349,7 +351,9 @@ def test_training_off_a_terminal_prints_one_line_an_epoch_and_nothing_else(capsy
     with console.TrainingDisplay() as display:
         for epoch in (1, 2):
             for step in range(3):
-                display.on_step(StepProgress(epoch, 2, step, 3, 1.0, 0.5, 100.0))
+                display.on_step(
+                    StepProgress(epoch, 2, step, 3, {"loss": 1.0, "accuracy": 0.5}, 100.0)
+                )
             display.on_epoch(epoch_result(epoch, is_best=epoch == 2))
     out, err = capsys.readouterr()
     assert out == ""
@@ -365,8 +369,8 @@ def test_training_off_a_terminal_prints_one_line_an_epoch_and_nothing_else(capsy
 
 def test_training_on_a_terminal_shows_a_bar_with_loss_speed_and_time(terminal):
     with redirect_stderr(terminal), console.TrainingDisplay() as display:
-        display.on_step(StepProgress(10, 20, 98, 160, 1.234, 0.5, 1234.0))
-        display.on_step(StepProgress(10, 20, 99, 160, 1.111, 0.5, 1234.0))
+        display.on_step(StepProgress(10, 20, 98, 160, {"loss": 1.234, "accuracy": 0.5}, 1234.0))
+        display.on_step(StepProgress(10, 20, 99, 160, {"loss": 1.111, "accuracy": 0.5}, 1234.0))
         display.on_epoch(epoch_result())
     shown = terminal.getvalue().replace("\n", "")
     for word in ("epoch 10/20", "99/160", "loss 1.111", "acc 50.0%", "1234 img/s", "left"):

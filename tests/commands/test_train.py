@@ -32,12 +32,13 @@ from support.training import (
 
 from mnft.config.schema import ScheduleConfig
 from mnft.data.batches.samplers import EpochSampler
-from mnft.device.ranks.distributed import Ranks
+from mnft.device.machine import Machine
 from mnft.model.bundle import load_bundle
+from mnft.reporter import SILENT
 from mnft.results import EpochResult
 from mnft.runs import writer as keeper_module
+from mnft.tasks import open_task
 from mnft.tasks.classify.head import CrossEntropy
-from mnft.tasks.classify.metrics import EpochMetrics
 from mnft.tasks.classify.targets import compute_balanced_weights
 from mnft.text import count
 from mnft.training import fit as fit_module
@@ -626,7 +627,7 @@ def test_an_image_that_vanishes_is_not_missed_where_it_is_stored(
 
 def run_fit(
     monkeypatch: pytest.MonkeyPatch,
-    metrics: list[EpochMetrics],
+    metrics: list[dict[str, float]],
     *,
     monitor: str,
     early_stopping: int | None = None,
@@ -636,26 +637,26 @@ def run_fit(
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     schedule = Schedule(optimizer, ScheduleConfig(), epochs=9, updates_per_epoch=1, mode="max")
     state = TrainState(model, optimizer, schedule, torch.amp.GradScaler("cpu", enabled=False))
-    loop = LoopOptions(torch.device("cpu"), torch.float32, 1, None, Ranks())
-    options = FitOptions(len(metrics), monitor, early_stopping, 0, 2, torch.float32, loop)
+    loop = LoopOptions(Machine(torch.device("cpu")), open_task(("a", "b")))
+    options = FitOptions(len(metrics), monitor, early_stopping, 0, loop)
     scripted = iter(metrics)
-    trained = LoopResult(1.0, 0.5, 4, 1.0)
+    trained = LoopResult({"loss": 1.0, "accuracy": 0.5}, 4, 1.0)
     monkeypatch.setattr(fit_module, "train_one_epoch", lambda *_, **__: trained)
-    monkeypatch.setattr(fit_module, "_evaluate", lambda *_: next(scripted))
+    monkeypatch.setattr(fit_module, "evaluate", lambda *_: next(scripted))
 
     class Train:
         sampler = EpochSampler(4, 2, seed=0)
 
     criterion = CrossEntropy(0.0, None)
     arguments: Any = (state, model, Train(), [], criterion, options)
-    result = fit(*arguments, keeper=None, observer=None)
+    result = fit(*arguments, keeper=None, reporter=SILENT)
     return result.epochs, result.stopped_early
 
 
-def figures(**columns: list[float]) -> list[EpochMetrics]:
+def figures(**columns: list[float]) -> list[dict[str, float]]:
     count = len(next(iter(columns.values())))
     whole = {"loss": [1.0] * count, "accuracy": [0.5] * count, "macro_f1": [0.5] * count} | columns
-    return [EpochMetrics(*row) for row in zip(*whole.values(), strict=True)]
+    return [dict(zip(whole, row, strict=True)) for row in zip(*whole.values(), strict=True)]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 from mnft.config.schema import Config, ModelConfig
 from mnft.data.batches.batch import Batch
 from mnft.device import memory as module
+from mnft.device.machine import Machine
 from mnft.device.memory import (
     explaining_memory,
     find_batch_size,
@@ -21,7 +23,7 @@ from mnft.device.memory import (
     split_for_evaluation,
 )
 from mnft.device.ranks.distributed import Ranks
-from mnft.errors import TrainError
+from mnft.errors import ConfigError, TrainError
 from mnft.model.factory import build_model
 from mnft.training import batch_size
 from mnft.training.head.features import compute_features
@@ -199,17 +201,21 @@ def test_the_automatic_batch_size_is_tried_as_the_training_will_compute(
 
     built.model.register_forward_pre_hook(look)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
-    meta = torch.device("meta")
-    assert batch_size.fit_batch_size(config, built, meta, torch.float32, Ranks(0, 2)) == 2 * 16
+    meta = Machine(torch.device("meta"), Ranks(0, 2), channels_last=channels_last)
+
+    def fit(machine: Machine) -> object:
+        resolved, _ = batch_size.resolve_batch_size(config, built, machine, wanted="auto")
+        return resolved.train.batch_size
+
+    assert fit(meta) == 2 * 16
     assert seen == [128, 64, 32, 16]
     assert torch.backends.cudnn.benchmark
     assert all(parameter.device.type == "cpu" for parameter in built.model.parameters())
     assert all(parameter.requires_grad for parameter in built.model.parameters())
     seen.clear()
-    assert (
-        batch_size.fit_batch_size(config, built, meta, torch.float32, Ranks(0, 200)) == 256
-    )  # refused later
-    assert batch_size.fit_batch_size(config, built, CPU, torch.float32, Ranks()) == 256
+    with pytest.raises(ConfigError, match="two images for each of 200 processes"):
+        fit(replace(meta, ranks=Ranks(0, 200)))  # without a try
+    assert fit(Machine(CPU)) == 256
     assert seen == []
 
 
@@ -267,14 +273,13 @@ def test_parts_give_the_outputs_of_the_whole(monkeypatch: pytest.MonkeyPatch, fl
 
     images = torch.randn(8, 3, 16, 16)
     batch = Batch(images, torch.arange(8), list(range(8)), [])
-    common: dict[str, Any] = {"device": CPU, "dtype": torch.float32}
-    outputs = compute_outputs(Model(), [batch], num_classes=3, flip=flip, **common)
+    outputs = compute_outputs(Model(), [batch], Machine(CPU), num_outputs=3, flip=flip)
     expected = images[..., 0].mean(2)
     if flip:
         expected = (expected + images[..., -1].mean(2)) / 2
     assert torch.equal(torch.from_numpy(outputs.logits), expected)
     assert max(sizes) == 3
     sizes.clear()
-    features = compute_features(Model(), [batch], ranks=Ranks(), **common)
+    features = compute_features(Model(), [batch], Machine(CPU), dtype=torch.float32)
     assert torch.equal(features.values, images[..., 0].mean(2))
     assert sizes == [3, 3, 2]

@@ -21,7 +21,6 @@ from mnft.errors import DataError
 from mnft.model.bundle import load_bundle
 from mnft.results import EpochResult
 from mnft.runs import writer as keeper
-from mnft.tasks.classify.metrics import EpochMetrics
 from mnft.training import fit as fit_module
 from mnft.training.state import copy_to_cpu
 
@@ -50,10 +49,10 @@ def saves(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def best_until(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
     """Let every epoch be better than the one before up to this one, and none after it."""
 
-    def is_better(_metrics: EpochMetrics, best: EpochResult | None, _monitor: str) -> bool:
+    def is_best(_figures: dict[str, float], best: EpochResult | None, _options: object) -> bool:
         return best is None or best.epoch < epoch
 
-    monkeypatch.setattr(fit_module, "_is_better", is_better)
+    monkeypatch.setattr(fit_module, "_is_best", is_best)
 
 
 @pytest.mark.parametrize("sets", [(), EMA], ids=["plain", "average"])

@@ -16,24 +16,41 @@ from torchvision.transforms import v2
 
 from mnft.config.schema import AugmentConfig, Config
 from mnft.data.batches.augment import draw
-from mnft.data.batches.batch import WHOLE, Growth, LoaderOptions
+from mnft.data.batches.batch import WHOLE, Growth
 from mnft.data.batches.resample import DeviceImages, adjust
 from mnft.data.batches.samplers import EpochSampler, EvalSampler
 from mnft.data.batches.stored import StoredBatches, fits_on_device
 from mnft.data.prepare import prepare_manifest
+from mnft.device.machine import Machine
 from mnft.device.ranks.distributed import Ranks
 from mnft.errors import DataError
 from mnft.preprocessing import Preprocessing
+from mnft.tasks import open_task
 from mnft.tasks.classify.targets import build_mix
-from mnft.training.inputs import (
-    build_eval_batches,
-    build_train_batches,
-    build_view,
-    open_inputs,
-)
+from mnft.training.eval_batches import EvalOptions, open_eval_batches
+from mnft.training.inputs import build_train_batches, build_view, open_inputs
 
 CPU = torch.device("cpu")
 PREPROCESSING = Preprocessing((3, 32, 32), (0.4, 0.5, 0.6), (0.2, 0.3, 0.2), "bilinear", 0.875)
+
+
+def train_batches(config, manifest, preprocessing, inputs, *, ranks=Ranks()):  # noqa: B008
+    task = open_task(manifest.class_names)
+    return build_train_batches(config, manifest, preprocessing, inputs, Machine(CPU, ranks), task)
+
+
+def view_of(config, manifest, preprocessing, inputs, split, *, device=CPU):
+    task = open_task(manifest.class_names)
+    return build_view(config, manifest, preprocessing, inputs, Machine(device), task, split)
+
+
+def decoded_of(manifest, preprocessing, split):
+    samples = manifest.split(split)
+    targets = open_task(manifest.class_names).encode(samples)
+    options = EvalOptions(batch_size=64, workers=0)
+    return open_eval_batches(
+        manifest.root, samples, targets, preprocessing, Machine(CPU), options=options
+    )
 
 
 @pytest.fixture
@@ -46,24 +63,16 @@ def parts(make_folder, tmp_path):
         data |= sections.pop("data", {})
         config = Config.model_validate({"data": data, **sections})
         manifest = prepare_manifest(config.data, lambda _done, _total: None)
-        inputs = open_inputs(config, manifest, PREPROCESSING, device=CPU, ranks=Ranks())
+        inputs = open_inputs(config, manifest, PREPROCESSING, Machine(CPU))
         return config, manifest, PREPROCESSING, inputs
 
     return make
 
 
 def test_evaluation_batches_equal_those_that_are_decoded(parts):
-    stored = build_view(*parts(), "val", device=CPU, ranks=Ranks())
+    stored = view_of(*parts(), "val")
     _, manifest, preprocessing, _ = parts()
-    decoded = build_eval_batches(
-        manifest.root,
-        manifest.split("val"),
-        manifest.class_names,
-        preprocessing,
-        batch_size=64,
-        options=LoaderOptions(CPU, 0, channels_last=True),
-        ranks=Ranks(),
-    )
+    decoded = decoded_of(manifest, preprocessing, "val")
     assert isinstance(stored, StoredBatches)
     pairs = list(zip(stored, decoded, strict=True))
     assert pairs
@@ -78,26 +87,18 @@ def test_a_gpu_evaluates_more_stored_images_at_once(parts, make_folder):
     given = parts(data=root)
     sizes = []
     for device in (CPU, torch.device("cuda")):
-        view = build_view(*given, "train", device=device, ranks=Ranks())
+        view = view_of(*given, "train", device=device)
         sizes.append(len(view))
     assert sizes == [2, 1]
     given = parts(data=root, eval={"batch_size": 16})
-    view = build_view(*given, "train", device=torch.device("cuda"), ranks=Ranks())
+    view = view_of(*given, "train", device=torch.device("cuda"))
     assert len(view) == 5
 
 
 def test_the_view_of_training_images_is_close_to_that_of_evaluation(parts):
-    ours = next(iter(build_view(*parts(), "train", device=CPU, ranks=Ranks())))
+    ours = next(iter(view_of(*parts(), "train")))
     _, manifest, preprocessing, _ = parts()
-    decoded = build_eval_batches(
-        manifest.root,
-        manifest.split("train"),
-        manifest.class_names,
-        preprocessing,
-        batch_size=64,
-        options=LoaderOptions(CPU, 0, channels_last=True),
-        ranks=Ranks(),
-    )
+    decoded = decoded_of(manifest, preprocessing, "train")
     theirs = next(iter(decoded))
     assert ours.positions == theirs.positions
     assert torch.equal(ours.targets, theirs.targets)
@@ -110,7 +111,7 @@ def epoch_of(batches, epoch: int):
 
 
 def test_epochs_differ_and_repeat(parts):
-    batches = build_train_batches(*parts(), device=CPU, ranks=Ranks())
+    batches = train_batches(*parts())
     one, two, again = epoch_of(batches, 1), epoch_of(batches, 2), epoch_of(batches, 1)
     assert torch.equal(one[0].images, again[0].images)
     assert not torch.equal(one[0].images, two[0].images)
@@ -119,11 +120,8 @@ def test_epochs_differ_and_repeat(parts):
 def test_two_processes_see_what_one_sees(parts):
     augment = {"color_jitter": 0.4, "random_erasing": 0.5, "vflip": 0.5}
     made = parts(augment=augment, train={"batch_size": 8})
-    one = epoch_of(build_train_batches(*made, device=CPU, ranks=Ranks()), 3)
-    two = [
-        epoch_of(build_train_batches(*made, device=CPU, ranks=Ranks(rank, 2, rank)), 3)
-        for rank in range(2)
-    ]
+    one = epoch_of(train_batches(*made), 3)
+    two = [epoch_of(train_batches(*made, ranks=Ranks(rank, 2, rank)), 3) for rank in range(2)]
     assert len(two[0]) == len(two[1]) >= 2
     for batch, first, second in zip(one, *two, strict=False):
         assert torch.equal(torch.cat([first.images, second.images]), batch.images)
@@ -131,9 +129,9 @@ def test_two_processes_see_what_one_sees(parts):
 
 def test_threads_change_nothing(parts, monkeypatch):
     made = parts()
-    alone = epoch_of(build_train_batches(*made, device=CPU, ranks=Ranks()), 1)
+    alone = epoch_of(train_batches(*made), 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    shared = epoch_of(build_train_batches(*made, device=CPU, ranks=Ranks()), 1)
+    shared = epoch_of(train_batches(*made), 1)
     assert all(torch.equal(a.images, b.images) for a, b in zip(alone, shared, strict=True))
 
 
@@ -205,11 +203,11 @@ def test_policies_work_on_stored_images_of_bicubic_models_too(parts):
     for policy in ("rand_augment", "trivial_augment", "aug_mix"):
         config, manifest, _, inputs = parts(augment={"policy": policy})
         made = (config, manifest, preprocessing, inputs)
-        batches = build_train_batches(*made, device=CPU, ranks=Ranks())
+        batches = train_batches(*made)
         assert not isinstance(batches, StoredBatches)
         first, *_ = [epoch_of(batches, epoch)[0] for epoch in (1, 2, 3)]
         assert first.images.shape[1:] == (3, 32, 32)
-        again = epoch_of(build_train_batches(*made, device=CPU, ranks=Ranks()), 1)[0]
+        again = epoch_of(train_batches(*made), 1)[0]
         assert torch.equal(first.images, again.images)
 
 
@@ -235,15 +233,11 @@ def test_batches_grow_with_the_epochs(parts, store, tmp_path):
     config = Config.model_validate(
         {"data": config.data.model_dump(), "train": {"start_size": 0.5, "epochs": 6}}
     )
-    inputs = open_inputs(config, manifest, preprocessing, device=CPU, ranks=Ranks())
-    batches = build_train_batches(
-        config, manifest, preprocessing, inputs, device=CPU, ranks=Ranks()
-    )
+    inputs = open_inputs(config, manifest, preprocessing, Machine(CPU))
+    batches = train_batches(config, manifest, preprocessing, inputs)
     sides = [epoch_of(batches, epoch)[0].images.shape[-1] for epoch in (1, 3, 5, 6)]
     assert sides == [64, 64, 96, 96]
-    val = next(
-        iter(build_view(config, manifest, preprocessing, inputs, "val", device=CPU, ranks=Ranks()))
-    )
+    val = next(iter(view_of(config, manifest, preprocessing, inputs, "val")))
     assert val.images.shape[-1] == 96
 
 
@@ -295,11 +289,11 @@ def test_batches_are_the_same_with_and_without_a_store(
     for store in ({}, {"store": "off"}):
         data = {"root": str(photographs), "workers": workers, **store}
         config, manifest, _, _ = parts(data=data, **shared)
-        inputs = open_inputs(config, manifest, preprocessing, device=CPU, ranks=Ranks())
+        inputs = open_inputs(config, manifest, preprocessing, Machine(CPU))
         assert (inputs.train is None) == bool(store)
         made = (config, manifest, preprocessing, inputs)
-        train = build_train_batches(*made, device=CPU, ranks=Ranks())
-        views = [build_view(*made, split, device=CPU, ranks=Ranks()) for split in ("train", "val")]
+        train = train_batches(*made)
+        views = [view_of(*made, split) for split in ("train", "val")]
         epochs = [batch for epoch in (1, 4) for batch in epoch_of(train, epoch)]
         found.append([*epochs, *(batch for view in views for batch in view)])
     stored, decoded = found
@@ -354,7 +348,7 @@ def test_a_store_without_room_warns_and_decodes(parts, caplog):
     assert made[-1].train is None
     assert "every epoch decodes all images" in caplog.text
     assert "store_limit_gb" in caplog.text
-    batch = epoch_of(build_train_batches(*made, device=CPU, ranks=Ranks()), 1)[0]
+    batch = epoch_of(train_batches(*made), 1)[0]
     assert batch.images.shape[1:] == (3, 32, 32)
 
 
@@ -365,7 +359,7 @@ def test_a_changed_image_between_manifest_and_store_is_an_error(make_folder, tmp
     path = root / manifest.split("train")[0].path
     path.write_bytes(path.read_bytes() + b"x")
     with pytest.raises(DataError, match="changed"):
-        open_inputs(config, manifest, PREPROCESSING, device=CPU, ranks=Ranks())
+        open_inputs(config, manifest, PREPROCESSING, Machine(CPU))
 
 
 def test_decoding_is_not_repeated_by_the_next_run(parts, monkeypatch):
@@ -447,9 +441,7 @@ def test_without_room_images_are_checked_before_training(make_folder, run_cli):
 
 def test_normalised_pixels_are_what_the_statistics_say(parts):
     config, manifest, preprocessing, inputs = parts()
-    batch = next(
-        iter(build_view(config, manifest, preprocessing, inputs, "val", device=CPU, ranks=Ranks()))
-    )
+    batch = next(iter(view_of(config, manifest, preprocessing, inputs, "val")))
     pixels = torch.from_numpy(np.stack([inputs.val[i] for i in batch.positions])).permute(
         0, 3, 1, 2
     )

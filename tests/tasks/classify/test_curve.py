@@ -17,10 +17,14 @@ from mnft.tasks.classify.curve import draw_training, plot_training
 
 def result(epoch: int, *, best: bool = False, stage: str = "finetune") -> EpochResult:
     share = 0.5 + 0.04 * epoch
-    return EpochResult(
-        *(epoch, 5, 2.0 - 0.1 * epoch, share, 1.9 - 0.1 * epoch, share - 0.05, share - 0.1),
-        *(0.001, 100.0, 1.0, best, stage),
-    )
+    figures = {
+        "train_loss": 2.0 - 0.1 * epoch,
+        "train_accuracy": share,
+        "val_loss": 1.9 - 0.1 * epoch,
+        "val_accuracy": share - 0.05,
+        "val_macro_f1": share - 0.1,
+    }
+    return EpochResult(epoch, 5, figures, 0.001, 100.0, 1.0, best, stage)
 
 
 CURVE = "training_curve.png"
@@ -51,7 +55,7 @@ def test_loss_and_accuracy_with_the_head_and_the_best_epoch_marked(tmp_path, fig
     assert shares.get_title("left") == ("best by accuracy: epoch 2 (validation accuracy 53.00%)")
     lines = {line.get_label(): line for line in losses.lines}
     assert list(lines["validation"].get_xdata()) == [0, 1, 2, 3]
-    assert list(lines["validation"].get_ydata()) == [r.val_loss for r in results]
+    assert list(lines["validation"].get_ydata()) == [r.figures["val_loss"] for r in results]
     # The head's training loss is another one than that of the epochs: no line between them.
     assert list(lines["training"].get_xdata()) == [1, 2, 3]
     for axes in (losses, shares):
