@@ -35,6 +35,7 @@ from mnft.exports.convert import convert
 from mnft.exports.formats import FORMATS
 from mnft.host import find_missing
 from mnft.model.bundle import load_bundle
+from mnft.reporter import SILENT
 
 onnx = pytest.importorskip("onnx", reason="mnft[onnx] is not installed")
 
@@ -185,7 +186,7 @@ def test_a_slower_file_is_warned_of(run_cli, run, monkeypatch):
 
 
 def test_calibration_images_are_training_images_spread_over_classes(trained):
-    images = find_calibration_images(open_trained(trained), None, 12)
+    images = find_calibration_images(open_trained(trained), None, 12, SILENT)
     assert {sample.split for sample in images.samples} == {"train"}
     assert Counter(sample.class_name for sample in images.samples) == {
         "blue": 4,
@@ -278,7 +279,9 @@ def test_a_file_that_loses_too_much_is_not_kept(run_cli, run, monkeypatch):
     def note(message):
         assert not drawn, f"{message!r} beside the bar of {drawn}"
 
-    monkeypatch.setattr(command.console, "progress", progress)
+    reporter = type(command.console.REPORTER)
+    monkeypatch.setattr(reporter, "track", lambda _, description: progress(description))
+    monkeypatch.setattr(reporter, "note", lambda _, message: note(message))
     monkeypatch.setattr(command.console, "note", note)
     overrides = (*QUICK, "--set", "quantize.qat=never", "--set", "quantize.float_layers=1")
     result = run_cli("quantize", "--ckpt", run, *overrides)

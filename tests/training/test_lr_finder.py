@@ -28,6 +28,7 @@ from mnft.device.ranks.distributed import Ranks
 from mnft.device.ranks.group import Group
 from mnft.errors import ConfigError, MnftError, TrainError
 from mnft.model.lenet import lenet5
+from mnft.reporter import SILENT
 from mnft.tasks.base import Loss
 from mnft.tasks.classify.head import CrossEntropy
 from mnft.training.epoch.gradients import LoopOptions
@@ -505,7 +506,7 @@ def test_a_run_dir_that_is_a_file(write_config: Write) -> None:
 def test_several_processes_are_refused(
     write_config: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    group = Group(replace(Ranks(), world_size=2))
+    group = Group(replace(Ranks(), world_size=2), SILENT)
     monkeypatch.setattr(command, "joined", lambda: nullcontext(group))
     with pytest.raises(ConfigError, match="found 2 processes"):
         command.run(write_config(), [], as_json=False)

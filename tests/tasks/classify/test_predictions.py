@@ -202,13 +202,13 @@ def fail(*args, **kwargs):
 
 
 @pytest.mark.parametrize(
-    "step", ["evaluation.write_csv", "evaluation._confusion_rows", "plots.plot_confusion"]
+    "step", ["predictions.write_csv", "predictions._prediction_rows", "panels.plot_confusion"]
 )
 def test_a_failure_in_the_middle_leaves_the_old_folder_whole(tmp_path, monkeypatch, step):
     folder = tmp_path / "eval"
     write_evaluation(folder, *build_case(0), NAMES, header=HEADER)
     before = read_bytes(folder)
-    monkeypatch.setattr(f"mnft.runs.{step}", fail)
+    monkeypatch.setattr(f"mnft.tasks.classify.{step}", fail)
     with pytest.raises(OSError, match="disk full"):
         write_evaluation(folder, *build_case(1), NAMES, header=HEADER)
     assert read_bytes(folder) == before
