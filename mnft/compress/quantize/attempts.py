@@ -13,7 +13,6 @@ from mnft.compress.quantize.nncf import NncfOpenVinoQuantizer, NncfQuantizer
 from mnft.compress.quantize.onnxruntime import OnnxRuntimeQuantizer
 from mnft.compress.quantize.sensitivity import choose_counts, rank_layers
 from mnft.config.edge import QuantizeConfig
-from mnft.exports.artifact import Artifact
 from mnft.exports.convert import convert
 from mnft.exports.formats import FORMATS, Format, check_installed
 from mnft.host import find_missing

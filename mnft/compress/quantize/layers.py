@@ -32,7 +32,7 @@ class LayerCounts:
 
 
 def read_layers(path: Path) -> Iterator[tuple[str, str, bool]]:
-    """Each node of an ONNX file: its name, the torch layer it belongs to, whether it has weights."""
+    """Each node of an ONNX file: its name, its layer in torch, and whether it has weights."""
     import onnx
 
     model = onnx.load(str(path))
