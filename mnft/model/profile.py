@@ -17,12 +17,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import mnft.model  # noqa: F401 - registers LeNet-5 and further widths with timm
-from mnft.errors import ModelError
+from mnft.errors import ModelError, foreign
 
 DEFAULT_PATTERNS = ("lenet5", "mobilenetv[1-4]_*")
-
-# What models raise when they are asked for a size that they cannot take, or run on "meta".
-_REFUSED = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 
 
 def profile_model(
@@ -46,14 +43,15 @@ def profile_model(
         if cfg.fixed_input_size:
             args["img_size"] = img_size
     input_size = (channels, height, width)
+    what = f"{name} cannot be measured on images of {height}x{width} pixels"
+    hint = f"its own size is {cfg.input_size[1]}x{cfg.input_size[2]}; try a multiple of 32"
     try:
-        params, macs = _measure(name, args, input_size)
-    except _REFUSED as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise ModelError(
-            f"{name} cannot be measured on images of {height}x{width} pixels: {reason}",
-            hint=f"its own size is {cfg.input_size[1]}x{cfg.input_size[2]}; try a multiple of 32",
-        ) from error
+        with foreign(what, ModelError, hint=hint):
+            params, macs = _measure_on("meta", name, args, input_size)
+    except ModelError:
+        # Some models read values while they are built or run, which "meta" tensors do not have.
+        with foreign(what, ModelError, hint=hint):
+            params, macs = _measure_on("cpu", name, args, input_size)
     return ModelProfile(name, params, macs, input_size, bool(timm.is_model_pretrained(name)))
 
 
@@ -108,14 +106,6 @@ def compute_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
         for module, training in modes:
             module.training = training
     return int(counter.get_total_flops()) // 2
-
-
-def _measure(name: str, args: dict[str, Any], input_size: tuple[int, int, int]) -> tuple[int, int]:
-    try:
-        return _measure_on("meta", name, args, input_size)
-    except _REFUSED:
-        # Some models read values while they are built or run, which "meta" tensors do not have.
-        return _measure_on("cpu", name, args, input_size)
 
 
 def _measure_on(

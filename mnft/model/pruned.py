@@ -18,13 +18,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mnft.errors import ModelError
+from mnft.errors import ModelError, foreign
 
 MARK = {"pruned": True}
 
 Shape = tuple[int, ...]
-# What models were seen to raise when their layers do not fit together.
-_MISFIT = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError)
 # Widths that timm's models and their heads keep, for `reset_classifier`.
 _HEAD_WIDTHS = ("head_hidden_size", "num_features", "in_features", "hidden_size")
 
@@ -163,16 +161,12 @@ def _settle(model: Any, input_size: tuple[int, int, int], full_width: int | None
     image = torch.zeros(1, *input_size, device=like.device, dtype=like.dtype)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
+    what = f"the layers of this pruned {type(model).__name__} do not fit together"
+    hint = "the weights belong to another architecture or data.img_size, or are damaged"
     try:
-        with torch.inference_mode():
+        with foreign(what, ModelError, hint=hint), torch.inference_mode():
             features = model.forward_features(image)
             model.forward_head(features)
-    except _MISFIT as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise ModelError(
-            f"the layers of this pruned {type(model).__name__} do not fit together: {reason}",
-            hint="the weights belong to another architecture or data.img_size, or are damaged",
-        ) from error
     finally:
         for module, training in modes:
             module.training = training

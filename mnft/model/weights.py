@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from timm.models import adapt_input_conv, clean_state_dict
 from torch import Tensor, nn
 
-from mnft.errors import ModelError
+from mnft.errors import ModelError, first_line
 from mnft.model.torchvision_names import StateDict, recognise_torchvision, rename_torchvision
 
 # Keys under which training scripts keep the weights; averaged weights first, as in timm.
@@ -156,7 +156,7 @@ def _describe_unreadable(path: Path, error: Exception) -> ModelError:
             hint="where the model was saved, save its tensors: "
             'torch.save(model.state_dict(), "weights.pth")',
         )
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    reason = first_line(error, limit=200)
     if isinstance(error, pickle.UnpicklingError):
         reason = "it is damaged or of another format"  # torch's text advises to load it unsafely
     return ModelError(
