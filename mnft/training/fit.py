@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mnft.data.batches.batch import Batches
-from mnft.data.batches.samplers import EpochSampler
+from mnft.data.batches.batch import Batches, TrainBatches
 from mnft.device.cpu.threads import Threads
 from mnft.device.memory import explaining_memory, peak_memory_mb, reset_peak_memory
 from mnft.device.select import seed_everything
@@ -76,7 +75,7 @@ class FitOptions:
 def fit(
     state: TrainState,
     forward: nn.Module,
-    train: Batches,
+    train: TrainBatches,
     val: Batches,
     criterion: Loss,
     options: FitOptions,
@@ -99,7 +98,6 @@ def fit(
     Raises:
         TrainError: the loss or the model's outputs are not finite; what was kept before stays.
     """
-    assert isinstance(train.sampler, EpochSampler)
     loop = options.loop
     for epoch in range(len(state.history) + 1, options.epochs + 1):
         if out_of_patience(state, options):

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 
 from mnft.config.schema import Config
-from mnft.data.batches.batch import Batches, Growth, LoaderOptions
+from mnft.data.batches.batch import Batches, LoaderOptions, ProgressiveResize, TrainBatches
 from mnft.data.batches.raw import DecodedImages
 from mnft.data.batches.resample import DeviceImages
 from mnft.data.batches.samplers import EpochSampler, EvalSampler
@@ -160,7 +160,7 @@ def build_train_batches(
     *,
     device: torch.device,
     ranks: Ranks,
-) -> Batches:
+) -> TrainBatches:
     """The training batches of this process: shuffled, varied, mixed."""
     samples = manifest.split("train")
     labels = label(samples, manifest.class_names)
@@ -177,7 +177,7 @@ def build_train_batches(
         weights=weights,
     )
     mix = build_mix(config.augment, len(manifest.class_names))
-    growth = Growth(config.train.start_size, config.train.epochs)
+    resize = ProgressiveResize(config.train.start_size, config.train.epochs)
     stored, whole = inputs.train, config.augment.policy == "none"
     # On a GPU, images that it cannot hold are varied by processes beside it.
     beside = device.type == "cuda" and isinstance(stored, StoredImages)
@@ -191,7 +191,7 @@ def build_train_batches(
             channels_last=config.train.channels_last,
             augment=config.augment,
             mix=mix,
-            growth=growth,
+            resize=resize,
         )
     assert not isinstance(stored, DeviceImages)
     return LoadedBatches(
@@ -205,7 +205,7 @@ def build_train_batches(
         augment=config.augment if whole else None,
         transform=None if whole else build_train_transform(config.augment, preprocessing),
         mix=mix,
-        growth=growth,
+        resize=resize,
     )
 
 
@@ -263,7 +263,7 @@ def build_eval_batches(
     batch_size: int,
     options: LoaderOptions,
     ranks: Ranks,
-) -> LoadedBatches:
+) -> LoadedBatches[EvalSampler]:
     """Evaluation batches of files whose classes are matched by name."""
     return LoadedBatches(
         _decoded(root, samples, EvalGeometry(preprocessing)),

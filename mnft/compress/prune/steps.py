@@ -18,7 +18,6 @@ from mnft import files
 from mnft.compress.prune.channels import add_gradients, estimate_statistics, plan_targets, prune
 from mnft.config.load import save_config
 from mnft.config.schema import Config
-from mnft.data.batches.samplers import EpochSampler
 from mnft.data.lineage import pack
 from mnft.data.manifest import Manifest, save_manifest
 from mnft.device.ranks.distributed import Ranks
@@ -141,7 +140,6 @@ def _prune(bundle: Bundle, job: Job, max_macs: int, step: int) -> Bundle:
     device = base.options.loop.device
     model = bundle.model.to(device)
     # The order of the training images is that of an epoch that no training has.
-    assert isinstance(base.train.sampler, EpochSampler)
     base.train.sampler.set_epoch(0)
     if settings.importance == "taylor":
         add_gradients(model, base.train, settings.images)

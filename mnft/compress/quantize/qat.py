@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from mnft.compress.quantize.int8 import within
 from mnft.config.schema import Config
-from mnft.data.batches.samplers import EpochSampler
 from mnft.device.select import seed_everything
 from mnft.errors import ExportError
 from mnft.exports.artifact import Artifact
@@ -168,7 +167,6 @@ def _train(
         ),
         scaler=torch.amp.GradScaler("cpu", enabled=False),
     )
-    assert isinstance(training.train.sampler, EpochSampler)
     for epoch in range(1, config.train.epochs + 1):
         if epoch > 1:
             for observer in observers:

@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from mnft.data.batches.batch import Batch, Batches
-from mnft.data.batches.samplers import EpochSampler
+from mnft.data.batches.batch import Batch, TrainBatches
 from mnft.device.memory import explaining_memory
 from mnft.device.ranks.distributed import gather, sum_over_ranks
 from mnft.device.select import seed_stream
@@ -50,7 +49,7 @@ class LoopResult:
 def train_one_epoch(
     state: TrainState,
     forward: nn.Module,
-    batches: Batches,
+    batches: TrainBatches,
     criterion: Loss,
     options: LoopOptions,
     *,
@@ -80,7 +79,6 @@ def train_one_epoch(
         RuntimeError: parts cannot be small enough for the memory.
     """
     sampler = batches.sampler
-    assert isinstance(sampler, EpochSampler)
     set_training_mode(state.model, freeze_batchnorm=options.freeze_batchnorm)
     if state.ema is not None:
         state.ema.begin_epoch(state.model)
@@ -127,7 +125,7 @@ def train_one_epoch(
 
 
 def _until_stopped(
-    batches: Batches, pauses: Pauses | None, device: torch.device
+    batches: TrainBatches, pauses: Pauses | None, device: torch.device
 ) -> Iterator[Batch]:
     """The batches; where a signal has ended the processes that load them, those until then.
 
