@@ -12,7 +12,7 @@ from mnft.data.batches.batch import Batches, LoaderOptions
 from mnft.data.batches.samplers import EvalSampler
 from mnft.data.batches.stored import StoredBatches
 from mnft.data.batches.workers import choose_workers
-from mnft.data.store.cache import find_cache_folder
+from mnft.data.store.cache import choose_cache_folder
 from mnft.data.store.geometry import EvalGeometry
 from mnft.data.store.store import Store, StoredImages, StoreUnavailable
 from mnft.device.ranks.distributed import Ranks
@@ -120,7 +120,7 @@ def _find_stored(bundle: Bundle, images: Selection, where: str) -> StoredImages 
     geometry = EvalGeometry(bundle.preprocessing)
     channels = bundle.preprocessing.input_size[0]
     try:
-        store = Store(find_cache_folder(where), images.root, geometry, channels)
+        store = Store(choose_cache_folder(where), images.root, geometry, channels)
         return store.open(images.samples)
     except StoreUnavailable:
         return None

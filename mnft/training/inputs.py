@@ -19,7 +19,7 @@ from mnft.data.batches.samplers import EpochSampler, EvalSampler
 from mnft.data.batches.stored import StoredBatches, fits_on_device
 from mnft.data.batches.workers import LoadedBatches, choose_workers
 from mnft.data.manifest import Manifest, Sample
-from mnft.data.store.cache import find_cache_folder
+from mnft.data.store.cache import choose_cache_folder
 from mnft.data.store.geometry import EvalGeometry, TrainGeometry, choose_train_geometry
 from mnft.data.store.store import Geometry, Store, StoredImages, StoreUnavailable
 from mnft.data.transforms import build_train_transform
@@ -79,7 +79,7 @@ def open_inputs(
     """
     if config.data.store == "off":
         return Inputs(None, None, "off: every epoch decodes all images")
-    cache = find_cache_folder(config.data.store)
+    cache = choose_cache_folder(config.data.store)
     channels = preprocessing.input_size[0]
     geometries: tuple[tuple[Geometry, str], ...] = (
         (_train_geometry(config, preprocessing), "train"),

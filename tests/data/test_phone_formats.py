@@ -15,7 +15,7 @@ from support.images import MakeFolder
 from typer.testing import Result
 
 from mnft.data import decode as decoder
-from mnft.data.decode import MAX_PIXELS, decode_bytes, find_missing_support
+from mnft.data.decode import MAX_PIXELS, decode_bytes, list_missing_support
 from mnft.errors import DataError
 
 Cli = Callable[..., Result]
@@ -205,4 +205,4 @@ def test_what_is_missing_is_named_in_init_check_train_and_predict(
 
 
 def test_nothing_is_missing_for_other_files(heif: Any) -> None:
-    assert find_missing_support(["a.jpg", "b.heic", "c"]) == []
+    assert list_missing_support(["a.jpg", "b.heic", "c"]) == []

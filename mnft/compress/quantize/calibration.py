@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mnft.config.schema import Config
 from mnft.data.batches.batch import LoaderOptions
-from mnft.data.manifest import find_changes
+from mnft.data.manifest import list_changes
 from mnft.device.ranks.distributed import Ranks
 from mnft.errors import CheckpointError, DataError
 from mnft.evaluation.checkpoint import Opened
@@ -50,7 +50,7 @@ def find_calibration_images(
         raise DataError(f"{found.root}: no training images to calibrate on")
     chosen = found.take(choose_evenly([sample.class_name for sample in found.samples], count))
     known = opened.manifest if data is None else None
-    if known is not None and (changes := find_changes(known, chosen.samples)):
+    if known is not None and (changes := list_changes(known, chosen.samples)):
         raise DataError(
             f"{found.root}: {len(changes)} of {len(chosen.samples)} training images are not what "
             "they were when the run began:\n  " + "\n  ".join(changes[:10]),

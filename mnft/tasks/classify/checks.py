@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 
-from mnft.data.check.findings import Finding, Material
+from mnft.data.check.findings import CheckInput, Finding
 from mnft.data.folder import FolderScan
 from mnft.data.splits import choose_fractions, compute_split_counts
 
@@ -15,20 +15,20 @@ _FEW = 20
 _IMBALANCE = 5
 
 
-def find_class_faults(material: Material, counts: Mapping[str, Mapping[str, int]]) -> list[Finding]:
+def find_class_faults(data: CheckInput, counts: Mapping[str, Mapping[str, int]]) -> list[Finding]:
     """Classes that are missing, empty, too small or of very different size.
 
     Args:
-        material: what there is.
+        data: the images and what is known of them.
         counts: images that decode, by split ("all" where there are none) and class.
     """
     return [
-        *_class_sets(material.scan),
-        *_similar_names(material.scan),
-        *_empty(material.scan, counts),
-        *_small(material),
-        *_few(material),
-        *_imbalance(material),
+        *_class_sets(data.scan),
+        *_similar_names(data.scan),
+        *_empty(data.scan, counts),
+        *_small(data),
+        *_few(data),
+        *_imbalance(data),
     ]
 
 
@@ -71,9 +71,9 @@ def _empty(scan: FolderScan, counts: Mapping[str, Mapping[str, int]]) -> list[Fi
     return [Finding("empty_class", True, "no usable image", (folder,)) for folder in folders]
 
 
-def _small(material: Material) -> list[Finding]:
+def _small(data: CheckInput) -> list[Finding]:
     """Classes with too few different images for the splits that will be made of them."""
-    scan, config = material.scan, material.config
+    scan, config = data.scan, data.config
     fractions = choose_fractions(
         scan.splits, val_fraction=config.val_fraction, test_fraction=config.test_fraction
     )
@@ -81,9 +81,9 @@ def _small(material: Material) -> list[Finding]:
         return []
     parts = ", ".join(["train", *fractions])
     contents = defaultdict(set)
-    for image in material.readable:
+    for image in data.readable:
         if image.split in (None, "train"):
-            contents[image.class_name].add(material.inspection(image).sha256)
+            contents[image.class_name].add(data.inspection(image).sha256)
     return [
         Finding(
             "small_class",
@@ -96,18 +96,18 @@ def _small(material: Material) -> list[Finding]:
     ]
 
 
-def _few(material: Material) -> Iterator[Finding]:
-    few = {name: n for name, n in sorted(_count(material).items()) if n < _FEW}
+def _few(data: CheckInput) -> Iterator[Finding]:
+    few = {name: n for name, n in sorted(_count(data).items()) if n < _FEW}
     if few:
         some = ", ".join(f"{name} {count}" for name, count in list(few.items())[:10])
         more = f" and {len(few) - 10} more" if len(few) > 10 else ""
         what = f"fewer than {_FEW} images to learn from: {some}{more}"
-        yield Finding("few_images", False, what, tuple(_folder(material.scan, n) for n in few))
+        yield Finding("few_images", False, what, tuple(_folder(data.scan, n) for n in few))
 
 
-def _imbalance(material: Material) -> Iterator[Finding]:
-    counts = _count(material)
-    if len(counts) < 2 or material.expected.is_balanced:
+def _imbalance(data: CheckInput) -> Iterator[Finding]:
+    counts = _count(data)
+    if len(counts) < 2 or data.needs.is_balanced:
         return
     (most, largest), (least, smallest) = counts.most_common()[0], counts.most_common()[-1]
     if largest >= _IMBALANCE * smallest:
@@ -116,13 +116,13 @@ def _imbalance(material: Material) -> Iterator[Finding]:
             f"as many (named from {_IMBALANCE}); train.sampler: balanced or train.class_weights: "
             "balanced evens it out"
         )
-        folders = tuple(_folder(material.scan, name) for name in (most, least))
+        folders = tuple(_folder(data.scan, name) for name in (most, least))
         yield Finding("imbalance", False, what, folders)
 
 
-def _count(material: Material) -> Counter[str]:
+def _count(data: CheckInput) -> Counter[str]:
     """Images to learn from, before splits are taken from them, by class."""
-    return Counter(i.class_name for i in material.readable if i.split in (None, "train"))
+    return Counter(i.class_name for i in data.readable if i.split in (None, "train"))
 
 
 def _folder(scan: FolderScan, name: str) -> str:
