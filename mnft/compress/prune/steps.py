@@ -14,7 +14,6 @@ from mnft import files
 from mnft.compress.prune.channels import add_gradients, estimate_statistics, plan_targets, prune
 from mnft.config.load import save_config
 from mnft.config.schema import Config
-from mnft.data.batches.samplers import EpochSampler
 from mnft.data.lineage import pack
 from mnft.data.manifest import Manifest, save_manifest
 from mnft.device.machine import Machine
@@ -139,7 +138,6 @@ def _prune_once(bundle: Bundle, job: PruneJob, max_macs: int, step: int) -> Bund
     settings, base, model = job.config.prune, job.base, bundle.model
     model.to(base.machine.device)
     # Epoch 0, which no training has: images in an order of their own.
-    assert isinstance(base.train.sampler, EpochSampler)
     base.train.sampler.set_epoch(0)
     if settings.importance == "taylor":
         add_gradients(model, base.train, settings.images)

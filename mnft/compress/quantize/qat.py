@@ -16,15 +16,14 @@ from torch import Tensor, nn
 
 from mnft.compress.quantize.layers import within
 from mnft.config.schema import Config
-from mnft.data.batches.samplers import EpochSampler
 from mnft.device.machine import open_machine
 from mnft.device.select import seed_everything
 from mnft.errors import CheckpointError, ExportError, foreign
 from mnft.evaluation.checkpoint import Opened
+from mnft.exports import onnx
 from mnft.exports.artifact import Artifact
 from mnft.exports.formats import check_installed
 from mnft.exports.graph import build_graph
-from mnft.exports import onnx
 from mnft.exports.quiet import quiet
 from mnft.host import find_missing
 from mnft.model.bundle import Bundle
@@ -167,7 +166,6 @@ def fine_tune(
     )
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     state = TrainState(model=model, optimizer=optimizer, schedule=schedule, scaler=scaler)
-    assert isinstance(training.train.sampler, EpochSampler)
     for epoch in range(1, config.train.epochs + 1):
         if epoch > 1:
             # Ranges that move with every batch keep the weights from settling.

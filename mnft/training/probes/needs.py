@@ -16,7 +16,7 @@ from mnft.data.batches.workers import count_shared_bytes
 from mnft.data.check.findings import Finding
 from mnft.data.decode import Inspection
 from mnft.data.manifest import Manifest
-from mnft.data.store.cache import find_cache_folder, measure_free, measure_room
+from mnft.data.store.cache import choose_cache_folder, measure_free, measure_room
 from mnft.data.store.geometry import EvalGeometry, choose_train_geometry
 from mnft.data.store.store import Store, StoreUnavailable
 from mnft.device.cpu.activations import save_memory_of_relu6
@@ -133,7 +133,7 @@ def _estimate_store(
 ) -> list[Need]:
     if config.data.store == "off":
         return []
-    cache = find_cache_folder(config.data.store)
+    cache = choose_cache_folder(config.data.store)
     channels, height, width = plan.preprocessing.input_size
     train = choose_train_geometry(
         plan.preprocessing, (config.augment.scale[0], config.augment.scale[1])
