@@ -12,28 +12,34 @@ from mnft.model.freeze import evaluating
 
 
 def find_linear_head(model: nn.Module) -> nn.Linear | None:
-    """The classifier of a timm model, if it is one linear layer; else None."""
+    """The classifier of a timm model if it is one linear layer, else None."""
     timm_model: Any = model
     classifier = timm_model.get_classifier() if hasattr(model, "get_classifier") else None
     return classifier if isinstance(classifier, nn.Linear) else None
 
 
 def has_linear_head(model: nn.Module, input_size: tuple[int, int, int]) -> bool:
-    """Whether the model's outputs are one linear layer on features that it gives."""
+    """Whether the model's outputs are a linear layer applied to its pooled features.
+
+    Args:
+        model: a timm model; it is run once, in evaluation mode.
+        input_size: (C, H, W) of the model's input.
+    """
     head = find_linear_head(model)
     if head is None:
         return False
     parameter = next(model.parameters())
     images = torch.linspace(-1, 1, math.prod(input_size), device=parameter.device)
     with torch.inference_mode(), evaluating(model):
-        features = _forward_features(model, images.view(1, *input_size))
+        features = forward_features(model, images.view(1, *input_size))
         if features.ndim != 2 or features.shape[1] != head.in_features:
             return False
         outputs = model(images.view(1, *input_size))
         return torch.allclose(head(features), outputs, rtol=1e-3, atol=1e-3)
 
 
-def _forward_features(model: nn.Module, images: Tensor) -> Tensor:
+def forward_features(model: nn.Module, images: Tensor) -> Tensor:
+    """Compute the pooled features (B, F) of images (B, C, H, W): the input of the last layer."""
     timm_model: Any = model
     features: Tensor = timm_model.forward_head(timm_model.forward_features(images), pre_logits=True)
     return features

@@ -14,7 +14,7 @@ from mnft.data.batches.batch import Batch
 from mnft.device.ranks.distributed import Ranks
 from mnft.device.select import autocast
 from mnft.model.freeze import evaluating
-from mnft.model.linear_head import _forward_features, find_linear_head
+from mnft.model.linear_head import find_linear_head, forward_features
 from mnft.tasks.classify.metrics import EpochMetrics, compute_epoch_metrics
 from mnft.training.inference import InParts, Rows
 
@@ -79,7 +79,7 @@ def compute_features(
 
     """
     rows = Rows(ranks)
-    fitting = InParts(lambda images: _forward_features(model, images).float())
+    fitting = InParts(lambda images: forward_features(model, images).float())
     with torch.inference_mode(), autocast(device, dtype), evaluating(model):
         for batch in batches:
             rows.add(batch.positions, fitting(batch.images), batch.targets)
