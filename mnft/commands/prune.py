@@ -117,13 +117,13 @@ def _check_overrides(overrides: Sequence[str]) -> set[str]:
 
 
 def _prune(opened: Opened, config: Config, home: Path) -> list[Stage]:
-    ranks, source = Ranks(), opened.bundle.folder
+    source = opened.bundle.folder
     model = config.model.model_copy(update={"name": f"local-dir:{source}"})
     # Only for its batches; a teacher helps in the fine-tunings alone.
     distill = config.distill.model_copy(update={"teacher": None})
     base_config = config.model_copy(update={"model": model, "distill": distill})
-    device = check_early(config.model_copy(update={"model": model}), ranks, resumed=True)
-    manifest, base = begin_training(base_config, opened.run, device, ranks, console.REPORTER)
+    machine = check_early(config.model_copy(update={"model": model}), Ranks(), resumed=True)
+    manifest, base = begin_training(base_config, opened.run, machine, console.REPORTER)
     console.note(
         f"pruning  {source} to {config.prune.macs:.0%} of its MACs; "
         f"{count(config.train.epochs, 'epoch')} of fine-tuning"

@@ -12,19 +12,14 @@ from mnft.model.freeze import evaluating
 
 
 def find_linear_head(model: nn.Module) -> nn.Linear | None:
-    """The classifier of a timm model if it is one linear layer, else None."""
+    """The classifier of a timm model, if it is one linear layer; else None."""
     timm_model: Any = model
     classifier = timm_model.get_classifier() if hasattr(model, "get_classifier") else None
     return classifier if isinstance(classifier, nn.Linear) else None
 
 
 def has_linear_head(model: nn.Module, input_size: tuple[int, int, int]) -> bool:
-    """Whether the model's outputs are a linear layer applied to its pooled features.
-
-    Args:
-        model: a timm model; it is run once, in evaluation mode.
-        input_size: (C, H, W) of the model's input.
-    """
+    """Whether the model's outputs are one linear layer on features that it gives."""
     head = find_linear_head(model)
     if head is None:
         return False
@@ -39,7 +34,7 @@ def has_linear_head(model: nn.Module, input_size: tuple[int, int, int]) -> bool:
 
 
 def forward_features(model: nn.Module, images: Tensor) -> Tensor:
-    """Compute the pooled features (B, F) of images (B, C, H, W): the input of the last layer."""
+    """Compute the pooled features that the head takes, (B, D)."""
     timm_model: Any = model
     features: Tensor = timm_model.forward_head(timm_model.forward_features(images), pre_logits=True)
     return features

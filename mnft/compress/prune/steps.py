@@ -21,19 +21,17 @@ from mnft.config.schema import Config
 from mnft.data.batches.samplers import EpochSampler
 from mnft.data.lineage import pack
 from mnft.data.manifest import Manifest, save_manifest
-from mnft.device.ranks.distributed import Ranks
+from mnft.device.machine import Machine
 from mnft.errors import ModelError
 from mnft.model.bundle import WEIGHTS, Bundle, load_bundle, save_bundle
 from mnft.model.profile import compute_macs
 from mnft.reporter import Reporter
 from mnft.runs.folder import RunFolder, log_event
 from mnft.runs.tensorboard import open_writer
-from mnft.runs.training_plot import draw_training
-from mnft.runs.writer import RunKeeper
-from mnft.tasks.classify.metrics import compute_epoch_metrics
+from mnft.runs.writer import RunKeeper, draw_curve
 from mnft.training import stages
 from mnft.training.build import build_training
-from mnft.training.inference import compute_outputs
+from mnft.training.fit import evaluate
 from mnft.training.training import Training
 
 START = "start"
@@ -138,8 +136,7 @@ def write_table(folder: Path, table: Sequence[Stage], facts: dict[str, Any]) -> 
 def _prune(bundle: Bundle, job: Job, max_macs: int, step: int) -> Bundle:
     """A pruned model folder, opened: what is in it is what was pruned."""
     settings, base = job.config.prune, job.base
-    device = base.options.loop.device
-    model = bundle.model.to(device)
+    model = bundle.model.to(base.machine.device)
     # The order of the training images is that of an epoch that no training has.
     assert isinstance(base.train.sampler, EpochSampler)
     base.train.sampler.set_epoch(0)
@@ -190,14 +187,7 @@ def _facts(job: Job) -> dict[str, Any]:
 def _judge(bundle: Bundle, job: Job, name: str, step: int, full: int, folder: str = "") -> Stage:
     options = job.base.options
     macs = compute_macs(bundle.model, bundle.preprocessing.input_size)
-    outputs = compute_outputs(
-        bundle.model.to(options.loop.device),
-        job.base.val,
-        num_classes=options.num_classes,
-        device=options.loop.device,
-        dtype=options.eval_dtype,
-    )
-    metrics = compute_epoch_metrics(outputs.logits, outputs.targets)
+    figures = evaluate(bundle.model.to(job.base.machine.device), job.base.val, options.loop)
     return Stage(
         name=name,
         step=step,
@@ -206,9 +196,9 @@ def _judge(bundle: Bundle, job: Job, name: str, step: int, full: int, folder: st
         macs_share=macs / full,
         parameters=sum(parameter.numel() for parameter in bundle.model.parameters()),
         size_mb=(bundle.folder / WEIGHTS).stat().st_size / 1e6,
-        val_accuracy=metrics.accuracy,
-        val_macro_f1=metrics.macro_f1,
-        val_loss=metrics.loss,
+        val_accuracy=figures["accuracy"],
+        val_macro_f1=figures["macro_f1"],
+        val_loss=figures["loss"],
     )
 
 
@@ -226,8 +216,7 @@ def _fine_tune(job: Job, run: RunFolder, reporter: Reporter) -> None:
     training = build_training(
         config,
         job.manifest,
-        device=job.base.options.loop.device,
-        ranks=Ranks(),
+        Machine(job.base.machine.device),
         reporter=reporter,
     )
     run.path.mkdir(exist_ok=True)
@@ -247,7 +236,7 @@ def _fine_tune(job: Job, run: RunFolder, reporter: Reporter) -> None:
         if writer is not None:
             writer.close()
     if run.path == job.folder:  # the runs of earlier steps are not kept
-        draw_training(run, training.state.results, training.config.eval.monitor)
+        draw_curve(run, training.task, training.state.results, training.config.eval.monitor)
     log_event(
         run, "stop", {"reason": "early stopping" if result.stopped_early else "all epochs done"}
     )

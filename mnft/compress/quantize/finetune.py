@@ -10,8 +10,7 @@ import numpy as np
 
 from mnft.compress.quantize.qat import adapt_config, fine_tune
 from mnft.config.schema import Config
-from mnft.device.ranks.distributed import Ranks
-from mnft.device.select import resolve_device
+from mnft.device.machine import open_machine
 from mnft.errors import CheckpointError
 from mnft.evaluation.checkpoint import Opened
 from mnft.exports.artifact import Artifact
@@ -71,15 +70,15 @@ def build_tuner(
         training = build_training(
             tuned,
             manifest,
-            device=resolve_device("cpu"),
-            ranks=Ranks(),
+            open_machine("cpu"),
             reporter=reporter,
         )
 
         def show(epoch: int, result: LoopResult) -> None:
+            loss, accuracy = result.figures.values()
             reporter.note(
-                f"         epoch {epoch}/{tuned.train.epochs}  loss {result.loss:.4f}  acc "
-                f"{result.accuracy:.2%}  {result.seconds:.1f} s"
+                f"         epoch {epoch}/{tuned.train.epochs}  loss {loss:.4f}  acc "
+                f"{accuracy:.2%}  {result.seconds:.1f} s"
             )
 
         keep = settings.keep_float or ()

@@ -175,7 +175,9 @@ def _train(
                 observer.disable_observer()  # ranges that hold still, for the last passes
         training.train.sampler.set_epoch(epoch)
         seed_everything(derive_seed(options.seed, epoch, 0))
-        loop = replace(options.loop, dtype=torch.float32)
+        loop = replace(
+            options.loop, machine=replace(options.loop.machine, train_dtype=torch.float32)
+        )
         result = train_one_epoch(
             state,
             model,
