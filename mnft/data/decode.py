@@ -210,7 +210,7 @@ def _too_large(pixels: int) -> DataError:
     )
 
 
-def find_missing_support(paths: Iterable[str]) -> list[str]:
+def list_missing_support(paths: Iterable[str]) -> list[str]:
     """What must be installed to decode files of these names, each in words with its number."""
     kinds = Counter(_PHONE_SUFFIXES.get(PurePath(path).suffix.lower()) for path in paths)
     return [
@@ -225,7 +225,7 @@ def can_decode(kind: str) -> bool:
     return _load_heif() if kind == "HEIC" else kind in _known_formats()
 
 
-def find_cures(problems: Iterable[str]) -> list[str]:
+def list_cures(problems: Iterable[str]) -> list[str]:
     """Those of `CURES` that problems of files name."""
     problems = list(problems)
     return [cure for cure in CURES.values() if any(cure in problem for problem in problems)]

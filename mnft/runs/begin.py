@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mnft.config.schema import Config
 from mnft.data.fetch import catalog
-from mnft.data.manifest import Manifest, find_changes, load_manifest
+from mnft.data.manifest import Manifest, list_changes, load_manifest
 from mnft.data.prepare import prepare_manifest
 from mnft.device.machine import Machine, open_machine
 from mnft.device.ranks.distributed import Ranks, broadcast
@@ -16,9 +16,9 @@ from mnft.reporter import Reporter
 from mnft.runs.folder import RunFolder, check_name_is_free
 from mnft.runs.parents import inherit
 from mnft.runs.tensorboard import wants_writer
+from mnft.tasks.classify.distill.teacher import check_teacher
 from mnft.text import count
 from mnft.training.build import build_training
-from mnft.training.distill.teacher import check_teacher
 from mnft.training.inputs import UncheckedImages
 from mnft.training.optim import check_optimizer_name
 from mnft.training.training import Training
@@ -99,7 +99,7 @@ def _bring_manifest(
     """The run's own manifest when it is resumed, or a new one from the folder."""
     if run_folder:
         manifest = load_manifest(run_folder.split)
-        if changes := find_changes(manifest, manifest.split("train") + manifest.split("val")):
+        if changes := list_changes(manifest, manifest.split("train") + manifest.split("val")):
             raise DataError(
                 f"{manifest.root}: {count(len(changes), 'image')} changed since the run began:\n  "
                 + "\n  ".join(changes[:10]),

@@ -20,9 +20,9 @@ from torchvision.transforms import v2
 from mnft.data.decode import decode
 from mnft.data.manifest import Sample
 from mnft.data.store import cache as cache_module
-from mnft.data.store.cache import find_cache_folder, make_room
+from mnft.data.store.cache import choose_cache_folder, make_room
 from mnft.data.store.geometry import EvalGeometry, TrainGeometry, choose_train_geometry
-from mnft.data.store.store import Store, StoreUnavailable, find_known_contents
+from mnft.data.store.store import Store, StoreUnavailable, list_known_contents
 from mnft.errors import DataError
 from mnft.preprocessing import Preprocessing
 
@@ -131,7 +131,7 @@ def test_what_is_stored_is_not_decoded_again(photographs, tmp_path, monkeypatch)
     monkeypatch.setattr(EvalGeometry, "decode", lambda *_: pytest.fail("decoded again"))
     again = Store(tmp_path / "cache", root, GEOMETRY, 3)
     assert again.build(root, samples, LIMIT, quiet).added == 0
-    assert find_known_contents(tmp_path / "cache", root) == {s.sha256 for s in samples}
+    assert list_known_contents(tmp_path / "cache", root) == {s.sha256 for s in samples}
 
 
 def test_changed_added_and_removed_files_are_seen(photographs, tmp_path):
@@ -338,9 +338,9 @@ def test_a_folder_that_cannot_be_written(photographs, tmp_path):
 
 def test_where_the_cache_is(monkeypatch, tmp_path):
     monkeypatch.setenv("MNFT_CACHE", str(tmp_path / "mine"))
-    assert find_cache_folder("auto") == tmp_path / "mine"
-    assert find_cache_folder("~/elsewhere") == Path.home() / "elsewhere"
+    assert choose_cache_folder("auto") == tmp_path / "mine"
+    assert choose_cache_folder("~/elsewhere") == Path.home() / "elsewhere"
     monkeypatch.delenv("MNFT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     if sys.platform == "linux":
-        assert find_cache_folder("auto") == tmp_path / "xdg" / "mnft"
+        assert choose_cache_folder("auto") == tmp_path / "xdg" / "mnft"
