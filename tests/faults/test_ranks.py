@@ -52,9 +52,9 @@ GPUS = """
 import os
 from types import SimpleNamespace
 import torch
-from mnft.engine import device
+from mnft.device import select
 rank = os.environ["RANK"]
-device.has_cuda = lambda: {there}
+select.has_cuda = lambda: {there}
 torch.cuda.device_count = lambda: {count}
 torch.cuda.get_device_properties = lambda device: SimpleNamespace(uuid={uuid})
 torch.cuda.set_device = lambda device: print("took", device)
@@ -130,14 +130,14 @@ def test_one_has_no_gpu_at_all(place: Place) -> None:
 
 UNREADABLE = """
 import os
-from mnft.data import loaders
+from mnft.data.batches import raw
 from mnft.errors import DataError
-decode = loaders.decode
+read = raw.read_content
 def refuse(path, **kwargs):
     if os.environ["RANK"] == "1" and path.stem == "003" and "train" in path.parts:
-        raise DataError(f"{path}: gone")
-    return decode(path, **kwargs)
-loaders.decode = refuse
+        raise DataError("gone")
+    return read(path, **kwargs)
+raw.read_content = refuse
 """
 
 

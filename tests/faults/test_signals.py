@@ -20,14 +20,14 @@ STAGES = {
 IN_EVALUATION = """
 import os, signal
 import mnft.training.fit as fit
-compute = fit.compute_outputs
-def outputs(model, batches, **kwargs):
+run = fit.run_model
+def run_model(model, batches, *args):
     def cut():
         yield next(iter(batches))
         os.kill(os.getpid(), signal.{signal})
         yield from ()
-    return compute(model, cut(), **kwargs)
-fit.compute_outputs = outputs
+    return run(model, cut(), *args)
+fit.run_model = run_model
 """
 MOMENTS = {
     "store": {"at": 3, "name": "in the middle of writing pixels.bin"},
