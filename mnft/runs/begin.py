@@ -108,20 +108,7 @@ def _bring_manifest(
         return manifest
     root = Path(config.data.root).expanduser()
     if not root.exists() and config.data.fetch:
-        bring(config.data.fetch, root, reporter)
+        catalog.bring(config.data.fetch, root, reporter)
     with reporter.track("checking images") as on_progress:
         manifest = prepare_manifest(config.data, on_progress, check_later=check_later)
     return inherit(manifest, config, reporter)
-
-
-def bring(name: str, destination: Path, reporter: Reporter, source: Path | None = None) -> Path:
-    """Fetch a data set with a progress bar."""
-    info = catalog.describe(name)
-    reporter.note(f"fetch    {info.title}: {info.num_images:,} images, {info.num_classes} classes")
-    with reporter.track(f"fetching {name}") as on_progress:
-        return catalog.fetch(
-            name,
-            destination,
-            source=source,
-            on_progress=lambda _what, done, total: on_progress(done, total),
-        )
