@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,23 +11,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mnft.data.batches.batch import LoaderOptions
-from mnft.data.batches.workers import choose_workers
 from mnft.data.check.findings import Finding
 from mnft.data.check.report import Checked
 from mnft.data.folder import ImageFile
 from mnft.data.lineage import shorten
 from mnft.data.manifest import Sample
-from mnft.device.ranks.distributed import Ranks
-from mnft.device.select import keep_freed_memory, resolve_device
+from mnft.device.machine import open_machine
+from mnft.device.select import keep_freed_memory
 from mnft.errors import DataError, ModelError
 from mnft.evaluation.checkpoint import Opened, open_trained
 from mnft.evaluation.confident_learning import cross_validate, find_label_errors
 from mnft.model.bundle import Bundle
 from mnft.model.linear_head import find_linear_head, has_linear_head
 from mnft.reporter import Reporter
-from mnft.training.head.fit import Features, compute_features
-from mnft.training.inputs import build_eval_batches
+from mnft.tasks import open_task
+from mnft.tasks.base import Features
+from mnft.training.eval_batches import EvalOptions, open_eval_batches
+from mnft.training.head.features import compute_features
 
 _BATCH_SIZE = 64
 _SEED = 0
@@ -93,30 +92,22 @@ def _find_trained(opened: Opened, contents: list[str]) -> NDArray[Any]:
 def _compute(
     root: Path, images: list[ImageFile], contents: list[str], bundle: Bundle, reporter: Reporter
 ) -> Features:
-    device = resolve_device("auto")
+    machine = open_machine()
     samples = [
         Sample(image.path, image.class_name, image.split or "all", content)
         for image, content in zip(images, contents, strict=True)
     ]
-    size = _BATCH_SIZE * math.prod(bundle.preprocessing.input_size)
-    workers = choose_workers("auto", device=device, batch_bytes=size)
-    batches = build_eval_batches(
+    batches = open_eval_batches(
         root,
         samples,
-        bundle.class_names,
+        open_task(bundle.class_names).encode(samples),
         bundle.preprocessing,
-        batch_size=_BATCH_SIZE,
-        options=LoaderOptions(device, workers, channels_last=True),
-        ranks=Ranks(),
+        machine,
+        options=EvalOptions(_BATCH_SIZE),
     )
     with reporter.count("judging labels", len(samples)) as advance:
         return compute_features(
-            bundle.model.to(device).to(memory_format=torch.channels_last),
-            batches,
-            device=device,
-            dtype=torch.float32,
-            ranks=Ranks(),
-            on_images=advance,
+            machine.place(bundle.model), batches, machine, dtype=torch.float32, on_images=advance
         )
 
 

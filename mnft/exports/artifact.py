@@ -168,8 +168,7 @@ def is_export(folder: Path) -> bool:
         return False
     weights = Path(str(model)).with_suffix(".bin").name
     own = {RECORD, LABELS, PARITY, QUANTIZATION, str(model), weights}
-    # What a file manager leaves (.DS_Store) goes with it.
-    return {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")} <= own
+    return files.holds_only(folder, own, RECORD)
 
 
 def compute_sha256(path: Path) -> str:

@@ -20,7 +20,7 @@ from mnft.errors import ModelError
 from mnft.model.bundle import ModelCard, load_bundle, save_bundle
 from mnft.model.factory import build_model
 from mnft.preprocessing import Preprocessing
-from mnft.tasks.classify.head import Criterion
+from mnft.tasks.classify.head import CrossEntropy
 from mnft.training.distill.loss import DistillationLoss, InputAdapter
 from mnft.training.distill.teacher import Teacher, check_teacher, load_teacher
 
@@ -65,7 +65,7 @@ def loss_of(
     teacher: Teacher, *, weight: float = 0.3, temperature: float = 3.0, dtype: Any = torch.float32
 ) -> DistillationLoss:
     config = DistillConfig(teacher="table", temperature=temperature, weight=weight)
-    return DistillationLoss(Criterion(0.1, None), teacher, config, student=PLAIN, dtype=dtype)
+    return DistillationLoss(CrossEntropy(0.1, None), teacher, config, student=PLAIN, dtype=dtype)
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_the_gradient_is_that_of_hintons_equation_2(batch: Batch) -> None:
 def test_weight_0_is_the_plain_loss_and_asks_no_teacher(batch: Batch) -> None:
     model = Table()
     loss = loss_of(teacher_of(model), weight=0.0)(*batch)
-    assert torch.equal(loss, Criterion(0.1, None)(*batch[:2]))
+    assert torch.equal(loss, CrossEntropy(0.1, None)(*batch[:2]))
     assert model.seen == []
 
 
@@ -187,7 +187,7 @@ def test_the_teacher_sees_its_own_normalisation(
 ) -> None:
     model = Table()
     loss = DistillationLoss(
-        Criterion(0.0, None),
+        CrossEntropy(0.0, None),
         teacher_of(model, preprocessing=teacher),
         DistillConfig(teacher="table"),
         student=student,

@@ -11,16 +11,15 @@ import torch
 from numpy.typing import NDArray
 
 from mnft.config.schema import Config
-from mnft.data.batches.batch import LoaderOptions
 from mnft.data.manifest import find_changes
-from mnft.device.ranks.distributed import Ranks
+from mnft.device.machine import Machine
 from mnft.errors import CheckpointError, DataError
 from mnft.evaluation.checkpoint import Opened
 from mnft.evaluation.images import Selection, choose_evenly, find_images
 from mnft.model.bundle import Bundle
 from mnft.reporter import SILENT, Reporter
-from mnft.training.inference import choose_eval_batch_size
-from mnft.training.inputs import build_eval_batches
+from mnft.tasks import open_task
+from mnft.training.eval_batches import EvalOptions, open_eval_batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +102,13 @@ def read_images(bundle: Bundle, images: Selection, config: Config) -> NDArray[An
     Returns:
         (N, C, H, W) float32, normalised.
     """
-    batches = build_eval_batches(
+    batches = open_eval_batches(
         images.root,
         images.samples,
-        bundle.class_names,
+        open_task(bundle.class_names).encode(images.samples),
         bundle.preprocessing,
-        batch_size=choose_eval_batch_size(config.eval, bundle.preprocessing),
-        options=LoaderOptions(torch.device("cpu"), workers=0, channels_last=False),
-        ranks=Ranks(),
+        Machine(torch.device("cpu"), channels_last=False),
+        config=config.eval,
+        options=EvalOptions(workers=0),
     )
     return np.concatenate([np.ascontiguousarray(batch.images.numpy()) for batch in batches])

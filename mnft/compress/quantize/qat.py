@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from mnft.compress.quantize.layers import within
 from mnft.config.schema import Config
 from mnft.data.batches.samplers import EpochSampler
-from mnft.device.ranks.distributed import Ranks
-from mnft.device.select import resolve_device, seed_everything
+from mnft.device.machine import open_machine
+from mnft.device.select import seed_everything
 from mnft.errors import CheckpointError, ExportError, foreign
 from mnft.evaluation.checkpoint import Opened
 from mnft.exports.artifact import Artifact
@@ -86,8 +86,7 @@ def build_finetuner(
         training = build_training(
             adapt_config(config, opened.bundle),
             manifest,
-            device=resolve_device("cpu"),
-            ranks=Ranks(),
+            open_machine("cpu"),
             reporter=reporter,
         )
         keep_float = settings.keep_float or ()
@@ -169,6 +168,9 @@ def fine_tune(
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     state = TrainState(model=model, optimizer=optimizer, schedule=schedule, scaler=scaler)
     assert isinstance(training.train.sampler, EpochSampler)
+    # The run may train in bf16, which would hide the rounding to int8.
+    machine = replace(options.loop.machine, train_dtype=torch.float32)
+    loop = replace(options.loop, machine=machine)
     for epoch in range(1, config.train.epochs + 1):
         if epoch > 1:
             # Ranges that move with every batch keep the weights from settling.
@@ -181,12 +183,13 @@ def fine_tune(
             model,
             training.train,
             training.criterion,
-            replace(options.loop, dtype=torch.float32),
+            loop,
             on_step=lambda _step, _steps, _so_far: None,
         )
+        loss, accuracy = result.figures.values()
         reporter.note(
-            f"         epoch {epoch}/{config.train.epochs}  loss {result.loss:.4f}  acc "
-            f"{result.accuracy:.2%}  {result.seconds:.1f} s"
+            f"         epoch {epoch}/{config.train.epochs}  loss {loss:.4f}  acc "
+            f"{accuracy:.2%}  {result.seconds:.1f} s"
         )
     with foreign(_CANNOT, ExportError, hint=_HINT), quiet():
         write_onnx(convert_pt2e(prepared), example, artifact, path, opset=_OPSET)

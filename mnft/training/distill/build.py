@@ -1,51 +1,43 @@
-"""The loss of a training, with a teacher where the config names one; fits the teacher's head."""
+"""The loss of a training, with a teacher if the config names one; fits the teacher's head."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-
-import torch
 
 from mnft.config.schema import Config
 from mnft.data.batches.batch import Batch, Batches
-from mnft.device.ranks.distributed import Ranks, broadcast
+from mnft.device.machine import Machine
+from mnft.device.ranks.distributed import broadcast
 from mnft.errors import ModelError
 from mnft.model.linear_head import has_linear_head
 from mnft.preprocessing import Preprocessing
-from mnft.reporter import Reporter
-from mnft.tasks.base import Loss
+from mnft.reporter import Progress, Reporter
+from mnft.tasks.base import Loss, Task
 from mnft.training.distill.loss import DistillationLoss, InputAdapter
 from mnft.training.distill.teacher import Teacher, load_teacher
-from mnft.training.head.fit import Features, compute_features, fit_head, set_head
+from mnft.training.head.features import compute_features, set_head
 
 
-def build_teaching_loss(
+def add_teacher(
     criterion: Loss,
     config: Config,
+    task: Task,
     *,
-    class_names: tuple[str, ...],
     student: Preprocessing,
     views: tuple[Batches, Batches],
-    device: torch.device,
-    dtype: torch.dtype,
-    ranks: Ranks,
+    machine: Machine,
     reporter: Reporter,
 ) -> tuple[Loss, str | None]:
-    """The criterion, or its combination with a teacher.
-
-    A teacher that does not know the classes gets a head first, fitted to its features of the
-    training images; the val split chooses its weight decay, as for the student's.
+    """Combine the loss with that against a teacher, if the config names one.
 
     Args:
-        criterion: of the labels.
-        config: of the run.
-        class_names: of the student.
+        criterion: loss against the labels.
+        config: config of the run.
+        task: what the student learns.
         student: preprocessing of the images in batches.
         views: every training and validation image once.
-        device: where the training runs.
-        dtype: arithmetic of the teacher.
-        ranks: the processes that share the images.
+        machine: where the training runs.
         reporter: told how far the features are.
 
     Returns:
@@ -56,55 +48,28 @@ def build_teaching_loss(
     """
     if config.distill.teacher is None:
         return criterion, None
-    teacher = load_teacher(
-        config.distill,
-        class_names=class_names,
-        device=device,
-        channels_last=config.train.channels_last,
-    )
-    words = teacher.description
+    teacher = load_teacher(config.distill, class_names=task.labels, machine=machine)
     if teacher.needs_head:
-        adapt = InputAdapter(
-            student, teacher.preprocessing, resize=teacher.fixed_input, device=device
-        )
-        features = []
-        for split, batches in zip(("train", "val"), views, strict=True):
-            with reporter.track(f"teacher's features of {split}") as on_progress:
-                adapted = _adapt(batches, adapt, on_progress)
-                features.append(_compute(teacher, adapted, device, dtype, ranks))
-        # Once, not in each process: see stages.
-        fitted = broadcast(
-            ranks,
-            lambda: fit_head(
-                *features,
-                num_classes=len(class_names),
-                class_weights=None,
-                seed=config.train.seed,
-                device=device,
-            ),
-        )
-        set_head(teacher.model, fitted)
-        teacher = replace(teacher, needs_head=False)
-        words += f", its head fitted to the training images: val accuracy {fitted.val.accuracy:.2%}"
-    loss = DistillationLoss(criterion, teacher, config.distill, student=student, dtype=dtype)
-    return loss, words
+        teacher = _fit_head(teacher, task, config.train.seed, student, views, machine, reporter)
+    loss = DistillationLoss(
+        criterion, teacher, config.distill, student=student, dtype=machine.train_dtype
+    )
+    return loss, teacher.description
 
 
-def _adapt(
-    batches: Batches, adapt: InputAdapter, on_progress: Callable[[int, int], None]
-) -> Iterator[Batch]:
-    for number, batch in enumerate(batches, start=1):
-        yield batch._replace(images=adapt(batch.images))
-        on_progress(number, len(batches))
-
-
-def _compute(
+def _fit_head(
     teacher: Teacher,
-    batches: Iterator[Batch],
-    device: torch.device,
-    dtype: torch.dtype,
-    ranks: Ranks,
-) -> Features:
+    task: Task,
+    seed: int,
+    student: Preprocessing,
+    views: tuple[Batches, Batches],
+    machine: Machine,
+    reporter: Reporter,
+) -> Teacher:
+    """Fit a new head to the teacher's features of the training images.
+
+    The val split chooses the regularisation, as for the student's head.
+    """
     if not has_linear_head(teacher.model, teacher.preprocessing.input_size):
         raise ModelError(
             f"{teacher.description} does not know the classes, and its head is not one linear "
@@ -112,4 +77,28 @@ def _compute(
             hint="train it first, and name its run",
             key="distill.teacher",
         )
-    return compute_features(teacher.model, batches, device=device, dtype=dtype, ranks=ranks)
+    adapt = InputAdapter(
+        student, teacher.preprocessing, resize=teacher.fixed_input, device=machine.device
+    )
+
+    def adapted(batches: Batches, on_progress: Progress) -> Iterator[Batch]:
+        for number, batch in enumerate(batches, start=1):
+            yield batch._replace(images=adapt(batch.images))
+            on_progress(number, len(batches))
+
+    features = []
+    for split, batches in zip(("train", "val"), views, strict=True):
+        with reporter.track(f"teacher's features of {split}") as on_progress:
+            images = adapted(batches, on_progress)
+            features.append(
+                compute_features(teacher.model, images, machine, dtype=machine.train_dtype)
+            )
+    # Once, not in each process: see stages.train_head.
+    fitted = broadcast(
+        machine.ranks,
+        lambda: task.fit_head(*features, balanced=False, seed=seed, device=machine.device),
+    )
+    set_head(teacher.model, fitted)
+    name = next(name for name in fitted.val if name != "loss")
+    reached = f"its head fitted to the training images: val {name} {fitted.val[name]:.2%}"
+    return replace(teacher, needs_head=False, description=f"{teacher.description}, {reached}")

@@ -51,7 +51,10 @@ class DistillationLoss:
         self._model = teacher.model.requires_grad_(False).eval()
         self._order = None if teacher.order is None else list(teacher.order)
         self._adapt = InputAdapter(
-            student, teacher.preprocessing, resize=teacher.fixed_input, device=_device_of(teacher)
+            student,
+            teacher.preprocessing,
+            resize=teacher.fixed_input,
+            device=next(teacher.model.parameters()).device,
         )
         self._temperature = config.temperature
         self._weight = config.weight
@@ -69,20 +72,16 @@ class DistillationLoss:
         if self._weight < 1:
             loss = (1 - self._weight) * self._criterion(logits, targets, images)
         if self._weight > 0:
-            loss = loss + self._weight * self._distance(logits, self._teach(images))
+            # Not inference_mode: its tensors cannot be saved for a backward pass.
+            with torch.no_grad(), autocast(images.device, self._dtype):
+                teacher: Tensor = self._model(self._adapt(images))
+            if self._order is not None:
+                teacher = teacher[:, self._order]
+            log_student = F.log_softmax(logits.float() / self._temperature, dim=1)
+            log_teacher = F.log_softmax(teacher.float() / self._temperature, dim=1)
+            divergence = F.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
+            loss = loss + self._weight * self._temperature**2 * divergence
         return loss
-
-    def _teach(self, images: Tensor) -> Tensor:
-        # Not inference_mode: what it gives cannot be saved for a backward pass.
-        with torch.no_grad(), autocast(images.device, self._dtype):
-            logits: Tensor = self._model(self._adapt(images))
-        return logits if self._order is None else logits[:, self._order]
-
-    def _distance(self, student: Tensor, teacher: Tensor) -> Tensor:
-        log_student = F.log_softmax(student.float() / self._temperature, dim=1)
-        log_teacher = F.log_softmax(teacher.float() / self._temperature, dim=1)
-        divergence = F.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
-        return self._temperature**2 * divergence
 
 
 class InputAdapter:
@@ -136,7 +135,3 @@ class InputAdapter:
 def _column(values: Sequence[float]) -> Tensor:
     """(1, C, 1, 1) float64."""
     return torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1)
-
-
-def _device_of(teacher: Teacher) -> torch.device:
-    return next(teacher.model.parameters()).device

@@ -20,7 +20,7 @@ from mnft.data.store.cache import find_cache_folder, measure_free, measure_room
 from mnft.data.store.geometry import EvalGeometry, choose_train_geometry
 from mnft.data.store.store import Store, StoreUnavailable
 from mnft.device.cpu.activations import save_memory_of_relu6
-from mnft.device.ranks.distributed import Ranks
+from mnft.device.machine import Machine
 from mnft.device.select import resolve_device, resolve_precision
 from mnft.errors import ConfigError
 from mnft.host import _read_available, _read_limit
@@ -29,10 +29,10 @@ from mnft.model.freeze import freeze, set_training_mode
 from mnft.model.linear_head import find_linear_head
 from mnft.preprocessing import Preprocessing
 from mnft.text import count
+from mnft.training.batch_size import choose_parts, count_kept_bytes
 from mnft.training.inference import choose_eval_batch_size
 from mnft.training.inputs import choose_loader_options
 from mnft.training.optim import build_optimizer
-from mnft.training.parts import choose_parts, count_kept_bytes
 
 _SHARED = Path("/dev/shm")
 # States that are on the disk while one is saved: the new one and three before it.
@@ -171,7 +171,7 @@ def _estimate_folder(config: Config, plan: Plan) -> Need:
 def _estimate_shared(config: Config, plan: Plan, device: torch.device) -> list[Need]:
     if not _SHARED.is_dir():
         return []
-    options = choose_loader_options(config, plan.preprocessing, device, Ranks())
+    options = choose_loader_options(config, plan.preprocessing, Machine(device))
     assert isinstance(config.train.batch_size, int)
     eval_batch = choose_eval_batch_size(config.eval, plan.preprocessing)
     batch = max(config.train.batch_size, eval_batch)
