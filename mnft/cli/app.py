@@ -11,7 +11,7 @@ import typer
 from mnft import __version__
 from mnft.cli.data import Json, Overrides, data_app, flag_of
 from mnft.cli.edge import edge_app
-from mnft.cli.exits import guarded
+from mnft.cli.exits import handle_errors
 from mnft.cli.starting import check_split, starting, starting_training
 from mnft.cli.usage import RunArgument, SettingsCommand, choose_model, find_missing_model
 from mnft.errors import ConfigError
@@ -63,7 +63,7 @@ def _options(
 
 
 @app.command()
-@guarded
+@handle_errors
 def init(
     images: Annotated[Path, typer.Argument(help="A folder of images.")],
     output: Annotated[
@@ -87,7 +87,7 @@ def init(
 
 
 @app.command(cls=SettingsCommand)
-@guarded
+@handle_errors
 def train(
     config: Annotated[Path | None, typer.Argument(help="A YAML config.")] = None,
     overrides: Overrides = [],  # noqa: B006 - Typer copies it
@@ -135,7 +135,7 @@ def _find_lr(
 
 
 @app.command(cls=SettingsCommand)
-@guarded
+@handle_errors
 def distill(
     config: Annotated[Path, typer.Argument(help="A YAML config of the student.")],
     teacher: Annotated[
@@ -165,7 +165,7 @@ def distill(
 
 
 @app.command(cls=SettingsCommand)
-@guarded
+@handle_errors
 def bench(
     config: Annotated[Path, typer.Argument(help="A YAML config.")],
     overrides: Overrides = [],  # noqa: B006 - Typer copies it
@@ -184,7 +184,7 @@ def bench(
 
 
 @app.command("eval")
-@guarded
+@handle_errors
 def evaluate(
     model: RunArgument = None,
     checkpoint: Checkpoint = None,
@@ -238,7 +238,7 @@ def evaluate(
 
 
 @app.command()
-@guarded
+@handle_errors
 def predict(
     inputs: Annotated[
         list[str], typer.Argument(help="Files, folders, globs, or - for a list on stdin.")
@@ -279,7 +279,7 @@ def predict(
 
 
 @app.command()
-@guarded
+@handle_errors
 def models(
     pattern: Annotated[
         str | None, typer.Argument(help="Names with * and ?; default: MobileNets and LeNet-5.")
@@ -303,7 +303,7 @@ def models(
 
 
 @app.command()
-@guarded
+@handle_errors
 def doctor(
     install: Annotated[
         str | None,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mnft.cli.exits import guarded
+from mnft.cli.exits import handle_errors
 from mnft.cli.starting import starting
 from mnft.cli.usage import SettingsCommand
 
@@ -29,7 +29,7 @@ def flag_of(key: str, flag: str) -> AbstractContextManager[None]:
 
 
 @data_app.command("fetch")
-@guarded
+@handle_errors
 def data_fetch(
     name: Annotated[str | None, typer.Argument(help="Name of a data set; see --list.")] = None,
     source: Annotated[
@@ -57,7 +57,7 @@ def data_fetch(
 
 
 @data_app.command("check", cls=SettingsCommand)
-@guarded
+@handle_errors
 def data_check(
     target: Annotated[Path, typer.Argument(help="A config, or a folder of images.")],
     overrides: Overrides = [],  # noqa: B006 - Typer copies it

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mnft.cli.data import Json, Overrides
-from mnft.cli.exits import guarded
+from mnft.cli.exits import handle_errors
 from mnft.cli.starting import check_split, starting
 from mnft.cli.usage import RunArgument, SettingsCommand, choose_model
 
@@ -27,7 +27,7 @@ Output = Annotated[
 
 
 @edge_app.command(cls=SettingsCommand)
-@guarded
+@handle_errors
 def export(
     model: RunArgument = None,
     checkpoint: Trained = None,
@@ -70,7 +70,7 @@ def export(
 
 
 @edge_app.command(cls=SettingsCommand)
-@guarded
+@handle_errors
 def quantize(
     model: RunArgument = None,
     checkpoint: Trained = None,
@@ -101,7 +101,7 @@ def quantize(
 
 
 @edge_app.command(cls=SettingsCommand)
-@guarded
+@handle_errors
 def prune(
     model: RunArgument = None,
     checkpoint: Trained = None,
@@ -127,7 +127,7 @@ def prune(
 
 
 @edge_app.command()
-@guarded
+@handle_errors
 def compare(
     models: Annotated[
         list[Path],

@@ -40,7 +40,7 @@ def starting(
     from mnft import console
     from mnft.data.folder import check_folder
 
-    with _one_voice():
+    with main_rank_reports():
         if images is not None:
             check_folder(images)
         if config is not None:
@@ -67,7 +67,7 @@ def starting_training(
     Raises:
         MnftError: with what is wrong.
     """
-    with _one_voice():
+    with main_rank_reports():
         if resume == AUTO and config is None:
             raise ConfigError(
                 "--resume auto needs a config, whose newest run it looks for",
@@ -104,7 +104,7 @@ def check_split(name: str | None) -> None:
 
 
 @contextmanager
-def _one_voice() -> Iterator[None]:
+def main_rank_reports() -> Iterator[None]:
     """Of several processes that torchrun has started, let the main one speak."""
     try:
         yield

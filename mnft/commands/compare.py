@@ -26,7 +26,7 @@ from mnft.compare.rows import (
     read_facts,
 )
 from mnft.errors import CheckpointError, ConfigError, ExportError, ModelError
-from mnft.evaluation.checkpoint import Opened, load_settings, open_checkpoint, spell
+from mnft.evaluation.checkpoint import Opened, load_settings, open_checkpoint, portable_path
 from mnft.evaluation.images import Selection, describe_seen, find_images
 from mnft.evaluation.outputs import Means, compute_selected
 from mnft.exports.artifact import RECORD as EXPORT_RECORD
@@ -74,7 +74,7 @@ def run(request: Request, *, as_json: bool) -> None:
         raise ExportError(f"none of the {len(rows)} models can be compared:{reasons}")
     warnings = (*seen, *find_slow_int8(rows))
     setting = Setting(
-        data=printable(spell(images.root)),
+        data=printable(portable_path(images.root)),
         split=images.split,
         num_images=len(images.samples),
         threads=request.plan.threads or count_cores(),

@@ -83,7 +83,7 @@ def _fit_head(training: Training) -> None:
         section = training.config.train.model_copy(update={"stages": ["head"]})
         config = training.config.model_copy(update={"train": section})
         head_only = replace(training, config=config)
-        stages.train(head_only, keeper=None, reporter=console.REPORTER)
+        stages.train(head_only, checkpointer=None, reporter=console.REPORTER)
 
 
 def _name(path: Path) -> str:

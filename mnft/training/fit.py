@@ -21,7 +21,7 @@ from mnft.errors import Interrupted, TrainError
 from mnft.reporter import Reporter
 from mnft.results import EpochResult, FitResult, StepProgress
 from mnft.seeding import derive_seed
-from mnft.signals import patiently
+from mnft.signals import stop_request
 from mnft.tasks.base import Loss
 from mnft.tasks.classify.metrics import EpochMetrics, compute_epoch_metrics
 from mnft.training.epoch.gradients import LoopOptions
@@ -31,10 +31,10 @@ from mnft.training.inference import compute_outputs
 from mnft.training.state import TrainState
 
 
-class Keeper(Protocol):
+class Checkpointer(Protocol):
     """Who writes down what an epoch leaves."""
 
-    def keep(self, state: TrainState, result: EpochResult) -> None:
+    def save_epoch(self, state: TrainState, result: EpochResult) -> None:
         """Log a finished epoch and save it, or hold it in memory until the next save."""
 
     def snapshot(self, state: TrainState) -> None:
@@ -81,7 +81,7 @@ def fit(
     criterion: Loss,
     options: FitOptions,
     *,
-    keeper: Keeper | None,
+    checkpointer: Checkpointer | None,
     reporter: Reporter,
 ) -> FitResult:
     """Train until the epochs are done or patience runs out; goes on after `state.history`.
@@ -93,7 +93,7 @@ def fit(
         val: evaluation batches of the val split.
         criterion: summed loss.
         options: what stays the same.
-        keeper: writes files; None in processes that do not.
+        checkpointer: writes files; None in processes that do not.
         reporter: told of progress and epochs; silent in processes that do not speak.
 
     Raises:
@@ -115,9 +115,9 @@ def fit(
         # Dropout and the like: each epoch, and each process, its own stream.
         seed = derive_seed(options.seed, epoch, loop.ranks.rank)
         seed_everything(seed)
-        pauses = _build_pauses(state, options, keeper)
+        pauses = _build_pauses(state, options, checkpointer)
         try:
-            with patiently() if pauses else nullcontext(), _explaining_memory(loop):
+            with stop_request.deferred() if pauses else nullcontext(), _explaining_memory(loop):
                 trained = train_one_epoch(
                     state,
                     forward,
@@ -132,8 +132,8 @@ def fit(
                 metrics = _evaluate(state, val, options)
         except (Interrupted, KeyboardInterrupt):
             # All updates are done: only the evaluation is left.
-            if keeper and state.partial is not None:
-                keeper.snapshot(state)
+            if checkpointer and state.partial is not None:
+                checkpointer.snapshot(state)
             raise
         state.partial = None
         # Where memory ran out, the next epoch need not find that out again.
@@ -143,9 +143,9 @@ def fit(
         state.history.append(result)
         state.best = result if result.is_best else state.best
         state.schedule.after_epoch(epoch, _monitored(metrics, options.monitor))
-        if keeper:
-            with patiently():
-                keeper.keep(state, result)
+        if checkpointer:
+            with stop_request.deferred():
+                checkpointer.save_epoch(state, result)
         reporter.on_epoch(result)
     return FitResult(list(state.history), state.best, out_of_patience(state, options))
 
@@ -174,11 +174,13 @@ def _describe(
     )
 
 
-def _build_pauses(state: TrainState, options: FitOptions, keeper: Keeper | None) -> Pauses | None:
+def _build_pauses(
+    state: TrainState, options: FitOptions, checkpointer: Checkpointer | None
+) -> Pauses | None:
     """Several processes would have to pause at the same update: they save whole epochs alone."""
-    if keeper is None or options.loop.ranks.world_size > 1:
+    if checkpointer is None or options.loop.ranks.world_size > 1:
         return None
-    return Pauses(state, keeper.snapshot, options.snapshot_minutes)
+    return Pauses(state, checkpointer.snapshot, options.snapshot_minutes)
 
 
 def out_of_patience(state: TrainState, options: FitOptions) -> bool:

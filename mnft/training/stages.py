@@ -13,8 +13,8 @@ from mnft.device.ranks.distributed import broadcast
 from mnft.reporter import SILENT, Reporter
 from mnft.results import EpochResult, FitResult
 from mnft.seeding import derive_seed
-from mnft.signals import patiently
-from mnft.training.fit import Keeper, fit
+from mnft.signals import stop_request
+from mnft.training.fit import Checkpointer, fit
 from mnft.training.head.cache import cached, compute_key
 from mnft.training.head.fit import Features, HeadFit, compute_features, fit_head, set_head
 from mnft.training.training import Training
@@ -25,7 +25,7 @@ _LOGGER = logging.getLogger(__name__)
 def train(
     training: Training,
     *,
-    keeper: Keeper | None,
+    checkpointer: Checkpointer | None,
     reporter: Reporter = SILENT,
 ) -> FitResult:
     """Go through the stages that are not done yet.
@@ -34,25 +34,25 @@ def train(
 
     Args:
         training: its state is changed in place.
-        keeper: writes files; None in processes that do not.
+        checkpointer: writes files; None in processes that do not.
         reporter: told of progress and epochs; silent in processes that do not speak.
 
     Raises:
         MnftError: as `fit`, and what keeps features from being computed.
     """
     try:
-        return _train(training, keeper, reporter)
+        return _train(training, checkpointer, reporter)
     finally:
         training.options.threads.release()
 
 
-def _train(training: Training, keeper: Keeper | None, reporter: Reporter) -> FitResult:
+def _train(training: Training, checkpointer: Checkpointer | None, reporter: Reporter) -> FitResult:
     state = training.state
     if "head" in training.stages and state.head is None:
         state.head = state.best = train_head(training, reporter)
-        if keeper:
-            with patiently():
-                keeper.keep(state, state.head)
+        if checkpointer:
+            with stop_request.deferred():
+                checkpointer.save_epoch(state, state.head)
         reporter.on_epoch(state.head)
     if "finetune" not in training.stages:
         return FitResult([], state.best, stopped_early=False)
@@ -63,7 +63,7 @@ def _train(training: Training, keeper: Keeper | None, reporter: Reporter) -> Fit
         training.val,
         training.criterion,
         training.options,
-        keeper=keeper,
+        checkpointer=checkpointer,
         reporter=reporter,
     )
 
@@ -147,4 +147,23 @@ def _compute(
         ),
         compute,
         loop.ranks,
+    )
+
+
+def compare_with_head(result: FitResult, training: Training) -> str | None:
+    """Say that fine-tuning did not improve on the fitted head, and what to try; else None."""
+    head, epochs = result.best, [r for r in result.epochs if r.stage != "head"]
+    if head is None or head.stage != "head" or not epochs:
+        return None
+    figure = {"accuracy": "val_accuracy", "macro_f1": "val_macro_f1", "loss": "val_loss"}
+    name = figure[training.options.monitor]
+    choose = min if name == "val_loss" else max
+    epoch = choose(epochs, key=lambda result: float(getattr(result, name)))
+    shape = ".2%" if name == "val_accuracy" else ".4f"
+    best, before = (format(getattr(result, name), shape) for result in (epoch, head))
+    lr = training.config.optim.lr
+    return (
+        f"fine-tuning did not beat the head ({name} {best} in epoch {epoch.epoch}, the head "
+        f"{before}), so the best model is the head's; to try: a lower rate (--set "
+        f"optim.lr={lr / 3:.1g}), more epochs (--set train.epochs={2 * len(epochs)}), more images"
     )

@@ -29,7 +29,7 @@ from mnft.reporter import Reporter
 from mnft.runs.folder import RunFolder, log_event
 from mnft.runs.tensorboard import open_writer
 from mnft.runs.training_plot import draw_training
-from mnft.runs.writer import RunKeeper
+from mnft.runs.writer import RunWriter
 from mnft.tasks.classify.metrics import compute_epoch_metrics
 from mnft.training import stages
 from mnft.training.build import build_training
@@ -239,10 +239,10 @@ def _fine_tune(job: Job, run: RunFolder, reporter: Reporter) -> None:
     log_event(run, "start", {**training.facts, "weights": weights, "config": saved.model_dump()})
     facts = {**_facts(job), "monitor": training.config.eval.monitor}
     writer = open_writer(run.path, training.config.run)
-    keeper = RunKeeper(run, training.card, facts, writer)
+    checkpointer = RunWriter(run, training.card, facts, writer)
     try:
-        with keeper:
-            result = stages.train(training, keeper=keeper, reporter=reporter)
+        with checkpointer:
+            result = stages.train(training, checkpointer=checkpointer, reporter=reporter)
     finally:
         if writer is not None:
             writer.close()
