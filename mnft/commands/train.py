@@ -84,7 +84,7 @@ def _announce(run: Run) -> None:
         console.note(f"teacher  {facts['teacher']}")
     for choice in training.choices:
         value = str(choice.value).lower() if isinstance(choice.value, bool) else choice.value
-        console.note(f"recipe   {choice.key}: {value}  ({choice.reason})")
+        console.note(f"recipe   {choice.key}: {value}", detail=f"({choice.reason})")
     console.note(f"run      {run.folder.path}")
     if not run.resumed:
         return
