@@ -1,4 +1,4 @@
-"""Errors to messages and exit codes: what stands between a command and the shell."""
+"""Errors to messages and exit codes, between a command and the shell."""
 
 from __future__ import annotations
 
