@@ -23,7 +23,7 @@ from mnft.model.profile import compute_macs
 from mnft.reporter import Reporter
 from mnft.runs.folder import RunFolder, log_event
 from mnft.runs.tensorboard import open_writer
-from mnft.runs.writer import RunKeeper, draw_curve
+from mnft.runs.writer import RunWriter, draw_curve
 from mnft.training import stages
 from mnft.training.build import build_training
 from mnft.training.fit import evaluate
@@ -203,10 +203,10 @@ def _fine_tune(job: PruneJob, run: RunFolder, reporter: Reporter) -> None:
     log_event(run, "start", {**training.facts, "weights": weights, "config": saved.model_dump()})
     facts = {**_facts(job), "monitor": training.config.eval.monitor}
     writer = open_writer(run.path, training.config.run)
-    keeper = RunKeeper(run, training.card, facts, writer)
+    checkpointer = RunWriter(run, training.card, facts, writer)
     try:
-        with keeper:
-            result = stages.train(training, keeper=keeper, reporter=reporter)
+        with checkpointer:
+            result = stages.train(training, checkpointer=checkpointer, reporter=reporter)
     finally:
         if writer is not None:
             writer.close()
