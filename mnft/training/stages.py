@@ -133,12 +133,11 @@ def compare_with_head(result: FitResult, training: Training) -> str | None:
     head, epochs = result.best, [r for r in result.epochs if r.stage != "head"]
     if head is None or head.stage != "head" or not epochs:
         return None
-    figure = {"accuracy": "val_accuracy", "macro_f1": "val_macro_f1", "loss": "val_loss"}
-    name = figure[training.options.monitor]
-    choose = min if name == "val_loss" else max
-    epoch = choose(epochs, key=lambda result: float(getattr(result, name)))
-    shape = ".2%" if name == "val_accuracy" else ".4f"
-    best, before = (format(getattr(result, name), shape) for result in (epoch, head))
+    name = f"val_{training.options.monitor}"
+    choose = training.task.monitors[training.options.monitor]
+    epoch = choose(epochs, key=lambda result: result.figures[name])
+    shape = ".2%" if training.options.monitor == training.task.train_figures[1] else ".4f"
+    best, before = (format(result.figures[name], shape) for result in (epoch, head))
     lr = training.config.optim.lr
     return (
         f"fine-tuning did not beat the head ({name} {best} in epoch {epoch.epoch}, the head "
