@@ -590,7 +590,7 @@ def test_an_image_that_one_process_cannot_read(config: Path) -> None:
     script = f"""
         import os, sys
         from pathlib import Path
-        from mnft.engine import fit
+        from mnft.training import fit
         train = fit.train_one_epoch
         def spoil(*args, **kwargs):
             if os.environ["RANK"] == "1":
@@ -622,7 +622,7 @@ def test_memory_runs_out_in_one_process(config: Path) -> None:
     """Under torchrun, which sends SIGTERM to the other one when that may not know yet."""
     script = """
         import os, torch
-        from mnft.engine import fit
+        from mnft.training import fit
         train = fit.train_one_epoch
         def spoil(*args, **kwargs):
             if os.environ["RANK"] == "1":
