@@ -37,7 +37,7 @@ from mnft.model.bundle import load_bundle
 from mnft.reporter import SILENT
 from mnft.results import EpochResult
 from mnft.runs import writer as writer_module
-from mnft.tasks.classify.head import Criterion
+from mnft.tasks.classify.head import CrossEntropy
 from mnft.tasks.classify.metrics import EpochMetrics
 from mnft.tasks.classify.targets import compute_balanced_weights
 from mnft.text import count

@@ -339,8 +339,8 @@ def train(name, ranks, images, targets, **settings):
     sampler.set_epoch(1)
     options = LoopOptions(CPU, torch.float32, settings.get("parts", 1), settings.get("clip"), ranks)
     result = train_one_epoch(
-        state, forward, Shares(images, targets, sampler), CrossEntropy(0.1, settings.get("weights")),
-        options, on_step=lambda *_: None,
+        state, forward, Shares(images, targets, sampler),
+        CrossEntropy(0.1, settings.get("weights")), options, on_step=lambda *_: None,
     )
     return result, model.state_dict(), model
 

@@ -290,7 +290,7 @@ def run_fit(
 
     loop = LoopOptions(CPU, torch.float32, 1, None, Ranks(0, processes))
     options = FitOptions(len(outcomes), "accuracy", None, 0, 2, torch.float32, loop, stage="head")
-    arguments: Any = (state, model, Train(), [], Criterion(0.0, None), options)
+    arguments: Any = (state, model, Train(), [], CrossEntropy(0.0, None), options)
     return fit(*arguments, checkpointer=None, reporter=SILENT), began
 
 
