@@ -24,7 +24,8 @@ from mnft.evaluation.checkpoint import Opened
 from mnft.exports.artifact import Artifact
 from mnft.exports.formats import check_installed
 from mnft.exports.graph import build_graph
-from mnft.exports.onnx import LARGEST_BATCH, write_onnx
+from mnft.exports.onnx import LARGEST_BATCH
+from mnft.exports.onnx import write as write_onnx
 from mnft.exports.quiet import quiet
 from mnft.host import find_missing
 from mnft.model.bundle import Bundle
