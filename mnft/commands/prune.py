@@ -52,14 +52,13 @@ def run(checkpoint: Path, overrides: Sequence[str], output: Path | None, *, as_j
     import_torch_pruning()
     with source.locating():
         config = configure(config, written, trained, home)
-        ranks = Ranks()
         model = config.model.model_copy(update={"name": f"local-dir:{trained}"})
         base = config.model_copy(update={"model": model})
-        device = check_early(base, ranks, resumed=True)
+        machine = check_early(base, Ranks(), resumed=True)
         # This training is built only for its batches, so it needs no teacher.
         no_teacher = config.distill.model_copy(update={"teacher": None})
         base = base.model_copy(update={"distill": no_teacher})
-        manifest, training = begin_training(base, opened.run, device, ranks, console.REPORTER)
+        manifest, training = begin_training(base, opened.run, machine, console.REPORTER)
         console.note(
             f"pruning  {trained} to {config.prune.macs:.0%} of its MACs; "
             f"{count(config.train.epochs, 'epoch')} of fine-tuning"

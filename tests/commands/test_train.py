@@ -34,8 +34,9 @@ from mnft.config.schema import ScheduleConfig
 from mnft.data.batches.samplers import EpochSampler
 from mnft.device.ranks.distributed import Ranks
 from mnft.model.bundle import load_bundle
+from mnft.reporter import SILENT
 from mnft.results import EpochResult
-from mnft.runs import writer as keeper_module
+from mnft.runs import writer as writer_module
 from mnft.tasks.classify.head import Criterion
 from mnft.tasks.classify.metrics import EpochMetrics
 from mnft.tasks.classify.targets import compute_balanced_weights
@@ -71,15 +72,15 @@ def test_label_smoothing_class_weights_and_mixed_targets_by_hand() -> None:
     targets = torch.tensor([0, 1])
     log_p = logits - logits.exp().sum(1, keepdim=True).log()
     plain = -(log_p[0, 0] + log_p[1, 1])
-    assert Criterion(0.0, None)(logits, targets).item() == pytest.approx(plain.item())
+    assert CrossEntropy(0.0, None)(logits, targets).item() == pytest.approx(plain.item())
     smooth = 0.7 * plain - 0.3 * log_p.mean(1).sum()
-    assert Criterion(0.3, None)(logits, targets).item() == pytest.approx(smooth.item())
+    assert CrossEntropy(0.3, None)(logits, targets).item() == pytest.approx(smooth.item())
     weighted = -(0.5 * log_p[0, 0] + 2 * log_p[1, 1])
     weights = torch.tensor([0.5, 2.0, 1.0])
-    assert Criterion(0.0, weights)(logits, targets).item() == pytest.approx(weighted.item())
+    assert CrossEntropy(0.0, weights)(logits, targets).item() == pytest.approx(weighted.item())
     mixed = torch.tensor([[0.25, 0.75, 0.0], [0.0, 1.0, 0.0]])
     by_hand = -(0.25 * log_p[0, 0] + 0.75 * log_p[0, 1] + log_p[1, 1])
-    assert Criterion(0.0, None)(logits, mixed).item() == pytest.approx(by_hand.item())
+    assert CrossEntropy(0.0, None)(logits, mixed).item() == pytest.approx(by_hand.item())
 
 
 def test_balanced_weights_are_those_of_scikit_learn() -> None:
@@ -317,7 +318,7 @@ def test_a_run_killed_within_an_epoch_goes_on_from_the_very_update(
 
     assert train(*sets, name="whole").exit_code == 0
     with monkeypatch.context() as patch:
-        patch.setattr(keeper_module, "save_state", save_and_die)
+        patch.setattr(writer_module, "save_state", save_and_die)
         with pytest.raises(Killed):
             train(*sets, name="cut")
     resumed = train.resume("cut")
@@ -397,7 +398,7 @@ def test_an_interrupt_while_an_epoch_is_saved(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(keeper_module, what, interrupted)
+        patch.setattr(writer_module, what, interrupted)
         stopped = train(name="cut")
     assert stopped.exit_code == 130
     assert epochs_of(train.run("cut")) == []
@@ -646,9 +647,9 @@ def run_fit(
     class Train:
         sampler = EpochSampler(4, 2, seed=0)
 
-    criterion = Criterion(0.0, None)
+    criterion = CrossEntropy(0.0, None)
     arguments: Any = (state, model, Train(), [], criterion, options)
-    result = fit(*arguments, keeper=None, observer=None)
+    result = fit(*arguments, checkpointer=None, reporter=SILENT)
     return result.epochs, result.stopped_early
 
 

@@ -29,11 +29,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from typer.testing import Result
 
-from mnft import signals as stopping
 from mnft.device.ranks import distributed
 from mnft.device.ranks.batchnorm import synchronize_batchnorm
 from mnft.device.ranks.distributed import Ranks, agree, broadcast, gather, process_group
 from mnft.errors import ConfigError, DataError, Interrupted
+from mnft.signals import stop_request
 
 Cli = Callable[..., Result]
 TIMEOUT_S = 180
@@ -168,13 +168,13 @@ from mnft.device.ranks.distributed import (
     broadcast, gather, process_group, sum_over_ranks, synchronize_batchnorm, without_exchange,
 )
 from mnft.training.inference import compute_outputs
-from mnft.training.head.fit import Features
+from mnft.tasks.base import Features
 from mnft.training.inputs import no_progress
 from mnft.training.epoch.loop import LoopOptions, train_one_epoch
-from mnft.training.optim import Criterion, Schedule
+from mnft.training.optim import CrossEntropy, Schedule
 from mnft.training.state import TrainState
 from mnft.device.ranks.distributed import Ranks
-from mnft.training.distill.teacher import Teacher
+from mnft.tasks.classify.distill.teacher import Teacher
 from mnft.errors import DataError
 from mnft.preprocessing import Preprocessing
 
@@ -339,7 +339,7 @@ def train(name, ranks, images, targets, **settings):
     sampler.set_epoch(1)
     options = LoopOptions(CPU, torch.float32, settings.get("parts", 1), settings.get("clip"), ranks)
     result = train_one_epoch(
-        state, forward, Shares(images, targets, sampler), Criterion(0.1, settings.get("weights")),
+        state, forward, Shares(images, targets, sampler), CrossEntropy(0.1, settings.get("weights")),
         options, on_step=lambda *_: None,
     )
     return result, model.state_dict(), model
@@ -423,7 +423,7 @@ def check_heads(ranks):
     )
     teaching.load_teacher = lambda *_args, **_kwargs: teacher
     _, words = teaching.build_teaching_loss(
-        Criterion(0.0, None), Config(data={"root": "."}, distill={"teacher": "lenet5"}),
+        CrossEntropy(0.0, None), Config(data={"root": "."}, distill={"teacher": "lenet5"}),
         class_names=("a", "b", "c"), student=IMAGES, views=([], []), device=CPU,
         dtype=torch.float32, ranks=ranks, progress=no_progress,
     )
@@ -724,17 +724,17 @@ def test_only_the_first_signal_counts_in_a_group() -> None:
     def send() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
-    with stopping.handling_signals():
-        stopping.heed_first_signal_only()
+    with stop_request.handling_signals():
+        stop_request.heed_first_only()
         with pytest.raises(Interrupted):
             send()
         send()
-    with stopping.handling_signals():  # a command of its own
+    with stop_request.handling_signals():  # a command of its own
         with pytest.raises(Interrupted):
             send()
         with pytest.raises(Interrupted):
             send()
-        stopping.ignore_signals()
+        stop_request.ignore_signals()
         send()
 
 

@@ -18,9 +18,10 @@ from mnft.data.batches.batch import Batch
 from mnft.data.batches.samplers import EpochSampler
 from mnft.device.ranks.distributed import Ranks
 from mnft.errors import TrainError
+from mnft.reporter import SILENT
 from mnft.results import EpochResult
 from mnft.tasks.base import Loss
-from mnft.tasks.classify.head import Criterion
+from mnft.tasks.classify.head import CrossEntropy
 from mnft.tasks.classify.metrics import EpochMetrics
 from mnft.training import fit as fit_module
 from mnft.training.epoch.gradients import LoopOptions
@@ -106,7 +107,7 @@ def train(
         state,
         model,
         batches,
-        criterion or Criterion(0.1, None),
+        criterion or CrossEntropy(0.1, None),
         LoopOptions(CPU, torch.float32, parts, None, ranks),
         on_step=lambda *_: None,
     )
@@ -290,7 +291,7 @@ def run_fit(
     loop = LoopOptions(CPU, torch.float32, 1, None, Ranks(0, processes))
     options = FitOptions(len(outcomes), "accuracy", None, 0, 2, torch.float32, loop, stage="head")
     arguments: Any = (state, model, Train(), [], Criterion(0.0, None), options)
-    return fit(*arguments, keeper=None, observer=None), began
+    return fit(*arguments, checkpointer=None, reporter=SILENT), began
 
 
 def test_the_next_epoch_begins_with_the_parts_that_fitted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,22 +14,19 @@ from mnft import files
 from mnft.compress.prune.channels import add_gradients, estimate_statistics, plan_targets, prune
 from mnft.config.load import save_config
 from mnft.config.schema import Config
-from mnft.data.batches.samplers import EpochSampler
 from mnft.data.lineage import pack
 from mnft.data.manifest import Manifest, save_manifest
-from mnft.device.ranks.distributed import Ranks
+from mnft.device.machine import Machine
 from mnft.errors import ModelError
 from mnft.model.bundle import WEIGHTS, Bundle, load_bundle, save_bundle
 from mnft.model.profile import compute_macs
 from mnft.reporter import Reporter
 from mnft.runs.folder import RunFolder, log_event
 from mnft.runs.tensorboard import open_writer
-from mnft.runs.training_plot import draw_training
-from mnft.runs.writer import RunKeeper
-from mnft.tasks.classify.metrics import compute_epoch_metrics
+from mnft.runs.writer import RunWriter, draw_curve
 from mnft.training import stages
 from mnft.training.build import build_training
-from mnft.training.inference import compute_outputs
+from mnft.training.fit import evaluate
 from mnft.training.training import Training
 
 START = "start"
@@ -107,7 +104,7 @@ def prune_in_steps(job: PruneJob, reporter: Reporter) -> list[PruneRow]:
     rows: list[PruneRow] = []
 
     def add_row(name: str, step: int, bundle: Bundle, folder: str = "") -> None:
-        row = _evaluate(name, step, bundle, folder, job, full_macs)
+        row = _build_row(name, step, bundle, folder, job, full_macs)
         rows.append(row)
         reporter.note(
             f"{row.label:<13} {row.macs_share:.1%} of the MACs, {row.parameters / 1e6:.2f} M "
@@ -139,9 +136,8 @@ def prune_in_steps(job: PruneJob, reporter: Reporter) -> list[PruneRow]:
 def _prune_once(bundle: Bundle, job: PruneJob, max_macs: int, step: int) -> Bundle:
     """Prune a model to `max_macs`, save it and open what was saved, so that it is known to open."""
     settings, base, model = job.config.prune, job.base, bundle.model
-    model.to(base.options.loop.device)
+    model.to(base.machine.device)
     # Epoch 0, which no training has: images in an order of their own.
-    assert isinstance(base.train.sampler, EpochSampler)
     base.train.sampler.set_epoch(0)
     if settings.importance == "taylor":
         add_gradients(model, base.train, settings.images)
@@ -172,20 +168,13 @@ def _prune_once(bundle: Bundle, job: PruneJob, max_macs: int, step: int) -> Bund
     return saved
 
 
-def _evaluate(
+def _build_row(
     name: str, step: int, bundle: Bundle, folder: str, job: PruneJob, full_macs: int
 ) -> PruneRow:
     """The costs of a model, and its accuracy on the val images."""
-    options = job.base.options
     macs = compute_macs(bundle.model, bundle.preprocessing.input_size)
-    outputs = compute_outputs(
-        bundle.model.to(options.loop.device),
-        job.base.val,
-        num_classes=options.num_classes,
-        device=options.loop.device,
-        dtype=options.eval_dtype,
-    )
-    metrics = compute_epoch_metrics(outputs.logits, outputs.targets)
+    model = bundle.model.to(job.base.machine.device)
+    figures = evaluate(model, job.base.val, job.base.options.loop)
     return PruneRow(
         name=name,
         step=step,
@@ -194,22 +183,17 @@ def _evaluate(
         macs_share=macs / full_macs,
         parameters=sum(parameter.numel() for parameter in bundle.model.parameters()),
         size_mb=(bundle.folder / WEIGHTS).stat().st_size / 1e6,
-        val_accuracy=metrics.accuracy,
-        val_macro_f1=metrics.macro_f1,
-        val_loss=metrics.loss,
+        val_accuracy=figures["accuracy"],
+        val_macro_f1=figures["macro_f1"],
+        val_loss=figures["loss"],
     )
 
 
 def _fine_tune(job: PruneJob, run: RunFolder, reporter: Reporter) -> None:
     """Train the pruned model as any other, with all files of a run."""
     config = _starting_from(job.config, job.folder / START)
-    training = build_training(
-        config,
-        job.manifest,
-        device=job.base.options.loop.device,
-        ranks=Ranks(),
-        reporter=reporter,
-    )
+    machine = Machine(job.base.machine.device)
+    training = build_training(config, job.manifest, machine, reporter=reporter)
     run.path.mkdir(exist_ok=True)
     # The folder gets another name when it is complete; config and log must name that one.
     saved = _starting_from(training.config, job.home / START)
@@ -219,15 +203,15 @@ def _fine_tune(job: PruneJob, run: RunFolder, reporter: Reporter) -> None:
     log_event(run, "start", {**training.facts, "weights": weights, "config": saved.model_dump()})
     facts = {**_facts(job), "monitor": training.config.eval.monitor}
     writer = open_writer(run.path, training.config.run)
-    keeper = RunKeeper(run, training.card, facts, writer)
+    checkpointer = RunWriter(run, training.card, facts, writer)
     try:
-        with keeper:
-            result = stages.train(training, keeper=keeper, reporter=reporter)
+        with checkpointer:
+            result = stages.train(training, checkpointer=checkpointer, reporter=reporter)
     finally:
         if writer is not None:
             writer.close()
     if run.path == job.folder:
-        draw_training(run, training.state.results, training.config.eval.monitor)
+        draw_curve(run, training.task, training.state.results, training.config.eval.monitor)
     log_event(
         run, "stop", {"reason": "early stopping" if result.stopped_early else "all epochs done"}
     )

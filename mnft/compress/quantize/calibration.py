@@ -11,16 +11,15 @@ import torch
 from numpy.typing import NDArray
 
 from mnft.config.schema import Config
-from mnft.data.batches.batch import LoaderOptions
-from mnft.data.manifest import find_changes
-from mnft.device.ranks.distributed import Ranks
+from mnft.data.manifest import list_changes
+from mnft.device.machine import Machine
 from mnft.errors import CheckpointError, DataError
 from mnft.evaluation.checkpoint import Opened
 from mnft.evaluation.images import Selection, choose_evenly, find_images
 from mnft.model.bundle import Bundle
 from mnft.reporter import SILENT, Reporter
-from mnft.training.inference import choose_eval_batch_size
-from mnft.training.inputs import build_eval_batches
+from mnft.tasks import open_task
+from mnft.training.eval_batches import EvalOptions, open_eval_batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +87,7 @@ def choose_calibration_images(
         raise DataError(f"{images.root}: no training images to calibrate on")
     chosen = images.take(choose_evenly([sample.class_name for sample in images.samples], count))
     # A folder that the user names need not hold the images of the run.
-    if data is None and manifest and (changes := find_changes(manifest, chosen.samples)):
+    if data is None and manifest and (changes := list_changes(manifest, chosen.samples)):
         raise DataError(
             f"{images.root}: {len(changes)} of {len(chosen.samples)} training images are not what "
             "they were when the run began:\n  " + "\n  ".join(changes[:10]),
@@ -103,13 +102,13 @@ def read_images(bundle: Bundle, images: Selection, config: Config) -> NDArray[An
     Returns:
         (N, C, H, W) float32, normalised.
     """
-    batches = build_eval_batches(
+    batches = open_eval_batches(
         images.root,
         images.samples,
-        bundle.class_names,
+        open_task(bundle.class_names).encode(images.samples),
         bundle.preprocessing,
-        batch_size=choose_eval_batch_size(config.eval, bundle.preprocessing),
-        options=LoaderOptions(torch.device("cpu"), workers=0, channels_last=False),
-        ranks=Ranks(),
+        Machine(torch.device("cpu"), channels_last=False),
+        config=config.eval,
+        options=EvalOptions(workers=0),
     )
     return np.concatenate([np.ascontiguousarray(batch.images.numpy()) for batch in batches])

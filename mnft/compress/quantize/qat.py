@@ -16,16 +16,14 @@ from torch import Tensor, nn
 
 from mnft.compress.quantize.layers import within
 from mnft.config.schema import Config
-from mnft.data.batches.samplers import EpochSampler
-from mnft.device.ranks.distributed import Ranks
-from mnft.device.select import resolve_device, seed_everything
+from mnft.device.machine import open_machine
+from mnft.device.select import seed_everything
 from mnft.errors import CheckpointError, ExportError, foreign
 from mnft.evaluation.checkpoint import Opened
+from mnft.exports import onnx
 from mnft.exports.artifact import Artifact
 from mnft.exports.formats import check_installed
 from mnft.exports.graph import build_graph
-from mnft.exports.onnx import LARGEST_BATCH
-from mnft.exports.onnx import write as write_onnx
 from mnft.exports.quiet import quiet
 from mnft.host import find_missing
 from mnft.model.bundle import Bundle
@@ -87,8 +85,7 @@ def build_finetuner(
         training = build_training(
             adapt_config(config, opened.bundle),
             manifest,
-            device=resolve_device("cpu"),
-            ranks=Ranks(),
+            open_machine("cpu"),
             reporter=reporter,
         )
         keep_float = settings.keep_float or ()
@@ -169,7 +166,9 @@ def fine_tune(
     )
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     state = TrainState(model=model, optimizer=optimizer, schedule=schedule, scaler=scaler)
-    assert isinstance(training.train.sampler, EpochSampler)
+    # The run may train in bf16, which would hide the rounding to int8.
+    machine = replace(options.loop.machine, train_dtype=torch.float32)
+    loop = replace(options.loop, machine=machine)
     for epoch in range(1, config.train.epochs + 1):
         if epoch > 1:
             # Ranges that move with every batch keep the weights from settling.
@@ -182,15 +181,16 @@ def fine_tune(
             model,
             training.train,
             training.criterion,
-            replace(options.loop, dtype=torch.float32),
+            loop,
             on_step=lambda _step, _steps, _so_far: None,
         )
+        loss, accuracy = result.figures.values()
         reporter.note(
-            f"         epoch {epoch}/{config.train.epochs}  loss {result.loss:.4f}  acc "
-            f"{result.accuracy:.2%}  {result.seconds:.1f} s"
+            f"         epoch {epoch}/{config.train.epochs}  loss {loss:.4f}  acc "
+            f"{accuracy:.2%}  {result.seconds:.1f} s"
         )
     with foreign(_CANNOT, ExportError, hint=_HINT), quiet():
-        write_onnx(convert_pt2e(prepared), example, artifact, path, opset=_OPSET)
+        onnx.write(convert_pt2e(prepared), example, artifact, path, opset=_OPSET)
     return len(observers)
 
 
@@ -199,7 +199,7 @@ def _insert_rounding(graph: nn.Module, example: Tensor, keep_float: Collection[s
     from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
-    batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
+    batch = torch.export.Dim("batch", min=1, max=onnx.LARGEST_BATCH)
     quantizer = x86.X86InductorQuantizer().set_global(
         x86.get_default_x86_inductor_quantization_config(is_qat=True)
     )

@@ -18,7 +18,7 @@ from typing import IO, Any
 from filelock import FileLock, Timeout
 
 from mnft import files
-from mnft.data.store.cache import find_cache_folder
+from mnft.data.store.cache import choose_cache_folder
 from mnft.errors import ExportError
 
 _LOGGER = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ with open(sys.argv[1], "w") as target:
 def find_folder() -> Path:
     """Where the environment is, or would be; each version of Python has its own."""
     python = f"py{sys.version_info.major}{sys.version_info.minor}"
-    return find_cache_folder("auto").absolute() / "environments" / f"litert-{python}"
+    return choose_cache_folder("auto").absolute() / "environments" / f"litert-{python}"
 
 
 def find_python() -> Path:
