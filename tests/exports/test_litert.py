@@ -134,7 +134,7 @@ def test_installing_makes_tries_and_then_marks_it(commands):
     assert said[-1] == f"{folder} is there already"
 
 
-def test_a_half_made_environment_is_made_anew(commands):
+def test_a_half_made_environment_is_made_again(commands):
     folder = fake_environment()
     (folder / "complete.json").unlink()
     (folder / "left_over").touch()
@@ -143,7 +143,7 @@ def test_a_half_made_environment_is_made_anew(commands):
     assert not (folder / "left_over").exists()
 
 
-def test_an_environment_without_a_new_requirement_is_made_anew(commands):
+def test_an_environment_without_a_new_requirement_is_made_again(commands):
     fake_environment(requirements=["torch"])
     install(on_progress=lambda _: None)
     assert len(commands) == 3
