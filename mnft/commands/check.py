@@ -13,11 +13,11 @@ from mnft import console
 from mnft.config.load import load_config
 from mnft.config.schema import Config, DataConfig
 from mnft.config.source import Source
-from mnft.data.check.findings import Expectations, Finding
+from mnft.data.check.findings import Finding, TrainingNeeds
 from mnft.data.check.leave_out import write_list
-from mnft.data.check.report import Checked, CheckReport, check_folder
-from mnft.data.decode import find_cures
-from mnft.data.folder import scan_folder
+from mnft.data.check.report import Checked, CheckReport, check_dataset
+from mnft.data.decode import list_cures
+from mnft.data.readers import class_folders
 from mnft.errors import ConfigError, DataError, GateError, MnftError
 from mnft.tasks.classify.checks import find_class_faults
 from mnft.text import count
@@ -107,20 +107,20 @@ def _check(root: Path, config: Config | None) -> tuple[CheckReport, Sequence[Nee
     plan: Plan | None = None
     needs: list[Need] = []
     more: list[Finding] = []
-    expected = Expectations()
+    expected = TrainingNeeds()
     if config:
         from mnft.training.probes.needs import build_plan, estimate
 
         try:
-            plan = build_plan(config, max(2, len(scan_folder(root).class_names())))
+            plan = build_plan(config, max(2, len(class_folders.read(root).class_names())))
         except MnftError as error:
             more = [_no_estimate(error)]
         balanced = config.train.sampler == "balanced" or config.train.class_weights == "balanced"
         side = max(plan.preprocessing.input_size[1:]) if plan else config.data.img_size or 224
-        expected = Expectations(side, is_balanced=balanced, is_grey=config.model.in_chans == 1)
+        expected = TrainingNeeds(side, is_balanced=balanced, is_grey=config.model.in_chans == 1)
     data = config.data if config else DataConfig(root=str(root))
     with console.progress("checking images") as on_progress:
-        checked = check_folder(root, on_progress, data, expected, check_labels=find_class_faults)
+        checked = check_dataset(root, on_progress, data, expected, check_labels=find_class_faults)
     if config and plan and checked.manifest:
         try:
             needs, more = estimate(config, plan, checked.manifest, checked.inspections)
@@ -139,7 +139,7 @@ def _advise(report: CheckReport) -> str:
     problems = [finding for finding in report.findings if finding.is_problem]
     if not any(finding.leave_out for finding in problems):
         return "fix them"
-    cures = find_cures(f.message for f in report.findings if f.kind == "unreadable")
+    cures = list_cures(f.message for f in report.findings if f.kind == "unreadable")
     cure = "".join(f"{command}; else " for command in cures)
     skip = ""
     if any(finding.kind == "unreadable" for finding in problems):

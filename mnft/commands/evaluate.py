@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mnft import console
+from mnft import console, files
 from mnft.errors import ConfigError
 from mnft.evaluation.checkpoint import Opened, load_settings, open_checkpoint, portable_path
 from mnft.evaluation.images import Selection, choose_split, count_seen, find_images
 from mnft.evaluation.outputs import Means, compute_selected
 from mnft.model.bundle import Bundle
-from mnft.tasks.classify.metrics import ECE_BINS, Evaluation, compute_evaluation, softmax
+from mnft.tasks.classify.evaluation import Evaluation
+from mnft.tasks.classify.metrics import ECE_BINS, compute_evaluation, softmax
 from mnft.tasks.classify.predictions import (
     EVALUATION_FILES,
     MACRO_OVER,
@@ -60,7 +61,9 @@ def run(request: Request, *, as_json: bool) -> None:
     opened = open_checkpoint(request.checkpoint)
     bundle = opened.bundle
     target = request.output or _default_output(opened, request.data, request.split)
-    _check_output(target)
+    files.check_replaceable(
+        target, "evaluation", lambda folder: files.holds_only(folder, EVALUATION_FILES, METRICS)
+    )
     images = find_images(opened, request.data, request.split, console.REPORTER)
     header = {
         "checkpoint": portable_path(bundle.folder),
@@ -90,23 +93,6 @@ def run(request: Request, *, as_json: bool) -> None:
         _show(bundle, images, evaluation, None, seen=seen, as_json=as_json)
         raise
     _show(bundle, images, evaluation, target, seen=seen, as_json=as_json)
-
-
-def _check_output(target: Path) -> None:
-    """Refuse to replace what is not an earlier evaluation."""
-    if not (target.exists() or target.is_symlink()):
-        return
-    if target.is_dir():
-        entries = list(target.iterdir())
-        # What a file manager leaves (.DS_Store) goes with the evaluation, a .git folder never.
-        left = [e for e in entries if not (e.name.startswith(".") and e.is_file())]
-        names = {entry.name for entry in left}
-        if names <= EVALUATION_FILES and (METRICS in names or len(left) == len(entries)):
-            return
-    raise ConfigError(
-        f"{target} exists and is not an earlier evaluation, which alone may be replaced",
-        hint="name a new folder: --output DIR",
-    )
 
 
 def _check_same(target: Path, header: dict[str, str]) -> None:

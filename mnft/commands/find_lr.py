@@ -43,8 +43,8 @@ def run(config_path: Path, overrides: Sequence[str], *, as_json: bool) -> None:
         folder = Path(config.run.dir).expanduser()
         make_parent(folder)
         # As for a resumed run: its name may be taken, because no run is made.
-        device = check_early(config, ranks, resumed=True)
-        _, training = begin_training(config, None, device, ranks, console.REPORTER)
+        machine = check_early(config, ranks, resumed=True)
+        _, training = begin_training(config, None, machine, console.REPORTER)
         if "finetune" not in training.stages:
             raise ConfigError(
                 "found only the head stage, which has no learning rate",

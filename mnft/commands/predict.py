@@ -6,7 +6,6 @@ import csv
 import glob
 import io
 import json
-import math
 import os
 import stat
 import sys
@@ -15,16 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
-import torch
-
 from mnft import console, files
-from mnft.data.batches.batch import LoaderOptions
-from mnft.data.batches.raw import DecodedImages
-from mnft.data.batches.samplers import EvalSampler
-from mnft.data.batches.workers import LoadedBatches, choose_workers
 from mnft.data.folder import list_images
-from mnft.data.store.geometry import EvalGeometry
-from mnft.device.select import resolve_device
+from mnft.data.manifest import Sample
+from mnft.device.machine import Machine, open_machine
 from mnft.errors import ConfigError, DataError
 from mnft.evaluation.checkpoint import open_checkpoint
 from mnft.model.bundle import Bundle
@@ -33,6 +26,7 @@ from mnft.streams import is_stdout_closed
 from mnft.tasks.base import Outputs
 from mnft.tasks.classify.metrics import softmax
 from mnft.text import guard_formula
+from mnft.training.eval_batches import EvalOptions, open_eval_batches
 from mnft.training.inference import compute_outputs
 
 _CHUNK = 4096
@@ -79,17 +73,13 @@ def run(request: Request) -> None:
     if not paths:
         raise DataError("found no images", hint="name files, folders, globs, or - for a list")
     request = replace(request, top_k=min(request.top_k, len(bundle.class_names)))
-    device = resolve_device(request.device)
-    bundle.model.to(device).to(memory_format=torch.channels_last)
-    workers = request.workers or 0
-    if len(paths) > request.batch_size:  # for one batch, starting processes would take longer
-        workers = choose_workers(
-            "auto" if request.workers is None else request.workers,
-            device=device,
-            batch_bytes=request.batch_size * math.prod(bundle.preprocessing.input_size),
-        )
-    options = LoaderOptions(device, workers, channels_last=True)
-    rows = _predict(bundle, paths, options, request)
+    machine = open_machine(request.device)
+    machine.place(bundle.model)
+    workers = "auto" if request.workers is None else request.workers
+    if len(paths) <= request.batch_size:  # starting processes takes longer than decoding these
+        workers = request.workers or 0
+    options = EvalOptions(request.batch_size, workers, allow_bad=True)
+    rows = _predict(bundle, paths, machine, options, request)
     if output:
         failed = _write_file(rows, output, request)
         console.note(f"written to {output}")
@@ -136,7 +126,11 @@ def _exists(path: Path) -> bool:
 
 
 def _predict(
-    bundle: Bundle, paths: list[Path], options: LoaderOptions, request: Request
+    bundle: Bundle,
+    paths: list[Path],
+    machine: Machine,
+    options: EvalOptions,
+    request: Request,
 ) -> Iterator[dict[str, Any]]:
     """Rows in the order of `paths`, a chunk at a time, so that a long list takes little memory.
 
@@ -159,17 +153,16 @@ def _predict(
 
             outputs = compute_outputs(
                 bundle.model,
-                LoadedBatches(
-                    DecodedImages(chunk, EvalGeometry(bundle.preprocessing)),
+                open_eval_batches(
+                    Path(),
+                    [Sample(str(path), "", "all", "") for path in chunk],
                     [-1] * len(chunk),
-                    preprocessing=bundle.preprocessing,
-                    sampler=EvalSampler(len(chunk), request.batch_size),
+                    bundle.preprocessing,
+                    machine,
                     options=options,
-                    allow_bad=True,
                 ),
-                num_classes=len(bundle.class_names),
-                device=options.device,
-                dtype=torch.float32,
+                machine,
+                num_outputs=len(bundle.class_names),
                 on_images=advance,
             )
         yield from _rows(bundle, chunk, outputs, request.top_k)

@@ -17,8 +17,7 @@ from mnft.results import FitResult
 from mnft.runs.begin import Run, opened_run
 from mnft.runs.parents import warn_of_seen_images
 from mnft.runs.resume import describe_stop
-from mnft.runs.training_plot import draw_training
-from mnft.runs.writer import recorded
+from mnft.runs.writer import draw_curve, recorded
 from mnft.signals import stop_request
 from mnft.text import count
 from mnft.training import stages
@@ -66,7 +65,10 @@ def run(
                     stop_request.wait_for_signal()
                 raise
         if is_main:
-            draw_training(run.folder, run.training.state.results, run.training.config.eval.monitor)
+            training = run.training
+            draw_curve(
+                run.folder, training.task, training.state.results, training.config.eval.monitor
+            )
             _show_result(run, result, time.monotonic() - started, as_json=as_json)
 
 
@@ -114,9 +116,9 @@ def _show_result(run: Run, result: FitResult, seconds: float, *, as_json: bool) 
                 "epochs": len(result.epochs),
                 "stopped_early": result.stopped_early,
                 "best_epoch": best.epoch,
-                "val_accuracy": best.val_accuracy,
-                "val_macro_f1": best.val_macro_f1,
-                "val_loss": best.val_loss,
+                "val_accuracy": best.figures["val_accuracy"],
+                "val_macro_f1": best.figures["val_macro_f1"],
+                "val_loss": best.figures["val_loss"],
                 "seconds": round(seconds, 3),
             }
         )
@@ -133,9 +135,9 @@ def _show_result(run: Run, result: FitResult, seconds: float, *, as_json: bool) 
         [
             [
                 "head" if best.stage == "head" else f"{best.epoch} of {len(result.epochs)}",
-                f"{best.val_accuracy:.2%}",
-                f"{best.val_macro_f1:.4f}",
-                f"{best.val_loss:.4f}",
+                f"{best.figures['val_accuracy']:.2%}",
+                f"{best.figures['val_macro_f1']:.4f}",
+                f"{best.figures['val_loss']:.4f}",
                 f"{training.facts['parameters'] / 1e6:.2f} M",
                 f"{size_mb:.1f} MB",
                 f"{seconds:.0f} s",

@@ -7,17 +7,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from mnft import files
 from mnft.config.load import load_config, save_config
 from mnft.config.schema import Config
 from mnft.config.source import dump_yaml
 from mnft.data.fetch import catalog
-from mnft.data.manifest import Manifest, find_changes, load_manifest, save_manifest
+from mnft.data.manifest import Manifest, list_changes, load_manifest, save_manifest
 from mnft.data.prepare import prepare_manifest
+from mnft.device.machine import Machine, open_machine
 from mnft.device.ranks.distributed import Ranks, broadcast
-from mnft.device.select import resolve_device, resolve_precision
 from mnft.errors import DataError
 from mnft.model.factory import check_model
 from mnft.reporter import Reporter
@@ -32,9 +30,9 @@ from mnft.runs.lock import RunLock
 from mnft.runs.parents import inherit
 from mnft.runs.resume import check_resumable, find_run
 from mnft.runs.tensorboard import wants_writer
+from mnft.tasks.classify.distill.teacher import check_teacher
 from mnft.text import count
 from mnft.training.build import build_training
-from mnft.training.distill.teacher import check_teacher
 from mnft.training.inputs import UncheckedImages
 from mnft.training.optim import check_optimizer_name
 from mnft.training.state import load_state
@@ -102,8 +100,8 @@ def opened_run(
             check_resumable(config, folder)
             if config.train.stages is None:  # a version that knew no stages began it
                 config = config.model_copy(update={"recipe": "plain"})
-        device = check_early(config, ranks, resumed=resumed)
-        manifest, training = begin_training(config, folder, device, ranks, reporter)
+        machine = check_early(config, ranks, resumed=resumed)
+        manifest, training = begin_training(config, folder, machine, reporter)
         if folder and has_progress(folder):
             load_state(training.state, folder.resume)
 
@@ -121,13 +119,19 @@ def opened_run(
         yield Run(folder, held or lock(folder), manifest, training, resumed)
 
 
-def check_early(config: Config, ranks: Ranks, *, resumed: bool) -> torch.device:
-    """Find what is wrong before the images are read, as far as possible; gives the device."""
+def check_early(config: Config, ranks: Ranks, *, resumed: bool) -> Machine:
+    """Find what is wrong before the images are read, as far as possible.
+
+    Returns:
+        The machine to train on.
+
+    Raises:
+        MnftError: what is wrong.
+    """
     check_model(config.model)
     check_optimizer_name(config.optim.name)
-    device = resolve_device(config.train.device, ranks)
-    resolve_precision(config.train.precision, device, key="train.precision")
-    resolve_precision(config.eval.precision, device, key="eval.precision")
+    machine = open_machine(config.train.device, ranks)
+    machine.with_precision(config.train.precision, config.eval.precision, img_size=None)
     wants_writer(config.run)
     if config.distill.teacher:
         check_teacher(config.distill)
@@ -135,14 +139,13 @@ def check_early(config: Config, ranks: Ranks, *, resumed: bool) -> torch.device:
         catalog.describe(config.data.fetch)
     if not resumed:
         check_name_is_free(Path(config.run.dir).expanduser(), config.run.name)
-    return device
+    return machine
 
 
 def begin_training(
     config: Config,
     run_folder: RunFolder | None,
-    device: torch.device,
-    ranks: Ranks,
+    machine: Machine,
     reporter: Reporter,
 ) -> tuple[Manifest, Training]:
     """Find the images, and build everything that training on them needs.
@@ -153,33 +156,31 @@ def begin_training(
     """
     if run_folder is None and config.data.store != "off":
         try:
-            return _build(config, None, device, ranks, reporter, check_later=True)
+            return _build(config, None, machine, reporter, check_later=True)
         except UncheckedImages:
             pass
-    return _build(config, run_folder, device, ranks, reporter, check_later=False)
+    return _build(config, run_folder, machine, reporter, check_later=False)
 
 
 def _build(
     config: Config,
     run_folder: RunFolder | None,
-    device: torch.device,
-    ranks: Ranks,
+    machine: Machine,
     reporter: Reporter,
     *,
     check_later: bool,
 ) -> tuple[Manifest, Training]:
     manifest = broadcast(
-        ranks, lambda: _find_manifest(config, run_folder, reporter, check_later=check_later)
+        machine.ranks, lambda: _find_manifest(config, run_folder, reporter, check_later=check_later)
     )
     training = build_training(
         config,
         manifest,
-        device=device,
-        ranks=ranks,
+        machine,
         reporter=reporter,
         checked=not check_later,
     )
-    if ranks.is_main and run_folder is None:
+    if machine.ranks.is_main and run_folder is None:
         counts = ", ".join(f"{len(manifest.split(s)):,} {s}" for s in manifest.splits)
         taken = f"; split of {config.data.split_from}" if config.data.split_from else ""
         names = len(manifest.class_names)
@@ -193,7 +194,7 @@ def _find_manifest(
     """The manifest of the run that is resumed, or a new one from the folder of images."""
     if run_folder:
         manifest = load_manifest(run_folder.split)
-        if changes := find_changes(manifest, manifest.split("train") + manifest.split("val")):
+        if changes := list_changes(manifest, manifest.split("train") + manifest.split("val")):
             raise DataError(
                 f"{manifest.root}: {count(len(changes), 'image')} changed since the run began:\n  "
                 + "\n  ".join(changes[:10]),
@@ -202,20 +203,7 @@ def _find_manifest(
         return manifest
     root = Path(config.data.root).expanduser()
     if not root.exists() and config.data.fetch:
-        bring(config.data.fetch, root, reporter)
+        catalog.bring(config.data.fetch, root, reporter)
     with reporter.track("checking images") as on_progress:
         manifest = prepare_manifest(config.data, on_progress, check_later=check_later)
     return inherit(manifest, config, reporter)
-
-
-def bring(name: str, destination: Path, reporter: Reporter, source: Path | None = None) -> Path:
-    """Fetch a data set with a progress bar."""
-    info = catalog.describe(name)
-    reporter.note(f"fetch    {info.title}: {info.num_images:,} images, {info.num_classes} classes")
-    with reporter.track(f"fetching {name}") as on_progress:
-        return catalog.fetch(
-            name,
-            destination,
-            source=source,
-            on_progress=lambda _what, done, total: on_progress(done, total),
-        )

@@ -72,15 +72,15 @@ def test_label_smoothing_class_weights_and_mixed_targets_by_hand() -> None:
     targets = torch.tensor([0, 1])
     log_p = logits - logits.exp().sum(1, keepdim=True).log()
     plain = -(log_p[0, 0] + log_p[1, 1])
-    assert Criterion(0.0, None)(logits, targets).item() == pytest.approx(plain.item())
+    assert CrossEntropy(0.0, None)(logits, targets).item() == pytest.approx(plain.item())
     smooth = 0.7 * plain - 0.3 * log_p.mean(1).sum()
-    assert Criterion(0.3, None)(logits, targets).item() == pytest.approx(smooth.item())
+    assert CrossEntropy(0.3, None)(logits, targets).item() == pytest.approx(smooth.item())
     weighted = -(0.5 * log_p[0, 0] + 2 * log_p[1, 1])
     weights = torch.tensor([0.5, 2.0, 1.0])
-    assert Criterion(0.0, weights)(logits, targets).item() == pytest.approx(weighted.item())
+    assert CrossEntropy(0.0, weights)(logits, targets).item() == pytest.approx(weighted.item())
     mixed = torch.tensor([[0.25, 0.75, 0.0], [0.0, 1.0, 0.0]])
     by_hand = -(0.25 * log_p[0, 0] + 0.75 * log_p[0, 1] + log_p[1, 1])
-    assert Criterion(0.0, None)(logits, mixed).item() == pytest.approx(by_hand.item())
+    assert CrossEntropy(0.0, None)(logits, mixed).item() == pytest.approx(by_hand.item())
 
 
 def test_balanced_weights_are_those_of_scikit_learn() -> None:
@@ -647,7 +647,7 @@ def run_fit(
     class Train:
         sampler = EpochSampler(4, 2, seed=0)
 
-    criterion = Criterion(0.0, None)
+    criterion = CrossEntropy(0.0, None)
     arguments: Any = (state, model, Train(), [], criterion, options)
     result = fit(*arguments, checkpointer=None, reporter=SILENT)
     return result.epochs, result.stopped_early

@@ -21,7 +21,7 @@ from mnft.errors import TrainError
 from mnft.reporter import SILENT
 from mnft.results import EpochResult
 from mnft.tasks.base import Loss
-from mnft.tasks.classify.head import Criterion
+from mnft.tasks.classify.head import CrossEntropy
 from mnft.tasks.classify.metrics import EpochMetrics
 from mnft.training import fit as fit_module
 from mnft.training.epoch.gradients import LoopOptions
@@ -107,7 +107,7 @@ def train(
         state,
         model,
         batches,
-        criterion or Criterion(0.1, None),
+        criterion or CrossEntropy(0.1, None),
         LoopOptions(CPU, torch.float32, parts, None, ranks),
         on_step=lambda *_: None,
     )

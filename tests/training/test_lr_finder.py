@@ -29,7 +29,7 @@ from mnft.device.ranks.group import Group
 from mnft.errors import ConfigError, MnftError, TrainError
 from mnft.model.lenet import lenet5
 from mnft.tasks.base import Loss
-from mnft.tasks.classify.head import Criterion
+from mnft.tasks.classify.head import CrossEntropy
 from mnft.training.epoch.gradients import LoopOptions
 from mnft.training.optim import Schedule, build_optimizer
 from mnft.training.probes.lr_finder import LrCurve, build_curve, find_lr
@@ -93,7 +93,7 @@ def training_of(
         state=state,
         forward=model,
         train=train,
-        criterion=criterion or Criterion(0.0, None),
+        criterion=criterion or CrossEntropy(0.0, None),
         options=SimpleNamespace(loop=loop),
     )
     return cast(Training, parts)  # what the trial uses of it
@@ -355,6 +355,7 @@ def test_the_losses_are_means_over_the_batches() -> None:
 # --- what it writes
 
 
+@pytest.mark.plots
 def test_the_picture(tmp_path: Path) -> None:
     lrs, losses = sigmoid_curve(0.05)
     curve = build_curve(lrs, [*losses[:-1], 1e9], diverged=True)
@@ -400,6 +401,7 @@ def write_config(make_folder: MakeFolder, tmp_path: Path, monkeypatch: pytest.Mo
     return write
 
 
+@pytest.mark.plots
 @pytest.mark.parametrize("name", ["lenet5", "test_resnet"])
 def test_the_command_writes_the_curve_and_gives_the_rate(
     name: str, write_config: Write, capsys: pytest.CaptureFixture[str]
