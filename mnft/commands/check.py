@@ -96,7 +96,7 @@ def _load(target: Path, overrides: Sequence[str]) -> tuple[Config | None, Source
         return load_config(target, overrides)
     if overrides:
         raise ConfigError(
-            f"--set {overrides[0]}: {target} is not a config, whose values alone can be set",
+            f"--set {overrides[0]}: {target} is not a config, and only a config has values to set",
             hint="name the config (.yaml) instead of the folder",
         )
     return None, Source()
