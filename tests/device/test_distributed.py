@@ -682,7 +682,9 @@ def test_sigterm_stops_both_and_can_be_resumed(config: Path, run_cli: Cli, to: s
     assert process.returncode == 1  # torchrun's own
     said = [line for line in err.decode().splitlines() if line.startswith(("error", "stopped"))]
     assert len(said) == 1, err.decode()
-    assert re.match(r"stopped: by SIGTERM( to rank 1)? after \d+ epochs; go on with: mnft", said[0])
+    assert re.match(
+        r"stopped: by SIGTERM( to rank 1)? after \d+ epochs; resume with: mnft", said[0]
+    )
     assert b"mnft train --resume runs/cut" in err
     if to != "torchrun":  # which reports no exit codes when it is stopped itself
         assert re.search(r"exitcode +: 143 ", err.decode())

@@ -84,7 +84,7 @@ def test_a_signal_stops_within_seconds_and_loses_nothing(
     by = "Ctrl-C" if name == "SIGINT" else name
     stopped.fails_clearly(code, f"by {by}")
     if place.run.exists():
-        assert f"go on with: mnft train --resume {Path('runs/run')}" in stopped.err
+        assert f"resume with: mnft train --resume {Path('runs/run')}" in stopped.err
     assert stopped.seconds < 20
     resumed = place.go_on()
     assert resumed.code == 0, resumed.err
@@ -118,7 +118,7 @@ def test_a_signal_to_the_whole_group_as_schedulers_send_it(
     process = place.start_training()
     process.until("epoch 1/3")
     process.kill(signal.SIGTERM, group=True)
-    process.wait().fails_clearly(143, "by SIGTERM", "go on with")
+    process.wait().fails_clearly(143, "by SIGTERM", "resume with")
     resumed = place.resume()
     assert resumed.code == 0, resumed.err
     assert_same_run(whole.run, place.run)

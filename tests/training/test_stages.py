@@ -290,6 +290,7 @@ def test_the_log_and_the_terminal_say_what_the_recipe_chose(pretrained, run_cli,
     assert "train.epochs:" not in result.stderr  # it was written
     start = json.loads((tmp_path / "runs" / "run" / "log.jsonl").read_text().splitlines()[0])
     assert start["recipe"]["optim.layer_decay"]
+    assert start["recipe_reasons"].keys() == start["recipe"].keys()
 
 
 def test_an_epoch_as_accurate_as_the_head_takes_its_place_where_its_loss_is_lower(
