@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 
 from mnft.errors import MnftError
 from mnft.exports.artifact import read_artifact
-from mnft.exports.executorch import _set_executorch_threads
 from mnft.exports.session import open_session
 from mnft.host import find_missing, read_peak_memory
 
@@ -53,6 +52,8 @@ def load(request: Mapping[str, Any]) -> Loaded:
     if request["exported"]:
         artifact = read_artifact(folder)
         if artifact.format == "executorch" and not find_missing(("executorch",)):
+            from mnft.exports.executorch import _set_executorch_threads
+
             _set_executorch_threads(threads)
         session = open_session(folder, artifact, threads=threads)
         if artifact.format == "torchscript":
