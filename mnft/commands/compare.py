@@ -21,7 +21,7 @@ from mnft.compare.latency import Plan
 from mnft.compare.rows import check_class_names, compare, describe_slow_int8
 from mnft.compare.variants import list_variants
 from mnft.errors import ExportError
-from mnft.evaluation.checkpoint import spell
+from mnft.evaluation.checkpoint import portable_path
 from mnft.host import count_cores
 from mnft.text import printable
 
@@ -73,7 +73,7 @@ def run(request: Request, *, as_json: bool) -> None:
         raise ExportError(f"none of the {len(rows)} models can be compared:{reasons}")
     warnings += describe_slow_int8(rows)
     setting = Setting(
-        data=printable(spell(images.root)),
+        data=printable(portable_path(images.root)),
         split=images.split,
         num_images=len(images.samples),
         threads=plan.threads or count_cores(),

@@ -9,7 +9,7 @@ from typing import Any
 
 from mnft import console, files
 from mnft.errors import ConfigError
-from mnft.evaluation.checkpoint import Opened, load_settings, open_checkpoint, spell
+from mnft.evaluation.checkpoint import Opened, load_settings, open_checkpoint, portable_path
 from mnft.evaluation.images import Selection, choose_split, count_seen, find_images
 from mnft.evaluation.outputs import Means, compute_selected
 from mnft.model.bundle import Bundle
@@ -51,7 +51,7 @@ def run(
         target, "evaluation", lambda folder: files.holds_only(folder, EVALUATION_FILES, METRICS)
     )
     images = find_images(opened, data, split, console.REPORTER)
-    header = {"checkpoint": spell(bundle.folder), "data": spell(images.root)}
+    header = {"checkpoint": portable_path(bundle.folder), "data": portable_path(images.root)}
     header["split"] = images.split
     header["test_time_augmentation"] = "flip" if flip else "none"
     _check_same(target, header)
@@ -106,7 +106,7 @@ def _default_output(opened: Opened, data: Path | None, split: str | None) -> Pat
     """RUN/eval for the best model on the default split, else a name that says what differs."""
     folder, recorded = opened.bundle.folder, opened.manifest
     if recorded is None:
-        resolved = Path(spell(folder))
+        resolved = Path(portable_path(folder))
         return resolved.with_name(f"{resolved.name}-eval")
     parts = [opened.run.evaluation.name]
     if folder.resolve() != opened.run.best.resolve():

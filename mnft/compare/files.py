@@ -14,7 +14,7 @@ from mnft.compare.latency import Plan
 from mnft.compare.plot import plot_comparison
 from mnft.compare.rows import Comparison
 from mnft.exports.formats import FORMATS
-from mnft.host import _read_processor, count_cores, read_versions
+from mnft.host import count_cores, name_processor, read_versions
 from mnft.text import count, guard_cell, printable
 
 TABLE, RECORD, PAGE, PLOT = (
@@ -96,7 +96,7 @@ def write_comparison(folder: Path, comparison: Comparison, setting: Setting) -> 
         "mnft_version": mnft.__version__,
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {
-            "processor": _read_processor(),
+            "processor": name_processor(),
             "cores": count_cores(),
             "system": f"{platform.system()} {platform.machine()}",
             "python": platform.python_version(),

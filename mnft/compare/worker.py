@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from mnft.errors import MnftError
 from mnft.exports.artifact import read_artifact
 from mnft.exports.session import open_session
-from mnft.host import find_missing, read_peak_memory
+from mnft.host import read_peak_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +51,7 @@ def load(request: Mapping[str, Any]) -> Loaded:
     folder, threads = Path(request["folder"]), int(request["threads"])
     if request["exported"]:
         artifact = read_artifact(folder)
-        if artifact.format == "executorch" and not find_missing(("executorch",)):
-            from mnft.exports.executorch import _set_executorch_threads
-
-            _set_executorch_threads(threads)
         session = open_session(folder, artifact, threads=threads)
-        if artifact.format == "torchscript":
-            _keep_freed_memory()
 
         def prepare_session(batch_size: int) -> Callable[[], object]:
             shape = (batch_size, *(int(side) for side in artifact.input_shape[1:]))
@@ -71,9 +65,11 @@ def load(request: Mapping[str, Any]) -> Loaded:
 
     import torch
 
+    from mnft.device.select import keep_freed_memory
     from mnft.model.bundle import load_bundle
 
-    _keep_freed_memory()
+    # As `mnft eval` does; without it torch is several times slower on large batches.
+    keep_freed_memory()
     torch.set_num_threads(threads)
     bundle = load_bundle(folder)
     model = bundle.model.to(memory_format=torch.channels_last)
@@ -91,13 +87,6 @@ def load(request: Mapping[str, Any]) -> Loaded:
         return call
 
     return Loaded(prepare_model, dynamic_batch=True)
-
-
-def _keep_freed_memory() -> None:
-    # As `mnft eval` does; without it torch is several times slower on large batches.
-    from mnft.device.select import keep_freed_memory
-
-    keep_freed_memory()
 
 
 def _draw(shape: tuple[int, ...]) -> NDArray[Any]:

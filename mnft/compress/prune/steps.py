@@ -14,7 +14,6 @@ from mnft import files
 from mnft.compress.prune.channels import add_gradients, estimate_statistics, plan_targets, prune
 from mnft.config.load import save_config
 from mnft.config.schema import Config
-from mnft.data.batches.samplers import EpochSampler
 from mnft.data.lineage import pack
 from mnft.data.manifest import Manifest, save_manifest
 from mnft.device.machine import Machine
@@ -24,7 +23,7 @@ from mnft.model.profile import compute_macs
 from mnft.reporter import Reporter
 from mnft.runs.folder import RunFolder, log_event
 from mnft.runs.tensorboard import open_writer
-from mnft.runs.writer import RunKeeper, draw_curve
+from mnft.runs.writer import RunWriter, draw_curve
 from mnft.training import stages
 from mnft.training.build import build_training
 from mnft.training.fit import evaluate
@@ -139,7 +138,6 @@ def _prune_once(bundle: Bundle, job: PruneJob, max_macs: int, step: int) -> Bund
     settings, base, model = job.config.prune, job.base, bundle.model
     model.to(base.machine.device)
     # Epoch 0, which no training has: images in an order of their own.
-    assert isinstance(base.train.sampler, EpochSampler)
     base.train.sampler.set_epoch(0)
     if settings.importance == "taylor":
         add_gradients(model, base.train, settings.images)
@@ -205,10 +203,10 @@ def _fine_tune(job: PruneJob, run: RunFolder, reporter: Reporter) -> None:
     log_event(run, "start", {**training.facts, "weights": weights, "config": saved.model_dump()})
     facts = {**_facts(job), "monitor": training.config.eval.monitor}
     writer = open_writer(run.path, training.config.run)
-    keeper = RunKeeper(run, training.card, facts, writer)
+    checkpointer = RunWriter(run, training.card, facts, writer)
     try:
-        with keeper:
-            result = stages.train(training, keeper=keeper, reporter=reporter)
+        with checkpointer:
+            result = stages.train(training, checkpointer=checkpointer, reporter=reporter)
     finally:
         if writer is not None:
             writer.close()

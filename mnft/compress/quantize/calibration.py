@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from mnft.config.schema import Config
-from mnft.data.manifest import find_changes
+from mnft.data.manifest import list_changes
 from mnft.device.machine import Machine
 from mnft.errors import CheckpointError, DataError
 from mnft.evaluation.checkpoint import Opened
@@ -87,7 +87,7 @@ def choose_calibration_images(
         raise DataError(f"{images.root}: no training images to calibrate on")
     chosen = images.take(choose_evenly([sample.class_name for sample in images.samples], count))
     # A folder that the user names need not hold the images of the run.
-    if data is None and manifest and (changes := find_changes(manifest, chosen.samples)):
+    if data is None and manifest and (changes := list_changes(manifest, chosen.samples)):
         raise DataError(
             f"{images.root}: {len(changes)} of {len(chosen.samples)} training images are not what "
             "they were when the run began:\n  " + "\n  ".join(changes[:10]),

@@ -16,15 +16,14 @@ from torch import Tensor, nn
 
 from mnft.compress.quantize.layers import within
 from mnft.config.schema import Config
-from mnft.data.batches.samplers import EpochSampler
 from mnft.device.machine import open_machine
 from mnft.device.select import seed_everything
 from mnft.errors import CheckpointError, ExportError, foreign
 from mnft.evaluation.checkpoint import Opened
+from mnft.exports import onnx
 from mnft.exports.artifact import Artifact
 from mnft.exports.formats import check_installed
 from mnft.exports.graph import build_graph
-from mnft.exports.onnx import LARGEST_BATCH, write_onnx
 from mnft.exports.quiet import quiet
 from mnft.host import find_missing
 from mnft.model.bundle import Bundle
@@ -157,7 +156,7 @@ def fine_tune(
             prepared(torch.from_numpy(images[start : start + _BATCH_SIZE]))
     _train(training, prepared, observers, reporter)
     with foreign(_CANNOT, ExportError, hint=_HINT), quiet():
-        write_onnx(convert_pt2e(prepared), example, artifact, path, opset=_OPSET)
+        onnx.write(convert_pt2e(prepared), example, artifact, path, opset=_OPSET)
     return len(observers)
 
 
@@ -166,7 +165,7 @@ def _insert_rounding(graph: nn.Module, example: Tensor, keep_float: Collection[s
     from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
-    batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
+    batch = torch.export.Dim("batch", min=1, max=onnx.LARGEST_BATCH)
     quantizer = x86.X86InductorQuantizer().set_global(
         x86.get_default_x86_inductor_quantization_config(is_qat=True)
     )
@@ -197,7 +196,6 @@ def _train(
     )
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     state = TrainState(model=model, optimizer=optimizer, schedule=schedule, scaler=scaler)
-    assert isinstance(training.train.sampler, EpochSampler)
     # The run may train in bf16, which would hide the rounding to int8.
     machine = replace(options.loop.machine, train_dtype=torch.float32)
     loop = replace(options.loop, machine=machine)
