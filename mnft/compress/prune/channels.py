@@ -12,7 +12,6 @@ import copy
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -27,19 +26,6 @@ from mnft.model.freeze import evaluating
 from mnft.model.profile import compute_macs
 
 Importance = Literal["taylor", "magnitude"]
-
-
-@dataclass(frozen=True, slots=True)
-class Pruned:
-    """A model with fewer channels.
-
-    Attributes:
-        model: a pruned copy, in evaluation mode.
-        macs: the multiply-accumulates of one image.
-    """
-
-    model: nn.Module
-    macs: int
 
 
 def import_torch_pruning() -> Any:
@@ -77,7 +63,7 @@ def prune(
     max_macs: int,
     round_to: int,
     importance: Importance,
-) -> Pruned:
+) -> nn.Module:
     """Remove channels until a model has at most `max_macs`; the classifier keeps its outputs.
 
     Args:
@@ -89,7 +75,7 @@ def prune(
             loss that its removal means, to the first order (Molchanov et al., 2019).
 
     Returns:
-        The pruned copy, as close below `max_macs` as whole channels allow.
+        A pruned copy in evaluation mode, as close below `max_macs` as whole channels allow.
 
     Raises:
         ExportError: torch-pruning is not installed.
@@ -122,7 +108,7 @@ def prune(
             f"most {max_macs / full:.1%}: its layers depend on one another in an unknown way",
             key="prune.macs",
         )
-    return Pruned(pruned, macs)
+    return pruned
 
 
 def _remove(
