@@ -95,8 +95,9 @@ def _show(record: dict[str, Any], method: Method) -> None:
     layers, size, latency = record["layers"], record["size_bytes"], record["latency"]
     floating = record["float_layers"]
     console.note(
-        f"layers   {layers['quantized']} in int8 ({layers['per_channel']} with a scale per channel), "
-        f"{layers['floating']} in float" + (f" ({', '.join(floating)})" if floating else "")
+        f"layers   {layers['quantized']} in int8 ({layers['per_channel']} with a scale per "
+        f"channel), {layers['floating']} in float"
+        + (f" ({', '.join(floating)})" if floating else "")
     )
     for split, values in record["accuracy"].items():
         (low, high), (least, most) = values["fp32"]["interval"], values["int8"]["interval"]
