@@ -126,7 +126,7 @@ def load_bundle(folder: Path) -> Bundle:
     config = _read_json(folder / CONFIG)
     if not (folder / WEIGHTS).is_file():
         raise CheckpointError(f"{folder}: {WEIGHTS} is missing")
-    class_names = config.get("label_names")
+    class_names: Any = config.get("label_names")
     named = isinstance(class_names, list) and all(isinstance(name, str) for name in class_names)
     if not named or len(class_names) != config.get("num_classes"):
         raise CheckpointError(

@@ -17,15 +17,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mnft.errors import ModelError, first_line
+from mnft.errors import ModelError, foreign
 from mnft.model.freeze import evaluating
 from mnft.model.weights import layer_names
 
 MARK = {"pruned": True}
 
 Shape = tuple[int, ...]
-# Exceptions that models have raised when their layers do not fit together.
-_MISFIT = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError)
 # Attributes in which timm's models and heads keep the widths that `reset_classifier` reads.
 _HEAD_WIDTHS = ("head_hidden_size", "num_features", "in_features", "hidden_size")
 
@@ -151,16 +149,17 @@ def _run_and_set_head_widths(
     """
     like = next(model.parameters())
     image = torch.zeros(1, *input_size, device=like.device, dtype=like.dtype)
-    try:
-        with torch.inference_mode(), evaluating(model):
-            features = model.forward_features(image)
-            model.forward_head(features)
-    except _MISFIT as error:
-        reason = first_line(error, limit=200)
-        raise ModelError(
-            f"the layers of this pruned {type(model).__name__} do not fit together: {reason}",
+    with (
+        foreign(
+            f"the layers of this pruned {type(model).__name__} do not fit together",
+            ModelError,
             hint="the weights belong to another architecture or data.img_size, or are damaged",
-        ) from error
+        ),
+        torch.inference_mode(),
+        evaluating(model),
+    ):
+        features = model.forward_features(image)
+        model.forward_head(features)
     head, width = model.get_classifier(), _head_width(model)
     if full_width is not None:
         # Attributes that had the classifier's width follow it: those of the model, and those of
