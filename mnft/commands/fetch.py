@@ -8,7 +8,6 @@ from pathlib import Path
 from mnft import console
 from mnft.data.fetch import catalog
 from mnft.errors import ConfigError
-from mnft.runs.begin import bring
 
 
 def run(
@@ -22,7 +21,7 @@ def run(
         raise ConfigError(
             "missing the NAME of a data set", hint=f"one of {', '.join(catalog.names())}"
         )
-    folder = bring(name, to or Path("data") / name, console.REPORTER, source)
+    folder = catalog.bring(name, to or Path("data") / name, console.REPORTER, source)
     if as_json:
         console.show_json({"name": name, "folder": str(folder)})
         return

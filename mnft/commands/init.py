@@ -8,8 +8,9 @@ from typing import Any
 from mnft import console, files
 from mnft.config.docs import render_config
 from mnft.config.schema import ModelConfig
-from mnft.data.decode import find_missing_support
-from mnft.data.folder import describe_scan, scan_folder
+from mnft.data.decode import list_missing_support
+from mnft.data.folder import describe_scan
+from mnft.data.readers import class_folders
 from mnft.errors import ConfigError, DataError
 
 
@@ -26,7 +27,7 @@ def run(images: Path, output: Path | None, model: str, *, force: bool) -> None:
         raise ConfigError(f"{output} is a folder", hint=f"name a file: -o {output}/CONFIG.yaml")
     if output.exists() and not force:
         raise ConfigError(f"{output} exists already", hint="--force replaces it, -o names another")
-    scan = scan_folder(images)
+    scan = class_folders.read(images)
     if not scan.images:
         raise DataError(f"{images}: found no images in the class folders, expected some in each")
     data, chosen = {"root": str(images)}, _choose_model(model)
@@ -46,7 +47,7 @@ def run(images: Path, output: Path | None, model: str, *, force: bool) -> None:
             reason = "its folder is a file"
         raise ConfigError(f"{output} cannot be written: {reason}") from error
     console.note(f"found    {describe_scan(scan)}")
-    for missing in find_missing_support(image.path for image in scan.images):
+    for missing in list_missing_support(image.path for image in scan.images):
         console.warn(missing)
     console.done(f"wrote    {output}")
     console.note(f"next: mnft data check {output}, then mnft train {output}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from mnft.data.check.findings import Finding
 from mnft.data.check.report import Checked
@@ -16,11 +18,12 @@ from mnft.data.manifest import Sample
 from mnft.device.machine import open_machine
 from mnft.device.select import keep_freed_memory
 from mnft.errors import DataError, ModelError
-from mnft.evaluation.checkpoint import open_trained
+from mnft.evaluation.checkpoint import Opened, open_trained
 from mnft.evaluation.confident_learning import cross_validate, find_label_errors
 from mnft.model.linear_head import find_linear_head, has_linear_head
 from mnft.reporter import Reporter
 from mnft.tasks import open_task
+from mnft.tasks.base import Features
 from mnft.training.eval_batches import EvalOptions, open_eval_batches
 from mnft.training.head.features import compute_features
 
@@ -81,25 +84,8 @@ def check_labels(root: Path, checked: Checked, checkpoint: Path, reporter: Repor
         features = compute_features(
             machine.place(bundle.model), batches, machine, dtype=torch.float32, on_images=advance
         )
-    values, targets = features.values.numpy(), features.targets.numpy()
-
-    # (N,) whether the model learned from each image, or may have.
-    trained = np.ones(len(contents), dtype=bool)
-    if opened.manifest is not None or "trained_on" in bundle.record:
-        seen = opened.trained_on
-        trained = np.array([shorten(content) in seen for content in contents], dtype=bool)
-    # (N, K) probabilities of the model itself, for images that are new to it,
-    head = find_linear_head(bundle.model)
-    assert head is not None
-    with torch.inference_mode():
-        logits = head(features.values.to(head.weight.device)).float()
-        by_model = np.asarray(torch.softmax(logits, 1).cpu().numpy())
-    # and of classifiers that were fitted to the other images that it learned from.
-    crosswise = np.zeros((len(targets), int(targets.max()) + 1))
-    groups = [content for content, own in zip(contents, trained, strict=True) if own]
-    fitted = cross_validate(values[trained], targets[trained], groups, _SEED)
-    crosswise[trained, : fitted.shape[1]] = fitted
-
+    targets = features.targets.numpy()
+    trained, by_model, crosswise = _compute_probabilities(opened, features, contents)
     findings = []
     for probabilities, chosen in ((by_model, ~trained), (crosswise, trained)):
         positions = np.flatnonzero(chosen)
@@ -110,6 +96,33 @@ def check_labels(root: Path, checked: Checked, checkpoint: Path, reporter: Repor
             findings.append(Finding("label", False, more, (image.path,), look_at=(image.path,)))
     count = int(trained.sum())
     return LabelCheck(findings, len(known) - count, count, len(images) - len(known))
+
+
+def _compute_probabilities(
+    opened: Opened, features: Features, contents: Sequence[str]
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Tell which images the model learned from, and how probable it finds each class of each.
+
+    Returns:
+        (N,) bool, whether the model learned from the image or may have; (N, K) probabilities of
+        the model itself, for images that are new to it; (N, K) probabilities of classifiers that
+        were fitted to the other images that it learned from, for those.
+    """
+    values, targets = features.values.numpy(), features.targets.numpy()
+    trained = np.ones(len(contents), dtype=bool)
+    if opened.manifest is not None or "trained_on" in opened.bundle.record:
+        seen = opened.trained_on
+        trained = np.array([shorten(content) in seen for content in contents], dtype=bool)
+    head = find_linear_head(opened.bundle.model)
+    assert head is not None
+    with torch.inference_mode():
+        logits = head(features.values.to(head.weight.device)).float()
+        by_model = np.asarray(torch.softmax(logits, 1).cpu().numpy())
+    crosswise = np.zeros((len(targets), int(targets.max()) + 1))
+    groups = [content for content, own in zip(contents, trained, strict=True) if own]
+    fitted = cross_validate(values[trained], targets[trained], groups, _SEED)
+    crosswise[trained, : fitted.shape[1]] = fitted
+    return trained, by_model, crosswise
 
 
 def describe(found: LabelCheck) -> Mapping[str, int]:

@@ -126,8 +126,9 @@ def load_bundle(folder: Path) -> Bundle:
     config = _read_json(folder / CONFIG)
     if not (folder / WEIGHTS).is_file():
         raise CheckpointError(f"{folder}: {WEIGHTS} is missing")
-    class_names: Any = config.get("label_names")
-    named = isinstance(class_names, list) and all(isinstance(name, str) for name in class_names)
+    names = config.get("label_names")
+    class_names = tuple(names) if isinstance(names, list) else ()
+    named = names and all(isinstance(name, str) for name in class_names)
     if not named or len(class_names) != config.get("num_classes"):
         raise CheckpointError(
             f"{folder / CONFIG}: no label_names for its {config.get('num_classes')} classes",
@@ -154,7 +155,7 @@ def load_bundle(folder: Path) -> Bundle:
         folder=folder,
         model=model.eval(),
         architecture=config["architecture"],
-        class_names=tuple(class_names),
+        class_names=class_names,
         preprocessing=preprocessing,
         record=record,
     )

@@ -17,13 +17,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import mnft.model  # noqa: F401 - registers LeNet-5 and further widths with timm
-from mnft.errors import ModelError, first_line
+from mnft.errors import ModelError, foreign
 from mnft.model.freeze import evaluating
 
 DEFAULT_PATTERNS = ("lenet5", "mobilenetv[1-4]_*")
-
-# Exceptions that models raise on the device "meta", or for an image size that they cannot take.
-_REFUSED = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 
 
 def profile_model(
@@ -55,14 +52,15 @@ def profile_model(
         if cfg.fixed_input_size:
             args["img_size"] = img_size
     input_size = (channels, height, width)
+    what = f"{name} cannot be measured on images of {height}x{width} pixels"
+    hint = f"its own size is {cfg.input_size[1]}x{cfg.input_size[2]}; try a multiple of 32"
     try:
-        params, macs = _measure(name, args, input_size)
-    except _REFUSED as error:
-        reason = first_line(error, limit=200)
-        raise ModelError(
-            f"{name} cannot be measured on images of {height}x{width} pixels: {reason}",
-            hint=f"its own size is {cfg.input_size[1]}x{cfg.input_size[2]}; try a multiple of 32",
-        ) from error
+        with foreign(what, ModelError, hint=hint):
+            params, macs = _measure_on("meta", name, args, input_size)
+    except ModelError:
+        # Some models read values while they are built or run, which "meta" tensors do not have.
+        with foreign(what, ModelError, hint=hint):
+            params, macs = _measure_on("cpu", name, args, input_size)
     return ModelProfile(name, params, macs, input_size, bool(timm.is_model_pretrained(name)))
 
 
@@ -111,14 +109,6 @@ def compute_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     ):
         torch.func.functional_call(model, parameters, (image,))
     return int(counter.get_total_flops()) // 2
-
-
-def _measure(name: str, args: dict[str, Any], input_size: tuple[int, int, int]) -> tuple[int, int]:
-    try:
-        return _measure_on("meta", name, args, input_size)
-    except _REFUSED:
-        # Some models read values while they are built or run; "meta" tensors have none.
-        return _measure_on("cpu", name, args, input_size)
 
 
 def _measure_on(

@@ -149,15 +149,9 @@ def _run_and_set_head_widths(
     """
     like = next(model.parameters())
     image = torch.zeros(1, *input_size, device=like.device, dtype=like.dtype)
-    with (
-        foreign(
-            f"the layers of this pruned {type(model).__name__} do not fit together",
-            ModelError,
-            hint="the weights belong to another architecture or data.img_size, or are damaged",
-        ),
-        torch.inference_mode(),
-        evaluating(model),
-    ):
+    what = f"the layers of this pruned {type(model).__name__} do not fit together"
+    hint = "the weights belong to another architecture or data.img_size, or are damaged"
+    with foreign(what, ModelError, hint=hint), torch.inference_mode(), evaluating(model):
         features = model.forward_features(image)
         model.forward_head(features)
     head, width = model.get_classifier(), _head_width(model)

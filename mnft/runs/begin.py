@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mnft.config.schema import Config
 from mnft.data.fetch import catalog
-from mnft.data.manifest import Manifest, find_changes, load_manifest
+from mnft.data.manifest import Manifest, list_changes, load_manifest
 from mnft.data.prepare import prepare_manifest
 from mnft.device.machine import Machine, open_machine
 from mnft.device.ranks.distributed import Ranks, broadcast
@@ -16,9 +16,9 @@ from mnft.reporter import Reporter
 from mnft.runs.folder import RunFolder, check_name_is_free
 from mnft.runs.parents import inherit
 from mnft.runs.tensorboard import wants_writer
+from mnft.tasks.classify.distill.teacher import check_teacher
 from mnft.text import count
 from mnft.training.build import build_training
-from mnft.training.distill.teacher import check_teacher
 from mnft.training.inputs import UncheckedImages
 from mnft.training.optim import check_optimizer_name
 from mnft.training.training import Training
@@ -99,7 +99,7 @@ def _bring_manifest(
     """The run's own manifest when it is resumed, or a new one from the folder."""
     if run_folder:
         manifest = load_manifest(run_folder.split)
-        if changes := find_changes(manifest, manifest.split("train") + manifest.split("val")):
+        if changes := list_changes(manifest, manifest.split("train") + manifest.split("val")):
             raise DataError(
                 f"{manifest.root}: {count(len(changes), 'image')} changed since the run began:\n  "
                 + "\n  ".join(changes[:10]),
@@ -108,20 +108,7 @@ def _bring_manifest(
         return manifest
     root = Path(config.data.root).expanduser()
     if not root.exists() and config.data.fetch:
-        bring(config.data.fetch, root, reporter)
+        catalog.bring(config.data.fetch, root, reporter)
     with reporter.track("checking images") as on_progress:
         manifest = prepare_manifest(config.data, on_progress, check_later=check_later)
     return inherit(manifest, config, reporter)
-
-
-def bring(name: str, destination: Path, reporter: Reporter, source: Path | None = None) -> Path:
-    """Fetch a data set with a progress bar."""
-    info = catalog.describe(name)
-    reporter.note(f"fetch    {info.title}: {info.num_images:,} images, {info.num_classes} classes")
-    with reporter.track(f"fetching {name}") as on_progress:
-        return catalog.fetch(
-            name,
-            destination,
-            source=source,
-            on_progress=lambda _what, done, total: on_progress(done, total),
-        )

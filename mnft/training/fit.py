@@ -11,8 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from mnft.data.batches.batch import Batch, Batches
-from mnft.data.batches.samplers import EpochSampler
+from mnft.data.batches.batch import Batch, Batches, TrainBatches
 from mnft.device.cpu.threads import Threads
 from mnft.device.memory import explaining_memory, peak_memory_mb, reset_peak_memory
 from mnft.device.select import seed_everything
@@ -75,7 +74,7 @@ class FitOptions:
 def fit(
     state: TrainState,
     forward: nn.Module,
-    train: Batches,
+    train: TrainBatches,
     val: Batches,
     criterion: Loss,
     options: FitOptions,
@@ -98,7 +97,6 @@ def fit(
     Raises:
         TrainError: the loss or the model's outputs are not finite; what was kept before stays.
     """
-    assert isinstance(train.sampler, EpochSampler)
     loop, machine = options.loop, options.loop.machine
     for epoch in range(len(state.history) + 1, options.epochs + 1):
         if out_of_patience(state, options):

@@ -181,6 +181,7 @@ def test_the_page_is_a_table_that_names_cannot_break(written):
     assert "- int8 is slow" in page
 
 
+@pytest.mark.plots
 def test_the_picture_is_there(written):
     with Image.open(written / "comparison.png") as image:
         assert image.width > image.height > 500

@@ -174,7 +174,7 @@ from mnft.training.epoch.loop import LoopOptions, train_one_epoch
 from mnft.training.optim import CrossEntropy, Schedule
 from mnft.training.state import TrainState
 from mnft.device.ranks.distributed import Ranks
-from mnft.training.distill.teacher import Teacher
+from mnft.tasks.classify.distill.teacher import Teacher
 from mnft.errors import DataError
 from mnft.preprocessing import Preprocessing
 

@@ -355,6 +355,7 @@ def test_the_losses_are_means_over_the_batches() -> None:
 # --- what it writes
 
 
+@pytest.mark.plots
 def test_the_picture(tmp_path: Path) -> None:
     lrs, losses = sigmoid_curve(0.05)
     curve = build_curve(lrs, [*losses[:-1], 1e9], diverged=True)
@@ -400,6 +401,7 @@ def write_config(make_folder: MakeFolder, tmp_path: Path, monkeypatch: pytest.Mo
     return write
 
 
+@pytest.mark.plots
 @pytest.mark.parametrize("name", ["lenet5", "test_resnet"])
 def test_the_command_writes_the_curve_and_gives_the_rate(
     name: str, write_config: Write, capsys: pytest.CaptureFixture[str]

@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mnft.data.batches.samplers import EpochSampler
 from mnft.device.memory import explaining_memory
 from mnft.device.select import seed_everything
 from mnft.errors import ConfigError, TrainError
@@ -194,8 +193,8 @@ class _Recorder:
         self._sums: list[Tensor] = []
         self._images = 0
 
-    def __call__(self, logits: Tensor, targets: Tensor, images: Tensor) -> Tensor:
-        loss = self._criterion(logits, targets, images)
+    def __call__(self, outputs: Tensor, targets: Tensor, images: Tensor) -> Tensor:
+        loss = self._criterion(outputs, targets, images)
         self._sums.append(loss.detach())
         self._images += len(images)
         return loss
@@ -271,7 +270,6 @@ def _group_factors(optimizer: torch.optim.Optimizer) -> list[float]:
 
 def _train(training: Training, ramp: _Ramp, recorder: _Recorder, seed: int) -> None:
     sampler, loop = training.train.sampler, training.options.loop
-    assert isinstance(sampler, EpochSampler)
     state = replace(training.state, schedule=ramp, ema=None)
     hint = "lower train.batch_size or data.img_size, or choose a smaller model"
     try:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import timm
 import torch
-from torch import nn
 
 from mnft import files
 from mnft.config.schema import DistillConfig, ModelConfig
@@ -27,38 +25,12 @@ from mnft.model.sources import (
     normalise,
     read_label_names,
 )
-from mnft.preprocessing import Preprocessing
+from mnft.tasks.base import Teacher
 
 _HINT = (
     "a teacher is a run (runs/NAME), a folder with config.json and model.safetensors, or a name "
     "of `mnft models` (or hf-hub:ORG/NAME) whose weights are in the cache or can be downloaded"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Teacher:
-    """A model to learn from.
-
-    Attributes:
-        model: in evaluation mode, on the device; nothing in it learns but a new head.
-        preprocessing: what it expects of its input.
-        fixed_input: whether it takes images of one size only.
-        class_names: of its outputs; None where they are not known. After a head is fitted, those
-            of the student.
-        order: the output of each of the student's classes, in their order; None where outputs
-            and classes are in the same order.
-        needs_head: its head is new, and must be fitted before it can teach; afterwards
-            `dataclasses.replace(teacher, needs_head=False)` says so.
-        description: what it is, in words.
-    """
-
-    model: nn.Module
-    preprocessing: Preprocessing
-    fixed_input: bool
-    class_names: tuple[str, ...] | None
-    order: tuple[int, ...] | None
-    needs_head: bool
-    description: str
 
 
 def check_teacher(config: DistillConfig) -> None:
@@ -81,10 +53,7 @@ def check_teacher(config: DistillConfig) -> None:
 
 
 def load_teacher(
-    config: DistillConfig,
-    *,
-    class_names: tuple[str, ...],
-    machine: Machine,
+    config: DistillConfig, machine: Machine, *, class_names: tuple[str, ...]
 ) -> Teacher:
     """Load a run's best model, a model folder or a pretrained model, to learn from it.
 
@@ -93,8 +62,8 @@ def load_teacher(
 
     Args:
         config: the `distill` section, with a teacher.
-        class_names: of the student, in the order of its outputs.
         machine: where the teacher goes.
+        class_names: class names of the student, in the order of its outputs.
 
     Raises:
         ModelError: no such teacher, or one that cannot be loaded; blames `distill.teacher`.
@@ -112,7 +81,7 @@ def load_teacher(
                 model=bundle.model.requires_grad_(False),
                 preprocessing=bundle.preprocessing,
                 fixed_input=has_fixed_input(bundle.architecture),
-                class_names=bundle.class_names,
+                labels=bundle.class_names,
                 order=None if same else tuple(map(bundle.class_names.index, class_names)),
                 needs_head=False,
                 description=f"{bundle.architecture} of {folder}"
@@ -132,7 +101,7 @@ def load_teacher(
                 model=built.model.eval(),
                 preprocessing=built.preprocessing,
                 fixed_input=has_fixed_input(built.architecture),
-                class_names=names,
+                labels=names,
                 order=None,
                 needs_head=True,
                 description=f"{built.architecture}, {built.weights}",
