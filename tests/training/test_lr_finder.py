@@ -465,7 +465,7 @@ def test_the_rate_of_the_recipe_is_named_and_why_it_differs(
 
 
 def test_the_head_alone_has_no_learning_rate(write_config: Write) -> None:
-    with pytest.raises(ConfigError, match="found the head stage alone"):
+    with pytest.raises(ConfigError, match="found only the head stage"):
         command.run(write_config(), ["train.stages=[head]"], as_json=True)
 
 
