@@ -113,13 +113,7 @@ def _bring_manifest(
 
 
 def bring(name: str, destination: Path, reporter: Reporter, source: Path | None = None) -> Path:
-    """Fetch a data set with a progress bar."""
+    """Fetch a data set, and say which."""
     info = catalog.describe(name)
     reporter.note(f"fetch    {info.title}: {info.num_images:,} images, {info.num_classes} classes")
-    with reporter.track(f"fetching {name}") as on_progress:
-        return catalog.fetch(
-            name,
-            destination,
-            source=source,
-            on_progress=lambda _what, done, total: on_progress(done, total),
-        )
+    return catalog.fetch(name, destination, source=source, reporter=reporter)

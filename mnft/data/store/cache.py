@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import sys
 from pathlib import Path
+
+from platformdirs import user_cache_dir
 
 _LOGGER = logging.getLogger(__name__)
 # Left free on the disk, so that the run itself can be saved.
@@ -15,15 +16,9 @@ _RESERVE_BYTES = 1 << 30
 
 def choose_cache_folder(setting: str) -> Path:
     """The folder that `data.store` names; `auto` is $MNFT_CACHE, or mnft in the user's caches."""
-    if setting != "auto":
-        return Path(setting).expanduser()
-    if own := os.environ.get("MNFT_CACHE"):
-        return Path(own).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "mnft"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", str(Path.home()))) / "mnft" / "Cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mnft"
+    if setting == "auto":
+        setting = os.environ.get("MNFT_CACHE") or user_cache_dir("mnft", appauthor=False)
+    return Path(setting).expanduser()
 
 
 def make_room(cache: Path, keep: Path, needed: int, limit: int) -> str | None:
