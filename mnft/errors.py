@@ -13,6 +13,9 @@ Interrupted               exit code 130 (Ctrl-C) or 143 (SIGTERM, SIGUSR1); not 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class MnftError(Exception):
     """A failure that the user can mend.
@@ -65,14 +68,6 @@ class GateError(MnftError):
     exit_code = 3
 
 
-def first_line(error: BaseException, *, default: str | None = None, limit: int = 300) -> str:
-    """The first line of an error's text, at most `limit` characters; its type if it has none."""
-    text = str(error).strip()
-    if not text:
-        return type(error).__name__ if default is None else default
-    return text.splitlines()[0][:limit]
-
-
 class Interrupted(BaseException):
     """The process was asked to stop; what was saved can be resumed.
 
@@ -87,3 +82,41 @@ class Interrupted(BaseException):
         self.exit_code = exit_code
         self.message = message
         self.by = by
+
+
+def first_line(error: BaseException, *, default: str | None = None, limit: int = 300) -> str:
+    """The first line of an error's text, at most `limit` characters; its type if it has none."""
+    text = str(error).strip()
+    if not text:
+        return type(error).__name__ if default is None else default
+    return text.splitlines()[0][:limit]
+
+
+@contextmanager
+def foreign(what: str, kind: type[MnftError], *, hint: str | None = None) -> Iterator[None]:
+    """Call a tool-chain whose errors have no common base, and turn what it raises into one of ours.
+
+    Nowhere else is `Exception` caught: exporters, quantizers and tracers raise whatever their code
+    happens to stumble over. What is not their fault passes unchanged: our own errors, too little
+    memory, a full disk, a lost loading process and Ctrl-C.
+
+    Args:
+        what: the start of the message, such as "torchao cannot quantize this model"; a colon and
+            the first line of the error follow.
+        kind: the class of the error to raise.
+        hint: what the user can do about it.
+
+    Raises:
+        MnftError: an error of class `kind`, with the tool-chain's error as its cause.
+    """
+    from mnft.failures import explain  # which imports this module
+
+    try:
+        yield
+    except Exception as error:
+        if explain(error) is not None:
+            raise
+        reason = first_line(error)
+        if isinstance(error, ImportError):  # installed, but damaged or of another version
+            reason = f"a package does not work here: {reason}"
+        raise kind(f"{what}: {reason}", hint=hint) from error

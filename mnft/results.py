@@ -2,42 +2,56 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
 class StepProgress:
-    """Where an epoch stands; sent to the observer a few times a second, not at each step."""
+    """How far an epoch is; reported a few times a second, not at each step.
+
+    Attributes:
+        epoch: number of the epoch, from 1.
+        epochs: number of all epochs.
+        step: updates done in the epoch.
+        steps: updates of the whole epoch.
+        figures: means over the epoch's images so far, by the names that the task gives them.
+        images_per_s: training images per second.
+    """
 
     epoch: int
     epochs: int
     step: int
     steps: int
-    loss: float
-    accuracy: float
+    figures: Mapping[str, float]
     images_per_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class EpochResult:
-    """One finished epoch; `epoch` counts from 1, `lr` is the rate that it began with.
+    """One finished epoch.
 
-    Losses are mean cross-entropies in nats, accuracies and F1 shares in [0, 1]. The training
-    figures are taken while the weights change, the val figures at the epoch's end. `stage` names
-    the part of the training that the epoch belongs to. `data_wait` is the fraction of
-    the training's seconds that went by until batches were there, None where the images lie in the
-    device's memory and nothing is waited for; `peak_memory_mb` is the most memory
-    (10^6 bytes) that the device had given out, `threads` the number that computed on the CPU, and
-    `max_threads` what it would be on a quiet machine; 0 where it is not known.
+    Attributes:
+        epoch: number of the epoch, from 1; 0 for the head stage.
+        epochs: number of all epochs.
+        figures: what the task measured, such as `train_loss` and `val_accuracy`. Training figures
+            are means taken while the weights change, val figures are taken at the epoch's end.
+        lr: learning rate at the beginning of the epoch.
+        images_per_s: training images per second.
+        seconds: duration of the epoch with its evaluation.
+        is_best: whether the monitored figure is the best so far.
+        stage: part of the training that the epoch belongs to.
+        data_wait: fraction of the training's seconds that went by until batches were there; None
+            if the images are in the device's memory, where nothing is waited for.
+        peak_memory_mb: most memory in use at once, in 10^6 bytes; 0 if not known.
+        threads: threads that computed on the CPU; 0 if not known.
+        max_threads: threads that a quiet machine would have had; 0 if not known.
     """
 
     epoch: int
     epochs: int
-    train_loss: float
-    train_accuracy: float
-    val_loss: float
-    val_accuracy: float
-    val_macro_f1: float
+    figures: Mapping[str, float]
     lr: float
     images_per_s: float
     seconds: float
@@ -47,6 +61,25 @@ class EpochResult:
     peak_memory_mb: float = 0.0
     threads: int = 0
     max_threads: int = 0
+
+    def as_record(self) -> dict[str, Any]:
+        """Return the result as log.jsonl and resume.pt hold it, with the figures side by side."""
+        record: dict[str, Any] = {}
+        for name, value in asdict(self).items():
+            record |= value if name == "figures" else {name: value}
+        return record
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> EpochResult:
+        """Build the result again from `as_record`.
+
+        Raises:
+            TypeError: a value is missing.
+        """
+        known = {field.name for field in fields(cls)} - {"figures"}
+        values = {name: value for name, value in record.items() if name in known}
+        figures = {name: value for name, value in record.items() if name not in known}
+        return cls(figures=figures, **values)
 
 
 @dataclass(frozen=True, slots=True)

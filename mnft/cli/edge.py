@@ -11,6 +11,7 @@ from mnft.cli.data import Json, Overrides
 from mnft.cli.exits import guarded
 from mnft.cli.starting import check_split, starting
 from mnft.cli.usage import RunArgument, SettingsCommand, choose_model
+from mnft.exports.formats import FORMATS, find_format
 
 edge_app = typer.Typer()
 
@@ -31,9 +32,8 @@ Output = Annotated[
 def export(
     model: RunArgument = None,
     checkpoint: Trained = None,
-    form: Annotated[
-        str,
-        typer.Option("--format", help="onnx, openvino, executorch, tflite, torchscript or coreml."),
+    format_name: Annotated[
+        str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")
     ] = "onnx",
     embed: Annotated[
         bool,
@@ -57,15 +57,13 @@ def export(
     Examples: `mnft export --ckpt runs/flowers`, `mnft export --ckpt runs/flowers --format tflite
     --embed-preprocessing`
     """
-    from mnft.exports.formats import find_format
-
-    find_format(form)
+    find_format(format_name)
     check_split(split)
     chosen = choose_model(model, checkpoint, "export")
     with starting(checkpoints=[chosen], overrides=overrides, images=data):
         from mnft.commands import export as command
 
-    request = command.Request(chosen, form, data, split, output, embed)
+    request = command.Request(chosen, format_name, data, split, output, embed)
     command.run(request, overrides, as_json=as_json)
 
 

@@ -33,8 +33,8 @@ def run(
     keep_freed_memory()
     config, source = load_config(config_path, overrides)
     with source.locating():
-        device = check_early(config, Ranks(), resumed=True)
-        _, training = begin_training(config, None, device, Ranks(), console.REPORTER)
+        machine = check_early(config, Ranks(), resumed=True)
+        _, training = begin_training(config, None, machine, console.REPORTER)
         with console.progress("measuring") as on_progress:
             result = bench(training, batches=batches, rounds=rounds, on_progress=on_progress)
     if as_json:

@@ -33,7 +33,8 @@ from mnft.exports.artifact import RECORD as EXPORT_RECORD
 from mnft.exports.artifact import find_artifact
 from mnft.host import count_cores
 from mnft.runs.folder import find_bundle
-from mnft.tasks.classify.metrics import Evaluation, compute_evaluation
+from mnft.tasks.classify.evaluation import Evaluation
+from mnft.tasks.classify.metrics import compute_evaluation
 from mnft.text import printable
 
 DEFAULT_OUTPUT = Path("comparison")

@@ -13,7 +13,8 @@ from mnft.evaluation.checkpoint import Opened, load_settings, open_checkpoint, s
 from mnft.evaluation.images import Selection, choose_split, count_seen, find_images
 from mnft.evaluation.outputs import Means, compute_selected
 from mnft.model.bundle import Bundle
-from mnft.tasks.classify.metrics import ECE_BINS, Evaluation, compute_evaluation, softmax
+from mnft.tasks.classify.evaluation import Evaluation
+from mnft.tasks.classify.metrics import ECE_BINS, compute_evaluation, softmax
 from mnft.tasks.classify.predictions import (
     EVALUATION_FILES,
     MACRO_OVER,

@@ -67,8 +67,8 @@ def _make_folder(config: Config) -> Path:
 
 def _build(config: Config, ranks: Ranks) -> Training:
     # As for a resumed run: its name may be taken, as none is made.
-    device = check_early(config, ranks, resumed=True)
-    return begin_training(config, None, device, ranks, console.REPORTER)[1]
+    machine = check_early(config, ranks, resumed=True)
+    return begin_training(config, None, machine, console.REPORTER)[1]
 
 
 def _fit_head(training: Training) -> None:

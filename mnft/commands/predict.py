@@ -6,7 +6,6 @@ import csv
 import glob
 import io
 import json
-import math
 import os
 import stat
 import sys
@@ -14,16 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-import torch
-
 from mnft import console, files
-from mnft.data.batches.batch import LoaderOptions
-from mnft.data.batches.raw import DecodedImages
-from mnft.data.batches.samplers import EvalSampler
-from mnft.data.batches.workers import LoadedBatches, choose_workers
 from mnft.data.folder import list_images
-from mnft.data.store.geometry import EvalGeometry
-from mnft.device.select import resolve_device
+from mnft.data.manifest import Sample
+from mnft.device.machine import Machine, open_machine
 from mnft.errors import ConfigError, DataError
 from mnft.evaluation.checkpoint import open_checkpoint
 from mnft.model.bundle import Bundle
@@ -32,6 +25,7 @@ from mnft.streams import is_stdout_closed
 from mnft.tasks.base import Outputs
 from mnft.tasks.classify.metrics import softmax
 from mnft.text import guard_formula
+from mnft.training.eval_batches import EvalOptions, open_eval_batches
 from mnft.training.inference import compute_outputs
 
 _CHUNK = 4096
@@ -63,20 +57,15 @@ def run(
     if not paths:
         raise DataError("found no images", hint="name files, folders, globs, or - for a list")
     top_k = min(top_k, len(bundle.class_names))
-    device = resolve_device(device_name)
-    bundle.model.to(device).to(memory_format=torch.channels_last)
-    batch_bytes = batch_size * math.prod(bundle.preprocessing.input_size)
-    options = LoaderOptions(
-        device,
-        choose_workers(
-            "auto" if workers is None else workers, device=device, batch_bytes=batch_bytes
-        )
-        if len(paths) > batch_size
-        else workers or 0,
-        channels_last=True,
+    machine = open_machine(device_name)
+    machine.place(bundle.model)
+    # Starting processes takes longer than decoding a few images.
+    few = len(paths) <= batch_size
+    options = EvalOptions(
+        batch_size, workers or 0 if few else "auto" if workers is None else workers, allow_bad=True
     )
     to_pipe = output is None and _is_pipe(sys.stdout)
-    rows = _predict(bundle, paths, options, batch_size, top_k, to_pipe=to_pipe)
+    rows = _predict(bundle, paths, machine, options, top_k, to_pipe=to_pipe)
     if output:
         failed = _write_file(rows, output, top_k, as_json_lines=as_json_lines)
         console.note(f"written to {output}")
@@ -125,8 +114,8 @@ def _exists(path: Path) -> bool:
 def _predict(
     bundle: Bundle,
     paths: list[Path],
-    options: LoaderOptions,
-    batch_size: int,
+    machine: Machine,
+    options: EvalOptions,
     top_k: int,
     *,
     to_pipe: bool,
@@ -150,17 +139,16 @@ def _predict(
 
             outputs = compute_outputs(
                 bundle.model,
-                LoadedBatches(
-                    DecodedImages(chunk, EvalGeometry(bundle.preprocessing)),
+                open_eval_batches(
+                    Path(),
+                    [Sample(str(path), "", "all", "") for path in chunk],
                     [-1] * len(chunk),
-                    preprocessing=bundle.preprocessing,
-                    sampler=EvalSampler(len(chunk), batch_size),
+                    bundle.preprocessing,
+                    machine,
                     options=options,
-                    allow_bad=True,
                 ),
-                num_classes=len(bundle.class_names),
-                device=options.device,
-                dtype=torch.float32,
+                machine,
+                num_outputs=len(bundle.class_names),
                 on_images=advance,
             )
         yield from _rows(bundle, chunk, outputs, top_k)

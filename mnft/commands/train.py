@@ -34,8 +34,7 @@ from mnft.runs.lock import Claim, claimed
 from mnft.runs.parents import warn_of_seen_images
 from mnft.runs.resume import check_resumable, find_run
 from mnft.runs.tensorboard import open_writer
-from mnft.runs.training_plot import draw_training
-from mnft.runs.writer import RunKeeper
+from mnft.runs.writer import RunKeeper, draw_curve
 from mnft.signals import await_signal
 from mnft.text import count
 from mnft.training import stages
@@ -83,8 +82,8 @@ def _run(
         if run_folder:
             check_resumable(config, run_folder)
             config = _without_recipe(config)
-        device = check_early(config, ranks, resumed=run_folder is not None)
-        manifest, training = begin_training(config, run_folder, device, ranks, console.REPORTER)
+        machine = check_early(config, ranks, resumed=run_folder is not None)
+        manifest, training = begin_training(config, run_folder, machine, console.REPORTER)
         if run_folder and has_progress(run_folder):
             load_state(training.state, run_folder.resume)
         config = training.config
@@ -94,7 +93,7 @@ def _run(
         resumed = run_folder is not None
         result = _fit(config, folder, training, manifest, group, claim, resumed=resumed)
     if ranks.is_main:
-        draw_training(folder, training.state.results, config.eval.monitor)
+        draw_curve(folder, training.task, training.state.results, config.eval.monitor)
         _show_result(folder, training, result, time.monotonic() - started, as_json=as_json)
 
 
@@ -239,9 +238,9 @@ def _show_result(
                 "epochs": len(result.epochs),
                 "stopped_early": result.stopped_early,
                 "best_epoch": best.epoch,
-                "val_accuracy": best.val_accuracy,
-                "val_macro_f1": best.val_macro_f1,
-                "val_loss": best.val_loss,
+                "val_accuracy": best.figures["val_accuracy"],
+                "val_macro_f1": best.figures["val_macro_f1"],
+                "val_loss": best.figures["val_loss"],
                 "seconds": round(seconds, 3),
             }
         )
@@ -258,9 +257,9 @@ def _show_result(
         [
             [
                 "head" if best.stage == "head" else f"{best.epoch} of {len(result.epochs)}",
-                f"{best.val_accuracy:.2%}",
-                f"{best.val_macro_f1:.4f}",
-                f"{best.val_loss:.4f}",
+                f"{best.figures['val_accuracy']:.2%}",
+                f"{best.figures['val_macro_f1']:.4f}",
+                f"{best.figures['val_loss']:.4f}",
                 f"{training.facts['parameters'] / 1e6:.2f} M",
                 f"{size_mb:.1f} MB",
                 f"{seconds:.0f} s",
@@ -280,12 +279,11 @@ def _compare_with_head(result: FitResult, training: Training) -> str | None:
     head, epochs = result.best, [r for r in result.epochs if r.stage != "head"]
     if head is None or head.stage != "head" or not epochs:
         return None
-    figure = {"accuracy": "val_accuracy", "macro_f1": "val_macro_f1", "loss": "val_loss"}
-    name = figure[training.options.monitor]
+    name = f"val_{training.options.monitor}"
     choose = min if name == "val_loss" else max
-    epoch = choose(epochs, key=lambda result: float(getattr(result, name)))
+    epoch = choose(epochs, key=lambda result: float(result.figures[name]))
     shape = ".2%" if name == "val_accuracy" else ".4f"
-    best, before = (format(getattr(result, name), shape) for result in (epoch, head))
+    best, before = (format(result.figures[name], shape) for result in (epoch, head))
     lr = training.config.optim.lr
     return (
         f"fine-tuning did not beat the head ({name} {best} in epoch {epoch.epoch}, the head "

@@ -16,7 +16,7 @@ from mnft.compare.plot import plot_comparison
 from mnft.compare.rows import Comparison, Row
 from mnft.exports.formats import FORMATS
 from mnft.files import write_csv
-from mnft.host import _read_processor, count_cores, read_versions
+from mnft.host import count_cores, name_processor, read_versions
 from mnft.text import guard_cell, printable
 
 TABLE, RECORD, PAGE, PICTURE = (f"comparison.{end}" for end in ("csv", "json", "md", "png"))
@@ -107,7 +107,7 @@ def describe_comparison(comparison: Comparison, setting: Setting) -> dict[str, A
         "mnft_version": mnft.__version__,
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {
-            "processor": _read_processor(),
+            "processor": name_processor(),
             "cores": count_cores(),
             "system": f"{platform.system()} {platform.machine()}",
             "python": platform.python_version(),

@@ -14,7 +14,7 @@ from mnft.exports.artifact import Artifact, compute_size, read_artifact
 from mnft.exports.formats import FORMATS
 from mnft.model.bundle import RECORD, WEIGHTS, load_bundle
 from mnft.model.profile import compute_macs
-from mnft.tasks.classify.metrics import Evaluation
+from mnft.tasks.classify.evaluation import Evaluation
 
 
 @dataclass(frozen=True, slots=True)

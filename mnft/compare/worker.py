@@ -1,4 +1,4 @@
-"""One model in a process of its own, which computes when it is told to; `edge.latency` starts it.
+"""One model in a process of its own, which computes when told to; `compare.latency` starts it.
 
 Run as `python -m mnft.compare.worker`. A line of JSON on stdin asks, a line on stdout
 answers: first {"folder", "exported", "compiled", "threads"}, answered with {"dynamic_batch"}; then
@@ -25,9 +25,7 @@ from numpy.typing import NDArray
 
 from mnft.errors import MnftError
 from mnft.exports.artifact import Artifact, read_artifact
-from mnft.exports.executorch import _set_executorch_threads
 from mnft.exports.session import open_session
-from mnft.host import find_missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +56,7 @@ def load(request: Mapping[str, Any]) -> Loaded:
 
 def _load_exported(folder: Path, threads: int) -> Loaded:
     artifact = read_artifact(folder)
-    if artifact.format == "executorch" and not find_missing(("executorch",)):
-        _set_executorch_threads(threads)
     session = open_session(folder, artifact, threads=threads)
-    if artifact.format == "torchscript":
-        _keep_freed_memory()
 
     def prepare(batch_size: int) -> Callable[[], object]:
         images = _make_images(artifact, batch_size)
@@ -74,9 +68,11 @@ def _load_exported(folder: Path, threads: int) -> Loaded:
 def _load_torch(folder: Path, threads: int, *, compiled: bool) -> Loaded:
     import torch
 
+    from mnft.device.select import keep_freed_memory
     from mnft.model.bundle import load_bundle
 
-    _keep_freed_memory()
+    # As `mnft eval` does; without it torch is several times slower on large batches.
+    keep_freed_memory()
     torch.set_num_threads(threads)
     bundle = load_bundle(folder)
     model = bundle.model.to(memory_format=torch.channels_last)
@@ -94,13 +90,6 @@ def _load_torch(folder: Path, threads: int, *, compiled: bool) -> Loaded:
         return call
 
     return Loaded(prepare, dynamic_batch=True)
-
-
-def _keep_freed_memory() -> None:
-    # As `mnft eval` does; without it torch is several times slower on large batches.
-    from mnft.device.select import keep_freed_memory
-
-    keep_freed_memory()
 
 
 def _make_images(artifact: Artifact, batch_size: int) -> NDArray[Any]:

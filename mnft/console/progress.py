@@ -97,11 +97,12 @@ class TrainingDisplay(TerminalReporter):
             # Not earlier: the features of the head stage have a bar of their own.
             self._bar = self._stack.enter_context(_drawn_bar(self.get_console))
             self._bar.add_task("", total=None, figures="")
+        (_, loss), (name, value), *_ = progress.figures.items()
         epoch = f"epoch {progress.epoch}/{progress.epochs}"
         figures = [
             Figure(f"{progress.step}/{progress.steps}", 0),
-            Figure(f"loss {progress.loss:.3f}", 1, 10),
-            Figure(f"acc {progress.accuracy:.1%}", 3, 10),
+            Figure(f"loss {loss:.3f}", 1, 10),
+            Figure(f"{_short(name)} {value:.1%}", 3, 10),
             Figure(f"{progress.images_per_s:.0f} img/s", 4, 10),
             Figure(self._time_left(progress), 2, 9),
         ]
@@ -115,6 +116,9 @@ class TrainingDisplay(TerminalReporter):
 
     def on_epoch(self, result: EpochResult) -> None:
         """Print the epoch's line, above the bar where there is one."""
+        # The task's main figure follows the loss.
+        main = [name for name in result.figures if name.startswith("train_")][1][6:]
+        short = _short(main)
         width = len(str(result.epochs))
         epoch = f"epoch {result.epoch:>{width}}/{result.epochs}"
         if result.stage == "head":
@@ -124,10 +128,10 @@ class TrainingDisplay(TerminalReporter):
         threads = f"{result.threads} of {result.max_threads} threads" if reduced else ""
         figures = [
             Figure(epoch, 0),
-            Figure(f"loss {result.train_loss:.4f}", 3, 11),
-            Figure(f"acc {result.train_accuracy:6.2%}", 5, 11),
-            Figure(f"val_loss {result.val_loss:.4f}", 4, 15),
-            Figure(f"val_acc {result.val_accuracy:6.2%}", 1, 15),
+            Figure(f"loss {result.figures['train_loss']:.4f}", 3, 11),
+            Figure(f"{short} {result.figures[f'train_{main}']:6.2%}", 5, 11),
+            Figure(f"val_loss {result.figures['val_loss']:.4f}", 4, 15),
+            Figure(f"val_{short} {result.figures[f'val_{main}']:6.2%}", 1, 15),
             Figure(f"{result.images_per_s:.0f} img/s", 7, 11),
             Figure(waited, 9, 10),
             Figure(f"{result.peak_memory_mb / 1000:.1f} GB", 8, 7),
@@ -167,3 +171,8 @@ def _duration(seconds: float) -> str:
     minutes, seconds = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def _short(name: str) -> str:
+    """Shorten the name of a figure to what an epoch's line has room for: "acc", "miou"."""
+    return name if len(name) <= 5 else name[:3]

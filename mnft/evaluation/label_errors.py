@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,23 +11,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mnft.data.batches.batch import LoaderOptions
-from mnft.data.batches.workers import choose_workers
 from mnft.data.check.findings import Finding
 from mnft.data.check.report import Checked
-from mnft.data.folder import ImageFile
 from mnft.data.lineage import shorten
 from mnft.data.manifest import Sample
-from mnft.device.ranks.distributed import Ranks
-from mnft.device.select import keep_freed_memory, resolve_device
+from mnft.device.machine import open_machine
+from mnft.device.select import keep_freed_memory
 from mnft.errors import DataError, ModelError
 from mnft.evaluation.checkpoint import Opened, open_trained
 from mnft.evaluation.confident_learning import cross_validate, find_label_errors
-from mnft.model.bundle import Bundle
 from mnft.model.linear_head import find_linear_head, has_linear_head
 from mnft.reporter import Reporter
-from mnft.training.head.fit import Features, compute_features
-from mnft.training.inputs import build_eval_batches
+from mnft.tasks import open_task
+from mnft.tasks.base import Features
+from mnft.training.eval_batches import EvalOptions, open_eval_batches
+from mnft.training.head.features import compute_features
 
 _BATCH_SIZE = 64
 _SEED = 0
@@ -70,90 +67,62 @@ def check_labels(root: Path, checked: Checked, checkpoint: Path, reporter: Repor
             hint=f"the model knows {', '.join(bundle.class_names[:10])}",
         )
     contents = [checked.inspections[image.path].sha256 for image in known]
-    features = _compute(root, known, contents, bundle, reporter)
-    trained = _find_trained(opened, contents)
-    findings = [
-        *_judge(known, features.targets.numpy(), _ask(bundle, features), ~trained, bundle),
-        *_judge(
-            known, features.targets.numpy(), _cross(features, contents, trained), trained, bundle
-        ),
+    samples = [
+        Sample(image.path, image.class_name, image.split or "all", content)
+        for image, content in zip(known, contents, strict=True)
     ]
+    machine = open_machine()
+    batches = open_eval_batches(
+        root,
+        samples,
+        open_task(bundle.class_names).encode(samples),
+        bundle.preprocessing,
+        machine,
+        options=EvalOptions(_BATCH_SIZE),
+    )
+    with reporter.count("judging labels", len(samples)) as advance:
+        features = compute_features(
+            machine.place(bundle.model), batches, machine, dtype=torch.float32, on_images=advance
+        )
+    targets = features.targets.numpy()
+    trained, by_model, crosswise = _compute_probabilities(opened, features, contents)
+    findings = []
+    for probabilities, chosen in ((by_model, ~trained), (crosswise, trained)):
+        positions = np.flatnonzero(chosen)
+        for error in find_label_errors(probabilities[chosen], targets[chosen]):
+            image = known[positions[error.position]]
+            what = f"labelled {image.class_name}, looks like {bundle.class_names[error.suggested]}"
+            more = f"{what} (more probable by {error.margin:.0%})"
+            findings.append(Finding("label", False, more, (image.path,), look_at=(image.path,)))
     count = int(trained.sum())
     return LabelCheck(findings, len(known) - count, count, len(images) - len(known))
 
 
-def _find_trained(opened: Opened, contents: list[str]) -> NDArray[Any]:
-    """(N,) whether the model learned from each image, or may have."""
-    if opened.manifest is None and "trained_on" not in opened.bundle.record:
-        return np.ones(len(contents), dtype=bool)
-    learned = opened.trained_on
-    return np.array([shorten(content) in learned for content in contents], dtype=bool)
+def _compute_probabilities(
+    opened: Opened, features: Features, contents: Sequence[str]
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Tell which images the model learned from, and how probable it finds each class of each.
 
-
-def _compute(
-    root: Path, images: list[ImageFile], contents: list[str], bundle: Bundle, reporter: Reporter
-) -> Features:
-    device = resolve_device("auto")
-    samples = [
-        Sample(image.path, image.class_name, image.split or "all", content)
-        for image, content in zip(images, contents, strict=True)
-    ]
-    size = _BATCH_SIZE * math.prod(bundle.preprocessing.input_size)
-    workers = choose_workers("auto", device=device, batch_bytes=size)
-    batches = build_eval_batches(
-        root,
-        samples,
-        bundle.class_names,
-        bundle.preprocessing,
-        batch_size=_BATCH_SIZE,
-        options=LoaderOptions(device, workers, channels_last=True),
-        ranks=Ranks(),
-    )
-    with reporter.count("judging labels", len(samples)) as advance:
-        return compute_features(
-            bundle.model.to(device).to(memory_format=torch.channels_last),
-            batches,
-            device=device,
-            dtype=torch.float32,
-            ranks=Ranks(),
-            on_images=advance,
-        )
-
-
-def _ask(bundle: Bundle, features: Features) -> NDArray[Any]:
-    """(N, K) probabilities of the model itself."""
-    head = find_linear_head(bundle.model)
+    Returns:
+        (N,) bool, whether the model learned from the image or may have; (N, K) probabilities of
+        the model itself, for images that are new to it; (N, K) probabilities of classifiers that
+        were fitted to the other images that it learned from, for those.
+    """
+    values, targets = features.values.numpy(), features.targets.numpy()
+    trained = np.ones(len(contents), dtype=bool)
+    if opened.manifest is not None or "trained_on" in opened.bundle.record:
+        seen = opened.trained_on
+        trained = np.array([shorten(content) in seen for content in contents], dtype=bool)
+    head = find_linear_head(opened.bundle.model)
     assert head is not None
     with torch.inference_mode():
         logits = head(features.values.to(head.weight.device)).float()
-        return np.asarray(torch.softmax(logits, 1).cpu().numpy())
-
-
-def _cross(features: Features, contents: list[str], trained: NDArray[Any]) -> NDArray[Any]:
-    """(N, K) probabilities of classifiers that were fitted to the other trained images."""
-    values, targets = features.values.numpy(), features.targets.numpy()
-    probabilities = np.zeros((len(targets), int(targets.max()) + 1))
+        by_model = np.asarray(torch.softmax(logits, 1).cpu().numpy())
+    crosswise = np.zeros((len(targets), int(targets.max()) + 1))
     groups = [content for content, own in zip(contents, trained, strict=True) if own]
-    found = cross_validate(values[trained], targets[trained], groups, _SEED)
-    probabilities[trained, : found.shape[1]] = found
-    return probabilities
-
-
-def _judge(
-    images: list[ImageFile],
-    targets: NDArray[Any],
-    probabilities: NDArray[Any],
-    chosen: NDArray[Any],
-    bundle: Bundle,
-) -> list[Finding]:
-    places = np.flatnonzero(chosen)
-    findings = []
-    for error in find_label_errors(probabilities[chosen], targets[chosen]):
-        image = images[places[error.position]]
-        what = f"labelled {image.class_name}, looks like {bundle.class_names[error.suggested]}"
-        more = f"{what} (more probable by {error.margin:.0%})"
-        findings.append(Finding("label", False, more, (image.path,), look_at=(image.path,)))
-    return findings
+    fitted = cross_validate(values[trained], targets[trained], groups, _SEED)
+    crosswise[trained, : fitted.shape[1]] = fitted
+    return trained, by_model, crosswise
 
 
 def describe(found: LabelCheck) -> Mapping[str, int]:

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-import torch
-
 from mnft.config.schema import EvalConfig
-from mnft.data.batches.batch import Batches, LoaderOptions
-from mnft.data.batches.samplers import EvalSampler
-from mnft.data.batches.stored import StoredBatches
-from mnft.data.batches.workers import choose_workers
-from mnft.data.store.cache import choose_cache_folder
-from mnft.data.store.geometry import EvalGeometry
-from mnft.data.store.store import Store, StoredImages, StoreUnavailable
-from mnft.device.ranks.distributed import Ranks
-from mnft.device.select import keep_freed_memory, resolve_device, resolve_precision
+from mnft.device.machine import open_machine
+from mnft.device.select import keep_freed_memory
 from mnft.evaluation.images import Selection
 from mnft.model.bundle import Bundle
 from mnft.reporter import SILENT, Reporter
+from mnft.tasks import open_task
 from mnft.tasks.base import Outputs
-from mnft.tasks.classify.targets import label
-from mnft.training.inference import choose_eval_batch_size, compute_outputs
-from mnft.training.inputs import build_eval_batches
+from mnft.training.eval_batches import EvalOptions, open_eval_batches
+from mnft.training.inference import compute_outputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,59 +58,27 @@ def compute_selected(
         MnftError: a device that is not there, an image that does not decode.
     """
     keep_freed_memory()
-    device = resolve_device(means.device_name)
-    batches = _build_batches(bundle, images, means, settings, device)
+    machine = open_machine(means.device_name).with_precision(
+        "fp32", settings.precision, img_size=None
+    )
+    task = open_task(bundle.class_names)
+    batches = open_eval_batches(
+        images.root,
+        images.samples,
+        task.encode(images.samples),
+        bundle.preprocessing,
+        machine,
+        config=settings,
+        options=EvalOptions(
+            means.batch_size, "auto" if means.workers is None else means.workers, means.store
+        ),
+    )
     with reporter.count(f"judging {what}", len(images.samples)) as advance:
         return compute_outputs(
-            bundle.model.to(device).to(memory_format=torch.channels_last),
+            machine.place(bundle.model),
             batches,
-            num_classes=len(bundle.class_names),
-            device=device,
-            dtype=resolve_precision(settings.precision, device, key="eval.precision"),
+            machine,
+            num_outputs=len(task.labels),
             flip=flip,
             on_images=advance,
         )
-
-
-def _build_batches(
-    bundle: Bundle, images: Selection, means: Means, settings: EvalConfig, device: torch.device
-) -> Batches:
-    if (stored := _find_stored(bundle, images, means.store)) is not None:
-        batch_size = means.batch_size or choose_eval_batch_size(
-            settings, bundle.preprocessing, stored_for=device
-        )
-        return StoredBatches(
-            stored,
-            label(images.samples, bundle.class_names),
-            preprocessing=bundle.preprocessing,
-            sampler=EvalSampler(len(images.samples), batch_size),
-            device=device,
-            channels_last=True,
-        )
-    batch_size = means.batch_size or choose_eval_batch_size(settings, bundle.preprocessing)
-    batch_bytes = batch_size * math.prod(bundle.preprocessing.input_size)
-    chosen = choose_workers(
-        "auto" if means.workers is None else means.workers, device=device, batch_bytes=batch_bytes
-    )
-    return build_eval_batches(
-        images.root,
-        images.samples,
-        bundle.class_names,
-        bundle.preprocessing,
-        batch_size=batch_size,
-        options=LoaderOptions(device, chosen, channels_last=True),
-        ranks=Ranks(),
-    )
-
-
-def _find_stored(bundle: Bundle, images: Selection, where: str) -> StoredImages | None:
-    """The images in the store, where training has put them all."""
-    if where == "off":
-        return None
-    geometry = EvalGeometry(bundle.preprocessing)
-    channels = bundle.preprocessing.input_size[0]
-    try:
-        store = Store(choose_cache_folder(where), images.root, geometry, channels)
-        return store.open(images.samples)
-    except StoreUnavailable:
-        return None

@@ -26,14 +26,15 @@ def has_linear_head(model: nn.Module, input_size: tuple[int, int, int]) -> bool:
     parameter = next(model.parameters())
     images = torch.linspace(-1, 1, math.prod(input_size), device=parameter.device)
     with torch.inference_mode(), evaluating(model):
-        features = _forward_features(model, images.view(1, *input_size))
+        features = forward_features(model, images.view(1, *input_size))
         if features.ndim != 2 or features.shape[1] != head.in_features:
             return False
         outputs = model(images.view(1, *input_size))
         return torch.allclose(head(features), outputs, rtol=1e-3, atol=1e-3)
 
 
-def _forward_features(model: nn.Module, images: Tensor) -> Tensor:
+def forward_features(model: nn.Module, images: Tensor) -> Tensor:
+    """Compute the pooled features that the head takes, (B, D)."""
     timm_model: Any = model
     features: Tensor = timm_model.forward_head(timm_model.forward_features(images), pre_logits=True)
     return features

@@ -4,35 +4,39 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from mnft.config.schema import Config
 from mnft.data.fetch import catalog
 from mnft.data.manifest import Manifest, list_changes, load_manifest
 from mnft.data.prepare import prepare_manifest
+from mnft.device.machine import Machine, open_machine
 from mnft.device.ranks.distributed import Ranks, broadcast
-from mnft.device.select import resolve_device, resolve_precision
 from mnft.errors import DataError
 from mnft.model.factory import check_model
 from mnft.reporter import Reporter
 from mnft.runs.folder import RunFolder, check_name_is_free
 from mnft.runs.parents import inherit
 from mnft.runs.tensorboard import wants_writer
+from mnft.tasks.classify.distill.teacher import check_teacher
 from mnft.text import count
 from mnft.training.build import build_training
-from mnft.training.distill.teacher import check_teacher
 from mnft.training.inputs import UncheckedImages
 from mnft.training.optim import check_optimizer_name
 from mnft.training.training import Training
 
 
-def check_early(config: Config, ranks: Ranks, *, resumed: bool) -> torch.device:
-    """Find what can be found wrong before the images are looked at; gives the device."""
+def check_early(config: Config, ranks: Ranks, *, resumed: bool) -> Machine:
+    """Find what is wrong before the images are looked at.
+
+    Returns:
+        The machine to train on.
+
+    Raises:
+        MnftError: what is wrong.
+    """
     check_model(config.model)
     check_optimizer_name(config.optim.name)
-    device = resolve_device(config.train.device, ranks)
-    resolve_precision(config.train.precision, device, key="train.precision")
-    resolve_precision(config.eval.precision, device, key="eval.precision")
+    machine = open_machine(config.train.device, ranks)
+    machine.with_precision(config.train.precision, config.eval.precision, img_size=None)
     wants_writer(config.run)
     if config.distill.teacher:
         check_teacher(config.distill)
@@ -40,14 +44,13 @@ def check_early(config: Config, ranks: Ranks, *, resumed: bool) -> torch.device:
         catalog.describe(config.data.fetch)
     if not resumed:
         check_name_is_free(Path(config.run.dir).expanduser(), config.run.name)
-    return device
+    return machine
 
 
 def begin_training(
     config: Config,
     run_folder: RunFolder | None,
-    device: torch.device,
-    ranks: Ranks,
+    machine: Machine,
     reporter: Reporter,
 ) -> tuple[Manifest, Training]:
     """The images, and all that training on them takes.
@@ -57,33 +60,32 @@ def begin_training(
     """
     if run_folder is None and config.data.store != "off":
         try:
-            return _prepare(config, None, device, ranks, reporter, check_later=True)
+            return _prepare(config, None, machine, reporter, check_later=True)
         except UncheckedImages:
             pass
-    return _prepare(config, run_folder, device, ranks, reporter, check_later=False)
+    return _prepare(config, run_folder, machine, reporter, check_later=False)
 
 
 def _prepare(
     config: Config,
     run_folder: RunFolder | None,
-    device: torch.device,
-    ranks: Ranks,
+    machine: Machine,
     reporter: Reporter,
     *,
     check_later: bool,
 ) -> tuple[Manifest, Training]:
     manifest = broadcast(
-        ranks, lambda: _bring_manifest(config, run_folder, reporter, check_later=check_later)
+        machine.ranks,
+        lambda: _bring_manifest(config, run_folder, reporter, check_later=check_later),
     )
     training = build_training(
         config,
         manifest,
-        device=device,
-        ranks=ranks,
+        machine,
         reporter=reporter,
         checked=not check_later,
     )
-    if ranks.is_main and run_folder is None:
+    if machine.ranks.is_main and run_folder is None:
         counts = ", ".join(f"{len(manifest.split(s)):,} {s}" for s in manifest.splits)
         taken = f"; split of {config.data.split_from}" if config.data.split_from else ""
         names = len(manifest.class_names)

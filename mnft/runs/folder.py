@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -241,4 +241,4 @@ def _log_lines(run: RunFolder) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _epoch_line(result: EpochResult) -> dict[str, Any]:
-    return {"event": "epoch", **asdict(result)}
+    return {"event": "epoch", **result.as_record()}

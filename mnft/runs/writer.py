@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -17,8 +18,10 @@ from mnft.results import EpochResult
 from mnft.runs.folder import RunFolder, log_epoch
 from mnft.runs.lock import Claim
 from mnft.signals import patiently
+from mnft.tasks.base import Task
 from mnft.training.state import TrainState, copy_to_cpu, describe_state, save_state
 
+_log = logging.getLogger(__name__)
 # Least seconds between two saves of finished epochs.
 SAVE_INTERVAL_S = 5.0
 
@@ -85,14 +88,14 @@ class RunKeeper:
         if not is_due:
             content = copy_to_cpu(content)
         weights = content["model"] if content["ema"] is None else content["ema"]
-        last = _Model(weights, {**self.facts, "result": asdict(result)})
+        last = _Model(weights, {**self.facts, "result": result.as_record()})
         best = self._unsaved.best if self._unsaved else None
         self._unsaved = _Unsaved(last if result.is_best else best, last, content)
         if is_due:
             self._save()
         log_epoch(self.run, result)
         if self.tensorboard is not None:
-            for name, value in asdict(result).items():
+            for name, value in result.as_record().items():
                 if isinstance(value, float):
                     self.tensorboard.add_scalar(name.replace("_", "/", 1), value, result.epoch)
             self.tensorboard.flush()
@@ -124,3 +127,21 @@ class RunKeeper:
     def _check_claim(self) -> None:
         if self.claim is not None:
             self.claim.check()
+
+
+def draw_curve(run: RunFolder, task: Task, results: Sequence[EpochResult], monitor: str) -> None:
+    """Draw the curve of a finished run; a plot that fails does not fail the training.
+
+    Args:
+        run: the run folder, which gets training_curve.png.
+        task: draws the plot.
+        results: results of the head stage, if there was one, and of the epochs. Fewer than two make
+            no curve, and nothing is drawn.
+        monitor: figure that chose the best epoch.
+    """
+    if len(results) < 2:
+        return
+    try:
+        task.plot_training(results, run.curve, monitor)
+    except (ImportError, OSError, MemoryError, RuntimeError, ValueError) as error:
+        _log.warning("%s was not drawn: %s", run.curve, error)

@@ -1,32 +1,94 @@
-"""What every task gives: outputs of a model, and a loss."""
+"""What a task is: the data and functions that differ between classification and other tasks."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torchvision.transforms import v2
 
+from mnft.config.schema import AugmentConfig, Config, DistillConfig, TrainConfig
 from mnft.data.decode import BadImage
+from mnft.data.manifest import Sample
+from mnft.device.machine import Machine
+from mnft.device.ranks.distributed import Ranks
+from mnft.model.factory import BuiltModel
+from mnft.preprocessing import Preprocessing
+from mnft.results import EpochResult
 
 
 class Loss(Protocol):
     """What the training loop minimises."""
 
-    def __call__(self, logits: Tensor, targets: Tensor, images: Tensor) -> Tensor:
-        """The loss summed over the batch, a scalar.
+    def __call__(self, outputs: Tensor, targets: Tensor, images: Tensor, /) -> Tensor:
+        """Return the loss summed over the batch, a scalar.
 
         Args:
-            logits: (B, K) float, unnormalised, of the model that learns.
-            targets: (B,) int64 labels or (B, K) float probabilities.
-            images: (B, C, H, W) float, normalised: what the logits were computed from.
+            outputs: (B, K) float, of the model that learns.
+            targets: targets of the batch, as the task's `encode` and `mix` made them.
+            images: (B, C, H, W) float, normalised: the model's input.
         """
+
+
+class Score(Protocol):
+    """Collects what a model gives for evaluated images, and computes the task's figures."""
+
+    def update(self, positions: Sequence[int], outputs: Tensor, targets: Tensor) -> None:
+        """Add one batch; the tensors may stay on the device."""
+
+    def result(self) -> dict[str, float]:
+        """Compute the figures over the images of all processes, which call this together.
+
+        Raises:
+            ModelError: outputs that are not finite.
+        """
+
+
+class FittedHead(Protocol):
+    """A linear head that was fitted to features."""
+
+    @property
+    def weight(self) -> Tensor:
+        """(K, D) float."""
+
+    @property
+    def bias(self) -> Tensor:
+        """(K,) float."""
+
+    @property
+    def train(self) -> Mapping[str, float]:
+        """Figures on the features that it was fitted to."""
+
+    @property
+    def val(self) -> Mapping[str, float]:
+        """Figures on the features of the val split."""
+
+    @property
+    def description(self) -> str:
+        """How it was fitted, for the log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What a frozen backbone gives for images.
+
+    Attributes:
+        values: (N, D) float32, the input of the head.
+        targets: (N,) int64.
+    """
+
+    values: Tensor
+    targets: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """What a model said of each image.
+    """What a model gives for each image.
 
     Attributes:
         positions: (N,) int64, ascending: positions of the images in the list of paths.
@@ -39,3 +101,85 @@ class Outputs:
     logits: NDArray[Any]
     targets: NDArray[Any]
     bad: dict[int, BadImage]
+
+
+class FitHead(Protocol):
+    """Fits a linear head to features."""
+
+    def __call__(
+        self, train: Features, val: Features, *, balanced: bool, seed: int, device: torch.device
+    ) -> FittedHead:
+        """Fit a head.
+
+        Args:
+            train: features to fit to.
+            val: features to choose the regularisation on.
+            balanced: whether rare labels weigh more, as `train.class_weights: balanced` says.
+            seed: seed of the order.
+            device: where to compute.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """A model to learn from.
+
+    Attributes:
+        model: the model in evaluation mode, on the device; nothing in it learns except a new head.
+        preprocessing: what it expects of its input.
+        fixed_input: whether it takes images of only one size.
+        labels: names of its outputs; None if they are not known.
+        order: for each of the student's outputs, the teacher's; None if they have the same order.
+        needs_head: whether its head is new, and must be fitted before it can teach; afterwards
+            `dataclasses.replace(teacher, needs_head=False)` says so.
+        description: what it is, in words.
+    """
+
+    model: nn.Module
+    preprocessing: Preprocessing
+    fixed_input: bool
+    labels: tuple[str, ...] | None
+    order: tuple[int, ...] | None
+    needs_head: bool
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One task with its labels; a record of data and functions that nobody inherits from.
+
+    Attributes:
+        name: value of the config's `task` key.
+        labels: names of the model's outputs, in order.
+        monitors: for each figure that can choose the best epoch, `max` or `min`.
+        train_figures: names of the figures that training sums up over an epoch; the first is the
+            loss.
+        encode: samples to targets, one each.
+        weigh: weight of each sample for `train.sampler: balanced`.
+        build_loss: the loss of a training, from the config, the training samples and the device.
+        build_mix: a transform that mixes the images and targets of a batch, or None.
+        sum_batch: the vector of `train_figures` summed over a batch, on the device.
+        new_score: an empty score for the processes that share an evaluation.
+        build_model: the model of a config, with outputs for the labels.
+        fit_head: fits a linear head to features.
+        load_teacher: the teacher that the config's `distill` section names.
+        build_distillation: combines the loss with one against a teacher, from the loss, the
+            teacher, the `distill` section, the student's preprocessing and the arithmetic.
+        plot_training: draws the curve of a training.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    monitors: Mapping[str, Callable[..., Any]]
+    train_figures: tuple[str, ...]
+    encode: Callable[[Sequence[Sample]], list[int]]
+    weigh: Callable[[Sequence[Sample]], list[float]]
+    build_loss: Callable[[TrainConfig, Sequence[Sample], torch.device], Loss]
+    build_mix: Callable[[AugmentConfig], v2.Transform | None]
+    sum_batch: Callable[[Tensor, Tensor, Tensor], Tensor]
+    new_score: Callable[[Ranks], Score]
+    build_model: Callable[[Config], BuiltModel]
+    fit_head: FitHead
+    load_teacher: Callable[[DistillConfig, Machine], Teacher]
+    build_distillation: Callable[[Loss, Teacher, DistillConfig, Preprocessing, torch.dtype], Loss]
+    plot_training: Callable[[Sequence[EpochResult], Path, str], None]

@@ -3,41 +3,39 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from mnft.data.batches.batch import Batches, TrainBatches
+from mnft.data.batches.batch import Batch, Batches, TrainBatches
 from mnft.device.cpu.threads import Threads
 from mnft.device.memory import explaining_memory, peak_memory_mb, reset_peak_memory
 from mnft.device.select import seed_everything
-from mnft.errors import Interrupted, TrainError
+from mnft.errors import Interrupted, ModelError, TrainError
 from mnft.reporter import Reporter
 from mnft.results import EpochResult, FitResult, StepProgress
 from mnft.seeding import derive_seed
 from mnft.signals import patiently
 from mnft.tasks.base import Loss
-from mnft.tasks.classify.metrics import EpochMetrics, compute_epoch_metrics
 from mnft.training.epoch.gradients import LoopOptions
 from mnft.training.epoch.loop import DIVERGED_HINT, LoopResult, train_one_epoch
-from mnft.training.epoch.snapshots import Pauses
-from mnft.training.inference import compute_outputs
+from mnft.training.epoch.snapshots import Snapshots
+from mnft.training.inference import run_model
 from mnft.training.state import TrainState
 
 
 class Keeper(Protocol):
-    """Who writes down what an epoch leaves."""
+    """Writes down what an epoch leaves."""
 
     def keep(self, state: TrainState, result: EpochResult) -> None:
         """Log a finished epoch and save it, or hold it in memory until the next save."""
 
     def snapshot(self, state: TrainState) -> None:
-        """Save the resume state alone, within an epoch."""
+        """Save only the resume state, within an epoch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,31 +43,32 @@ class FitOptions:
     """What stays the same over the epochs.
 
     Attributes:
-        epochs: to train in all.
-        monitor: "accuracy", "macro_f1" or "loss" of the val split; chooses the best epoch. Ties go
-            to the lower loss, then to the later epoch.
+        epochs: number of epochs to train in all.
+        monitor: figure of the val split that chooses the best epoch; the task says which there
+            are. Ties go to the lower loss, then to the later epoch.
         early_stopping: epochs without improvement before stopping, or None.
-        seed: of order, augmentation and dropout.
-        num_classes: outputs of the model.
-        eval_dtype: arithmetic of evaluation.
+        seed: seed of order, augmentation and dropout.
         loop: how updates are computed.
-        stage: of the training, for the records.
-        snapshot_minutes: between two snapshots within an epoch, or None; with one process only.
-        threads: how many compute on the CPU.
+        stage: stage of the training, for the records.
+        snapshot_minutes: minutes between two snapshots within an epoch, or None; only with one
+            process.
+        threads: how many threads compute on the CPU.
     """
 
     epochs: int
     monitor: str
     early_stopping: int | None
     seed: int
-    num_classes: int
-    eval_dtype: torch.dtype
     loop: LoopOptions
     stage: str = "finetune"
     snapshot_minutes: float | None = None
     threads: Threads = field(
         default_factory=lambda: Threads(torch.get_num_threads(), follows=False)
     )
+
+    def better(self, figure: float) -> float:
+        """Give the monitored figure a sign, so that higher is always better."""
+        return -figure if self.loop.task.monitors[self.monitor] is min else figure
 
 
 def fit(
@@ -83,51 +82,63 @@ def fit(
     keeper: Keeper | None,
     reporter: Reporter,
 ) -> FitResult:
-    """Train until the epochs are done or patience runs out; goes on after `state.history`.
+    """Train until the epochs are done or patience runs out; continues after `state.history`.
 
     Args:
-        state: changed in place.
+        state: model, optimizer, history and the rest; changed in place.
         forward: the model, or its distributed wrapper.
         train: training batches.
         val: evaluation batches of the val split.
         criterion: summed loss.
         options: what stays the same.
-        keeper: writes files; None in processes that do not.
+        keeper: writes files; None in processes that do not write.
         reporter: told of progress and epochs; silent in processes that do not speak.
 
     Raises:
         TrainError: the loss or the model's outputs are not finite; what was kept before stays.
     """
-    loop = options.loop
+    loop, machine = options.loop, options.loop.machine
     for epoch in range(len(state.history) + 1, options.epochs + 1):
         if out_of_patience(state, options):
             break
         started = time.perf_counter()
-        reset_peak_memory(loop.device)
+        reset_peak_memory(machine.device)
         begun = state.partial
-        # The rest of an epoch is computed as it began: the order of sums follows from the number.
+        # The rest of an epoch is computed with the threads that it began with: the order in which
+        # numbers are summed, and with it the last bits, follows from their number.
         before = state.threads if begun else 0
-        state.threads = options.threads.choose(loop.dtype, begun_with=before)
+        state.threads = options.threads.choose(machine.train_dtype, begun_with=before)
         lr = begun.lr if begun else state.schedule.lr
         train.sampler.set_epoch(epoch, done=begun.updates if begun else 0)
-        # Dropout and the like: each epoch, and each process, its own stream.
-        seed = derive_seed(options.seed, epoch, loop.ranks.rank)
+        # Each epoch, and each process, has its own stream of dropout and the like.
+        seed = derive_seed(options.seed, epoch, machine.ranks.rank)
         seed_everything(seed)
-        pauses = _build_pauses(state, options, keeper)
+        snapshots = None
+        # Several processes would have to stop at the same update: they save only whole epochs.
+        if keeper is not None and machine.ranks.world_size == 1:
+            snapshots = Snapshots(state, keeper.snapshot, options.snapshot_minutes)
+
+        def on_step(step: int, steps: int, so_far: LoopResult, epoch: int = epoch) -> None:
+            rate = so_far.num_images / max(so_far.seconds, 1e-9)
+            reporter.on_step(StepProgress(epoch, options.epochs, step, steps, so_far.figures, rate))
+
         try:
-            with patiently() if pauses else nullcontext(), _explaining_memory(loop):
+            with (
+                patiently() if snapshots else nullcontext(),
+                explaining_memory(machine.device, hint=_memory_hint(loop)),
+            ):
                 trained = train_one_epoch(
                     state,
                     forward,
                     train,
                     criterion,
                     loop,
-                    on_step=_on_step(epoch, options, reporter),
+                    on_step=on_step,
                     seed=seed,
-                    pauses=pauses,
+                    snapshots=snapshots,
                 )
-            with explaining_memory(loop.device, hint="lower eval.batch_size"):
-                metrics = _evaluate(state, val, options)
+            with explaining_memory(machine.device, hint="lower eval.batch_size"):
+                val_figures = evaluate(state.evaluated_model, val, loop)
         except (Interrupted, KeyboardInterrupt):
             # All updates are done: only the evaluation is left.
             if keeper and state.partial is not None:
@@ -136,11 +147,24 @@ def fit(
         state.partial = None
         # Where memory ran out, the next epoch need not find that out again.
         loop = replace(loop, accumulation_steps=trained.accumulation_steps)
-        result = _describe(epoch, options, trained, metrics, state)
-        result = replace(result, lr=lr, seconds=time.perf_counter() - started)
+        waited = trained.waited
+        result = EpochResult(
+            epoch=epoch,
+            epochs=options.epochs,
+            figures=join_figures(trained.figures, val_figures),
+            lr=lr,
+            images_per_s=trained.num_images / max(trained.seconds, 1e-9),
+            seconds=time.perf_counter() - started,
+            is_best=_is_best(val_figures, state.best, options),
+            stage=options.stage,
+            data_wait=None if waited is None else waited / max(trained.seconds, 1e-9),
+            peak_memory_mb=peak_memory_mb(machine.device),
+            threads=state.threads,
+            max_threads=options.threads.most,
+        )
         state.history.append(result)
         state.best = result if result.is_best else state.best
-        state.schedule.after_epoch(epoch, _monitored(metrics, options.monitor))
+        state.schedule.after_epoch(epoch, val_figures[options.monitor])
         if keeper:
             with patiently():
                 keeper.keep(state, result)
@@ -148,35 +172,35 @@ def fit(
     return FitResult(list(state.history), state.best, out_of_patience(state, options))
 
 
-def _describe(
-    epoch: int, options: FitOptions, trained: LoopResult, metrics: EpochMetrics, state: TrainState
-) -> EpochResult:
-    """The epoch's result, but for what only its beginning knows: rate and seconds."""
-    return EpochResult(
-        epoch=epoch,
-        epochs=options.epochs,
-        train_loss=trained.loss,
-        train_accuracy=trained.accuracy,
-        val_loss=metrics.loss,
-        val_accuracy=metrics.accuracy,
-        val_macro_f1=metrics.macro_f1,
-        lr=0.0,
-        images_per_s=trained.num_images / max(trained.seconds, 1e-9),
-        seconds=0.0,
-        is_best=_is_better(metrics, state.best, options.monitor),
-        stage=options.stage,
-        data_wait=None if trained.waited is None else trained.waited / max(trained.seconds, 1e-9),
-        peak_memory_mb=peak_memory_mb(options.loop.device),
-        threads=state.threads,
-        max_threads=options.threads.most,
-    )
+def evaluate(model: nn.Module, batches: Batches, loop: LoopOptions) -> dict[str, float]:
+    """Compute the task's figures of a model on all images of the batches.
+
+    Raises:
+        TrainError: the model's outputs are not finite.
+    """
+    score = loop.task.new_score(loop.machine.ranks)
+
+    def update(batch: Batch, outputs: Tensor) -> None:
+        if len(batch.images):
+            score.update(batch.positions, outputs, batch.targets)
+
+    run_model(model, batches, loop.machine, update)
+    try:
+        return score.result()
+    except ModelError as error:
+        raise TrainError(
+            "the model's outputs on the val split are not finite, so the weights are lost",
+            hint=DIVERGED_HINT,
+        ) from error
 
 
-def _build_pauses(state: TrainState, options: FitOptions, keeper: Keeper | None) -> Pauses | None:
-    """Several processes would have to pause at the same update: they save whole epochs alone."""
-    if keeper is None or options.loop.ranks.world_size > 1:
-        return None
-    return Pauses(state, keeper.snapshot, options.snapshot_minutes)
+def join_figures(train: Mapping[str, float], val: Mapping[str, float]) -> dict[str, float]:
+    """Put figures of both splits side by side: `train_loss`, `val_loss` and so on."""
+    return {
+        f"{split}_{name}": figures[name]
+        for split, figures in (("train", train), ("val", val))
+        for name in figures
+    }
 
 
 def out_of_patience(state: TrainState, options: FitOptions) -> bool:
@@ -187,73 +211,30 @@ def out_of_patience(state: TrainState, options: FitOptions) -> bool:
     """
     if options.early_stopping is None or not state.results:
         return False
-    sign = -1 if options.monitor == "loss" else 1
+    name = f"val_{options.monitor}"
     # Of equal figures `max` gives the first.
-    improved = max(
-        state.results, key=lambda result: sign * _monitored(_metrics_of(result), options.monitor)
-    )
+    improved = max(state.results, key=lambda result: options.better(result.figures[name]))
     return len(state.history) - improved.epoch >= options.early_stopping
 
 
-def _explaining_memory(loop: LoopOptions) -> AbstractContextManager[None]:
-    """One process has cut its batches as finely as it can before an error comes here."""
-    if loop.ranks.world_size == 1:
-        hint = "choose a smaller model, lower data.img_size, or end what else uses the memory"
-    else:
-        hint = (
-            "raise train.accumulation_steps, which cuts a batch into parts that are computed one "
-            "after the other; or lower train.batch_size or data.img_size"
-        )
-    return explaining_memory(loop.device, hint=hint)
-
-
-def _evaluate(state: TrainState, val: Batches, options: FitOptions) -> EpochMetrics:
-    outputs = compute_outputs(
-        state.evaluated_model,
-        val,
-        num_classes=options.num_classes,
-        device=options.loop.device,
-        dtype=options.eval_dtype,
-        ranks=options.loop.ranks,
-    )
-    if not np.isfinite(outputs.logits).all():
-        raise TrainError(
-            "the model's outputs on the val split are not finite, so the weights are lost",
-            hint=DIVERGED_HINT,
-        )
-    return compute_epoch_metrics(outputs.logits, outputs.targets)
-
-
-def _is_better(metrics: EpochMetrics, best: EpochResult | None, monitor: str) -> bool:
+def _is_best(figures: dict[str, float], best: EpochResult | None, options: FitOptions) -> bool:
     """Whether an epoch takes the place of the best so far.
 
-    Small val splits give many epochs the same accuracy: of these the one with the lowest loss is
-    the surest of its answers, and of equal losses the later one has learned longer.
+    Small val splits give many epochs the same figure: of these the one with the lowest loss is the
+    surest of its answers, and of equal losses the later one has learned longer.
     """
     if best is None:
         return True
-    new, old = (
-        ((0.0 if monitor == "loss" else _monitored(figures, monitor)), -figures.loss)
-        for figures in (metrics, _metrics_of(best))
+    old = {name: best.figures[f"val_{name}"] for name in figures}
+    rank = [(options.better(f[options.monitor]), -f["loss"]) for f in (figures, old)]
+    return rank[0] >= rank[1]
+
+
+def _memory_hint(loop: LoopOptions) -> str:
+    # One process has cut its batches as finely as it can before an error comes here.
+    if loop.machine.ranks.world_size == 1:
+        return "choose a smaller model, lower data.img_size, or end what else uses the memory"
+    return (
+        "raise train.accumulation_steps, which cuts a batch into parts that are computed one "
+        "after the other; or lower train.batch_size or data.img_size"
     )
-    return new >= old
-
-
-def _metrics_of(result: EpochResult) -> EpochMetrics:
-    return EpochMetrics(result.val_loss, result.val_accuracy, result.val_macro_f1)
-
-
-def _monitored(metrics: EpochMetrics, monitor: str) -> float:
-    return float(getattr(metrics, monitor))
-
-
-def _on_step(
-    epoch: int, options: FitOptions, reporter: Reporter
-) -> Callable[[int, int, LoopResult], None]:
-    def report(step: int, steps: int, so_far: LoopResult) -> None:
-        rate = so_far.num_images / max(so_far.seconds, 1e-9)
-        reporter.on_step(
-            StepProgress(epoch, options.epochs, step, steps, so_far.loss, so_far.accuracy, rate)
-        )
-
-    return report

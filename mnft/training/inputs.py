@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from mnft.config.schema import Config
 from mnft.data.batches.batch import Batches, LoaderOptions, ProgressiveResize, TrainBatches
 from mnft.data.batches.raw import DecodedImages
@@ -23,15 +21,17 @@ from mnft.data.store.cache import choose_cache_folder
 from mnft.data.store.geometry import EvalGeometry, TrainGeometry, choose_train_geometry
 from mnft.data.store.store import Geometry, Store, StoredImages, StoreUnavailable
 from mnft.data.transforms import build_train_transform
+from mnft.device.machine import Machine
 from mnft.device.ranks.distributed import Ranks, broadcast, gather
 from mnft.errors import DataError, MnftError
 from mnft.preprocessing import Preprocessing
 from mnft.reporter import SILENT, Reporter
-from mnft.tasks.classify.targets import build_mix, compute_balanced_weights, label
+from mnft.tasks.base import Task
 from mnft.text import count
+from mnft.training.batch_size import get_batch_size
 from mnft.training.inference import choose_eval_batch_size
 
-_LOGGER = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class UncheckedImages(MnftError):
@@ -60,9 +60,8 @@ def open_inputs(
     config: Config,
     manifest: Manifest,
     preprocessing: Preprocessing,
+    machine: Machine,
     *,
-    device: torch.device,
-    ranks: Ranks,
     reporter: Reporter = SILENT,
     checked: bool = True,
 ) -> Inputs:
@@ -91,10 +90,12 @@ def open_inputs(
     ]
     limit = int(config.data.store_limit_gb * 1e9)
     try:
-        built, note = broadcast(ranks, lambda: _build(stores, manifest.root, limit, reporter))
+        built, note = broadcast(
+            machine.ranks, lambda: _build(stores, manifest.root, limit, reporter)
+        )
         if not built:
             raise StoreUnavailable(note)
-        train, val = _open(stores, ranks)
+        train, val = _open(stores, machine.ranks)
     except DataError as error:
         if checked:
             raise
@@ -102,16 +103,16 @@ def open_inputs(
     except StoreUnavailable as error:
         if not checked:
             raise UncheckedImages(str(error)) from error
-        if ranks.is_main:
-            _LOGGER.warning(
+        if machine.ranks.is_main:
+            _log.warning(
                 "no store, every epoch decodes all images (slower, to the same batches): %s", error
             )
         return Inputs(None, None, f"none: {error}")
-    if fits_on_device([train, val], device):
+    if fits_on_device([train, val], machine.device):
         whole_batches = config.augment.policy == "none"
-        placed = DeviceImages(train, device) if whole_batches else train
-        note = f"{note}, in the memory of {device}"
-        return Inputs(placed, DeviceImages(val, device), note, train.path.parent)
+        placed = DeviceImages(train, machine.device) if whole_batches else train
+        note = f"{note}, in the memory of {machine.device}"
+        return Inputs(placed, DeviceImages(val, machine.device), note, train.path.parent)
     return Inputs(train, val, note, train.path.parent)
 
 
@@ -157,38 +158,34 @@ def build_train_batches(
     manifest: Manifest,
     preprocessing: Preprocessing,
     inputs: Inputs,
-    *,
-    device: torch.device,
-    ranks: Ranks,
+    machine: Machine,
+    task: Task,
 ) -> TrainBatches:
     """The training batches of this process: shuffled, varied, mixed."""
     samples = manifest.split("train")
-    labels = label(samples, manifest.class_names)
-    weights = None
-    if config.train.sampler == "balanced":
-        per_class = compute_balanced_weights(labels, len(manifest.class_names))
-        weights = [per_class[label] for label in labels]
+    labels = task.encode(samples)
+    weights = task.weigh(samples) if config.train.sampler == "balanced" else None
     sampler = EpochSampler(
         len(samples),
         get_batch_size(config),
         seed=config.train.seed,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
+        rank=machine.ranks.rank,
+        world_size=machine.ranks.world_size,
         weights=weights,
     )
-    mix = build_mix(config.augment, len(manifest.class_names))
+    mix = task.build_mix(config.augment)
     resize = ProgressiveResize(config.train.start_size, config.train.epochs)
     stored, whole = inputs.train, config.augment.policy == "none"
     # On a GPU, images that it cannot hold are varied by processes beside it.
-    beside = device.type == "cuda" and isinstance(stored, StoredImages)
+    beside = machine.device.type == "cuda" and isinstance(stored, StoredImages)
     if stored is not None and not beside and whole:
         return StoredBatches(
             stored,
             labels,
             preprocessing=preprocessing,
             sampler=sampler,
-            device=device,
-            channels_last=config.train.channels_last,
+            device=machine.device,
+            channels_last=machine.channels_last,
             augment=config.augment,
             mix=mix,
             resize=resize,
@@ -201,7 +198,7 @@ def build_train_batches(
         labels,
         preprocessing=preprocessing,
         sampler=sampler,
-        options=choose_loader_options(config, preprocessing, device, ranks),
+        options=choose_loader_options(config, preprocessing, machine),
         augment=config.augment if whole else None,
         transform=None if whole else build_train_transform(config.augment, preprocessing),
         mix=mix,
@@ -214,10 +211,9 @@ def build_view(
     manifest: Manifest,
     preprocessing: Preprocessing,
     inputs: Inputs,
+    machine: Machine,
+    task: Task,
     split: Literal["train", "val"],
-    *,
-    device: torch.device,
-    ranks: Ranks,
 ) -> Batches:
     """Every image of a split once, in order, as evaluation sees it.
 
@@ -227,10 +223,11 @@ def build_view(
     samples = manifest.split(split)
     stored = inputs.train if split == "train" else inputs.val
     augment: Literal["centre"] | None = "centre" if split == "train" else None
-    labels = label(samples, manifest.class_names)
-    stored_for = None if stored is None else device
+    labels = task.encode(samples)
+    stored_for = None if stored is None else machine.device
     batch_size = choose_eval_batch_size(config.eval, preprocessing, stored_for=stored_for)
-    sampler = _eval_sampler(len(samples), batch_size, ranks)
+    ranks = machine.ranks
+    sampler = EvalSampler(len(samples), batch_size, rank=ranks.rank, world_size=ranks.world_size)
     if stored is None:
         geometry = (
             _train_geometry(config, preprocessing) if augment else EvalGeometry(preprocessing)
@@ -240,7 +237,7 @@ def build_view(
             labels,
             preprocessing=preprocessing,
             sampler=sampler,
-            options=choose_loader_options(config, preprocessing, device, ranks),
+            options=choose_loader_options(config, preprocessing, machine),
             augment=augment,
         )
     return StoredBatches(
@@ -248,29 +245,9 @@ def build_view(
         labels,
         preprocessing=preprocessing,
         sampler=sampler,
-        device=device,
-        channels_last=config.train.channels_last,
+        device=machine.device,
+        channels_last=machine.channels_last,
         augment=augment,
-    )
-
-
-def build_eval_batches(
-    root: Path,
-    samples: list[Sample],
-    class_names: tuple[str, ...],
-    preprocessing: Preprocessing,
-    *,
-    batch_size: int,
-    options: LoaderOptions,
-    ranks: Ranks,
-) -> LoadedBatches[EvalSampler]:
-    """Evaluation batches of files whose classes are matched by name."""
-    return LoadedBatches(
-        _decoded(root, samples, EvalGeometry(preprocessing)),
-        label(samples, class_names),
-        preprocessing=preprocessing,
-        sampler=_eval_sampler(len(samples), batch_size, ranks),
-        options=options,
     )
 
 
@@ -284,25 +261,15 @@ def _decoded(root: Path, samples: list[Sample], geometry: Geometry) -> DecodedIm
 
 
 def choose_loader_options(
-    config: Config, preprocessing: Preprocessing, device: torch.device, ranks: Ranks
+    config: Config, preprocessing: Preprocessing, machine: Machine
 ) -> LoaderOptions:
     """Worker processes for what is not done on whole batches."""
     eval_batch_size = choose_eval_batch_size(config.eval, preprocessing)
-    batch_size = max(get_batch_size(config) // ranks.world_size, eval_batch_size)
+    batch_size = max(get_batch_size(config) // machine.ranks.world_size, eval_batch_size)
     workers = choose_workers(
         config.data.workers,
-        device=device,
+        device=machine.device,
         batch_bytes=batch_size * math.prod(preprocessing.input_size),
-        processes=ranks.local_world_size,
+        processes=machine.ranks.local_world_size,
     )
-    return LoaderOptions(device, workers, config.train.channels_last)
-
-
-def get_batch_size(config: Config) -> int:
-    """`train.batch_size` once it is a number; `auto` is resolved before a training is built."""
-    assert config.train.batch_size != "auto"
-    return config.train.batch_size
-
-
-def _eval_sampler(num_samples: int, batch_size: int, ranks: Ranks) -> EvalSampler:
-    return EvalSampler(num_samples, batch_size, rank=ranks.rank, world_size=ranks.world_size)
+    return LoaderOptions(machine.device, workers, machine.channels_last)

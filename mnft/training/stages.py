@@ -14,137 +14,113 @@ from mnft.reporter import SILENT, Reporter
 from mnft.results import EpochResult, FitResult
 from mnft.seeding import derive_seed
 from mnft.signals import patiently
-from mnft.training.fit import Keeper, fit
+from mnft.tasks.base import Features
+from mnft.training.fit import Keeper, fit, join_figures
 from mnft.training.head.cache import cached, compute_key
-from mnft.training.head.fit import Features, HeadFit, compute_features, fit_head, set_head
+from mnft.training.head.features import compute_features, set_head
 from mnft.training.training import Training
 
-_LOGGER = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
-def train(
-    training: Training,
-    *,
-    keeper: Keeper | None,
-    reporter: Reporter = SILENT,
-) -> FitResult:
-    """Go through the stages that are not done yet.
+def train(training: Training, *, keeper: Keeper | None, reporter: Reporter) -> FitResult:
+    """Run the stages that are not done yet.
 
     A run that was killed within the head stage begins it again, and comes to the same result.
 
     Args:
-        training: its state is changed in place.
-        keeper: writes files; None in processes that do not.
+        training: its parts; the state is changed in place.
+        keeper: writes files; None in processes that do not write.
         reporter: told of progress and epochs; silent in processes that do not speak.
 
     Raises:
         MnftError: as `fit`, and what keeps features from being computed.
     """
+    state = training.state
     try:
-        return _train(training, keeper, reporter)
+        if "head" in training.stages and state.head is None:
+            state.head = state.best = train_head(training, reporter)
+            if keeper:
+                with patiently():
+                    keeper.keep(state, state.head)
+            reporter.on_epoch(state.head)
+        if "finetune" not in training.stages:
+            return FitResult([], state.best, stopped_early=False)
+        return fit(
+            state,
+            training.forward,
+            training.train,
+            training.val,
+            training.criterion,
+            training.options,
+            keeper=keeper,
+            reporter=reporter,
+        )
     finally:
         training.options.threads.release()
 
 
-def _train(training: Training, keeper: Keeper | None, reporter: Reporter) -> FitResult:
-    state = training.state
-    if "head" in training.stages and state.head is None:
-        state.head = state.best = train_head(training, reporter)
-        if keeper:
-            with patiently():
-                keeper.keep(state, state.head)
-        reporter.on_epoch(state.head)
-    if "finetune" not in training.stages:
-        return FitResult([], state.best, stopped_early=False)
-    return fit(
-        state,
-        training.forward,
-        training.train,
-        training.val,
-        training.criterion,
-        training.options,
-        keeper=keeper,
-        reporter=reporter,
-    )
-
-
 def train_head(training: Training, reporter: Reporter = SILENT) -> EpochResult:
-    """Fit the classifier, put it into the model (and its average), and judge the model."""
-    options, state = training.options, training.state
+    """Fit the head, put it into the model (and its average), and evaluate the model."""
+    options, state, machine = training.options, training.state, training.machine
     started = time.perf_counter()
-    state.threads = options.threads.choose(options.loop.dtype)
-    reset_peak_memory(options.loop.device)
-    fitted, num_images, seconds = _fit_head(training, reporter)
+    state.threads = options.threads.choose(machine.train_dtype)
+    reset_peak_memory(machine.device)
+    computing = time.perf_counter()
+    # Validation in its own precision, through features that are exact: what `mnft eval` gives.
+    features = (
+        _load_features(training, training.train_view, machine.train_dtype, "train", reporter),
+        _load_features(training, training.val, machine.eval_dtype, "val", reporter),
+    )
+    seconds = time.perf_counter() - computing
+    # Once, not in each process: GPUs that differ by a rounding may choose another regularisation,
+    # and DistributedDataParallel has copied the main process's weights before.
+    fitted = broadcast(
+        machine.ranks,
+        lambda: training.task.fit_head(
+            *features,
+            balanced=training.config.train.class_weights == "balanced",
+            seed=derive_seed(options.seed, 0),
+            device=machine.device,
+        ),
+    )
+    _log.info("head: %s", fitted.description)
     set_head(state.model, fitted)
     if state.ema is not None:
         set_head(state.ema.module, fitted)
-    metrics = fitted.val
+    num_images = sum(len(part.targets) for part in features)
     return EpochResult(
         epoch=0,
         epochs=options.epochs,
-        train_loss=fitted.train.loss,
-        train_accuracy=fitted.train.accuracy,
-        val_loss=metrics.loss,
-        val_accuracy=metrics.accuracy,
-        val_macro_f1=metrics.macro_f1,
+        figures=join_figures(
+            {name: fitted.train[name] for name in training.task.train_figures}, fitted.val
+        ),
         lr=0.0,
         images_per_s=num_images / max(seconds, 1e-9),
         seconds=time.perf_counter() - started,
         is_best=True,
         stage="head",
-        peak_memory_mb=peak_memory_mb(options.loop.device),
+        peak_memory_mb=peak_memory_mb(machine.device),
         threads=state.threads,
         max_threads=options.threads.most,
     )
 
 
-def _fit_head(training: Training, reporter: Reporter) -> tuple[HeadFit, int, float]:
-    """The fitted classifier, the images that features were computed of, and the seconds."""
-    options = training.options
-    started = time.perf_counter()
-    # Validation in its own precision, through features that are exact: what `mnft eval` gives.
-    train = _compute(training, training.train_view, options.loop.dtype, "train", reporter)
-    val = _compute(training, training.val, options.eval_dtype, "val", reporter)
-    seconds = time.perf_counter() - started
-    # Once, not in each process: GPUs that differ by a rounding may choose another weight decay,
-    # and DistributedDataParallel has copied the main process's weights before.
-    fitted = broadcast(
-        options.loop.ranks,
-        lambda: fit_head(
-            train,
-            val,
-            num_classes=options.num_classes,
-            class_weights=training.class_weights,
-            seed=derive_seed(options.seed, 0),
-            device=options.loop.device,
-        ),
-    )
-    _LOGGER.info("head: weight decay %g, chosen on the val split", fitted.weight_decay)
-    return fitted, len(train.targets) + len(val.targets), seconds
-
-
-def _compute(
+def _load_features(
     training: Training, batches: Batches, dtype: torch.dtype, split: str, reporter: Reporter
 ) -> Features:
-    """The features of a split, from the cache where an earlier run has left them."""
-    model, loop = training.state.model, training.options.loop
+    """Load the features of a split from the cache of an earlier run, or compute them."""
+    model, machine, contents = training.state.model, training.machine, training.contents[split]
 
     def compute() -> Features:
-        with reporter.count(f"features of {split}", len(training.contents[split])) as advance:
-            return compute_features(
-                model,
-                batches,
-                device=loop.device,
-                dtype=dtype,
-                ranks=loop.ranks,
-                on_images=advance,
-            )
+        with reporter.count(f"features of {split}", len(contents)) as advance:
+            return compute_features(model, batches, machine, dtype=dtype, on_images=advance)
 
     return cached(
         training.feature_folder,
         lambda: compute_key(
-            model, training.card.preprocessing, dtype, [loop.device.type, *training.contents[split]]
+            model, training.card.preprocessing, dtype, [machine.device.type, *contents]
         ),
         compute,
-        loop.ranks,
+        machine.ranks,
     )

@@ -35,7 +35,7 @@ class PartialEpoch:
         epoch: its number.
         updates: done in it.
         lr: the learning rate that it began with.
-        totals: summed loss, correct answers and images so far.
+        totals: sums of the task's training figures, and the number of images, so far.
         seconds: that they took.
         waited: of these, for data.
         accumulation_steps: parts that batches are cut into by now.
@@ -44,7 +44,7 @@ class PartialEpoch:
     epoch: int
     updates: int
     lr: float
-    totals: tuple[float, float, float]
+    totals: tuple[float, ...]
     seconds: float
     waited: float
     accumulation_steps: int
@@ -106,10 +106,10 @@ def describe_state(state: TrainState) -> dict[str, Any]:
         "optimizer": state.optimizer.state_dict(),
         "schedule": state.schedule.state_dict(),
         "scaler": state.scaler.state_dict(),
-        "history": [asdict(result) for result in state.history],
-        "best": None if state.best is None else asdict(state.best),
+        "history": [result.as_record() for result in state.history],
+        "best": None if state.best is None else state.best.as_record(),
         "num_updates": state.num_updates,
-        "head": None if state.head is None else asdict(state.head),
+        "head": None if state.head is None else state.head.as_record(),
         "partial": None if state.partial is None else asdict(state.partial),
         "threads": state.threads,
     }
@@ -183,11 +183,11 @@ def load_state(state: TrainState, path: Path) -> None:
         if content["scaler"]:  # empty where the run began in another arithmetic than fp16
             state.scaler.load_state_dict(content["scaler"])
         state.schedule.load_state_dict(content["schedule"], content["num_updates"])
-        state.history = [EpochResult(**result) for result in content["history"]]
-        state.best = None if content["best"] is None else EpochResult(**content["best"])
+        state.history = [EpochResult.from_record(result) for result in content["history"]]
+        state.best = None if content["best"] is None else EpochResult.from_record(content["best"])
         state.num_updates = content["num_updates"]
         head = content.get("head")  # older runs had no such stage
-        state.head = None if head is None else EpochResult(**head)
+        state.head = None if head is None else EpochResult.from_record(head)
         partial = content.get("partial")
         state.partial = None if partial is None else PartialEpoch(**partial)
         state.threads = content.get("threads", 0)  # unknown to older runs

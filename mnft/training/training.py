@@ -1,4 +1,4 @@
-"""The parts of a training, as `setup` builds them and the stages use them."""
+"""The parts of a training, as `build` makes them and the stages use them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from mnft.config.recipe import Choice
 from mnft.config.schema import Config
 from mnft.data.batches.batch import Batches, TrainBatches
+from mnft.device.machine import Machine
 from mnft.model.bundle import ModelCard
-from mnft.tasks.base import Loss
+from mnft.tasks.base import Loss, Task
 from mnft.training.fit import FitOptions
 from mnft.training.state import TrainState
 
@@ -23,7 +24,7 @@ class Training:
     """All that the stages of a training take, and what the run folder records.
 
     Attributes:
-        config: every key resolved; trains the same run again.
+        config: the config with every key resolved; it trains the same run again.
         choices: what the recipe set in it.
         state: what changes.
         forward: the model, its compiled form or its distributed wrapper.
@@ -31,11 +32,10 @@ class Training:
         train_view: every training image once, as evaluation sees it.
         val: batches of the val split.
         criterion: the loss.
-        class_weights: (K,) of the loss, or None.
         options: what stays the same.
-        card: for the saved model folders.
+        card: what belongs into the saved model folders.
         feature_folder: where features of the frozen backbone can be kept, or None.
-        contents: SHA-256 and class of each image of train and val, in order.
+        contents: SHA-256 and label of each image of train and val, in order.
         facts: what was decided, in words, for people and the log.
     """
 
@@ -47,7 +47,6 @@ class Training:
     train_view: Batches
     val: Batches
     criterion: Loss
-    class_weights: Tensor | None
     options: FitOptions
     card: ModelCard
     feature_folder: Path | None
@@ -55,6 +54,16 @@ class Training:
     facts: Mapping[str, Any]
 
     @property
+    def machine(self) -> Machine:
+        """Where it trains."""
+        return self.options.loop.machine
+
+    @property
+    def task(self) -> Task:
+        """What it trains for."""
+        return self.options.loop.task
+
+    @property
     def stages(self) -> list[str]:
-        """What is trained one after the other."""
+        """The stages, in order."""
         return list(self.config.train.stages or ["finetune"])

@@ -36,7 +36,7 @@ from mnft.device.ranks.distributed import Ranks
 from mnft.model.bundle import load_bundle
 from mnft.results import EpochResult
 from mnft.runs import writer as keeper_module
-from mnft.tasks.classify.head import Criterion
+from mnft.tasks.classify.head import CrossEntropy
 from mnft.tasks.classify.metrics import EpochMetrics
 from mnft.tasks.classify.targets import compute_balanced_weights
 from mnft.text import count
@@ -71,15 +71,15 @@ def test_label_smoothing_class_weights_and_mixed_targets_by_hand() -> None:
     targets = torch.tensor([0, 1])
     log_p = logits - logits.exp().sum(1, keepdim=True).log()
     plain = -(log_p[0, 0] + log_p[1, 1])
-    assert Criterion(0.0, None)(logits, targets).item() == pytest.approx(plain.item())
+    assert CrossEntropy(0.0, None)(logits, targets).item() == pytest.approx(plain.item())
     smooth = 0.7 * plain - 0.3 * log_p.mean(1).sum()
-    assert Criterion(0.3, None)(logits, targets).item() == pytest.approx(smooth.item())
+    assert CrossEntropy(0.3, None)(logits, targets).item() == pytest.approx(smooth.item())
     weighted = -(0.5 * log_p[0, 0] + 2 * log_p[1, 1])
     weights = torch.tensor([0.5, 2.0, 1.0])
-    assert Criterion(0.0, weights)(logits, targets).item() == pytest.approx(weighted.item())
+    assert CrossEntropy(0.0, weights)(logits, targets).item() == pytest.approx(weighted.item())
     mixed = torch.tensor([[0.25, 0.75, 0.0], [0.0, 1.0, 0.0]])
     by_hand = -(0.25 * log_p[0, 0] + 0.75 * log_p[0, 1] + log_p[1, 1])
-    assert Criterion(0.0, None)(logits, mixed).item() == pytest.approx(by_hand.item())
+    assert CrossEntropy(0.0, None)(logits, mixed).item() == pytest.approx(by_hand.item())
 
 
 def test_balanced_weights_are_those_of_scikit_learn() -> None:
@@ -646,7 +646,7 @@ def run_fit(
     class Train:
         sampler = EpochSampler(4, 2, seed=0)
 
-    criterion = Criterion(0.0, None)
+    criterion = CrossEntropy(0.0, None)
     arguments: Any = (state, model, Train(), [], criterion, options)
     result = fit(*arguments, keeper=None, observer=None)
     return result.epochs, result.stopped_early

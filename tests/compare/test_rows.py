@@ -33,7 +33,8 @@ from mnft.exports.formats import FORMATS
 from mnft.model.bundle import ModelCard, load_bundle, save_bundle
 from mnft.model.profile import profile_model
 from mnft.preprocessing import Preprocessing
-from mnft.tasks.classify.metrics import Averages, Evaluation, compute_wilson_interval
+from mnft.tasks.classify.evaluation import Averages, Evaluation
+from mnft.tasks.classify.metrics import compute_wilson_interval
 
 Cli = Callable[..., Result]
 CLASSES = tuple(COLOURS)  # blue, green, red

@@ -168,13 +168,13 @@ from mnft.device.ranks.distributed import (
     broadcast, gather, process_group, sum_over_ranks, synchronize_batchnorm, without_exchange,
 )
 from mnft.training.inference import compute_outputs
-from mnft.training.head.fit import Features
+from mnft.tasks.base import Features
 from mnft.training.inputs import no_progress
 from mnft.training.epoch.loop import LoopOptions, train_one_epoch
-from mnft.training.optim import Criterion, Schedule
+from mnft.training.optim import CrossEntropy, Schedule
 from mnft.training.state import TrainState
 from mnft.device.ranks.distributed import Ranks
-from mnft.training.distill.teacher import Teacher
+from mnft.tasks.classify.distill.teacher import Teacher
 from mnft.errors import DataError
 from mnft.preprocessing import Preprocessing
 
@@ -339,7 +339,7 @@ def train(name, ranks, images, targets, **settings):
     sampler.set_epoch(1)
     options = LoopOptions(CPU, torch.float32, settings.get("parts", 1), settings.get("clip"), ranks)
     result = train_one_epoch(
-        state, forward, Shares(images, targets, sampler), Criterion(0.1, settings.get("weights")),
+        state, forward, Shares(images, targets, sampler), CrossEntropy(0.1, settings.get("weights")),
         options, on_step=lambda *_: None,
     )
     return result, model.state_dict(), model
@@ -423,7 +423,7 @@ def check_heads(ranks):
     )
     teaching.load_teacher = lambda *_args, **_kwargs: teacher
     _, words = teaching.build_teaching_loss(
-        Criterion(0.0, None), Config(data={"root": "."}, distill={"teacher": "lenet5"}),
+        CrossEntropy(0.0, None), Config(data={"root": "."}, distill={"teacher": "lenet5"}),
         class_names=("a", "b", "c"), student=IMAGES, views=([], []), device=CPU,
         dtype=torch.float32, ranks=ranks, progress=no_progress,
     )

@@ -24,7 +24,7 @@ from mnft.device.ranks.distributed import Ranks
 from mnft.errors import TrainError
 from mnft.model.factory import build_model
 from mnft.training import batch_size
-from mnft.training.head.fit import compute_features
+from mnft.training.head.features import compute_features
 from mnft.training.inference import compute_outputs
 
 CPU = torch.device("cpu")

@@ -24,7 +24,7 @@ def serve() -> None:
 
     import mnft.cli.app  # noqa: F401
 
-    for name in ("commands.train", "commands.evaluate", "engine.fit", "data.stored_batches"):
+    for name in ("commands.train", "commands.evaluate", "training.fit", "data.batches.stored"):
         importlib.import_module(f"mnft.{name}")
     Image.init()
     torch.set_num_threads(1)

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from mnft.device.ranks.distributed import Ranks
 from mnft.preprocessing import Preprocessing
+from mnft.tasks.base import Features
 from mnft.training import stages
 from mnft.training.head.cache import cached, compute_key
-from mnft.training.head.fit import Features
 
 SPEC = Preprocessing((3, 32, 32), (0.5,) * 3, (0.5,) * 3, "bilinear", 0.9)
 

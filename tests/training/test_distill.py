@@ -19,10 +19,12 @@ from mnft.data.transforms import normalize
 from mnft.errors import ModelError
 from mnft.model.bundle import ModelCard, load_bundle, save_bundle
 from mnft.model.factory import build_model
+from mnft.model.input_adapter import InputAdapter
 from mnft.preprocessing import Preprocessing
-from mnft.tasks.classify.head import Criterion
-from mnft.training.distill.loss import DistillationLoss, InputAdapter
-from mnft.training.distill.teacher import Teacher, check_teacher, load_teacher
+from mnft.tasks.base import Teacher
+from mnft.tasks.classify.distill.loss import DistillationLoss
+from mnft.tasks.classify.distill.teacher import check_teacher, load_teacher
+from mnft.tasks.classify.head import CrossEntropy
 
 CLASSES = ("cat", "cow", "dog")
 CPU = torch.device("cpu")
@@ -65,7 +67,7 @@ def loss_of(
     teacher: Teacher, *, weight: float = 0.3, temperature: float = 3.0, dtype: Any = torch.float32
 ) -> DistillationLoss:
     config = DistillConfig(teacher="table", temperature=temperature, weight=weight)
-    return DistillationLoss(Criterion(0.1, None), teacher, config, student=PLAIN, dtype=dtype)
+    return DistillationLoss(CrossEntropy(0.1, None), teacher, config, student=PLAIN, dtype=dtype)
 
 
 @pytest.fixture
@@ -112,7 +114,7 @@ def test_the_gradient_is_that_of_hintons_equation_2(batch: Batch) -> None:
 def test_weight_0_is_the_plain_loss_and_asks_no_teacher(batch: Batch) -> None:
     model = Table()
     loss = loss_of(teacher_of(model), weight=0.0)(*batch)
-    assert torch.equal(loss, Criterion(0.1, None)(*batch[:2]))
+    assert torch.equal(loss, CrossEntropy(0.1, None)(*batch[:2]))
     assert model.seen == []
 
 
@@ -187,7 +189,7 @@ def test_the_teacher_sees_its_own_normalisation(
 ) -> None:
     model = Table()
     loss = DistillationLoss(
-        Criterion(0.0, None),
+        CrossEntropy(0.0, None),
         teacher_of(model, preprocessing=teacher),
         DistillConfig(teacher="table"),
         student=student,

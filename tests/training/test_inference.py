@@ -17,7 +17,7 @@ from mnft.data.batches.batch import Batch
 from mnft.device.ranks.distributed import Ranks
 from mnft.preprocessing import Preprocessing
 from mnft.training import inference as evaluate
-from mnft.training.head.fit import compute_features
+from mnft.training.head.features import compute_features
 from mnft.training.inference import InParts, choose_eval_batch_size, compute_outputs
 
 CPU = torch.device("cpu")

@@ -20,7 +20,7 @@ from mnft.device.ranks.distributed import Ranks
 from mnft.errors import TrainError
 from mnft.results import EpochResult
 from mnft.tasks.base import Loss
-from mnft.tasks.classify.head import Criterion
+from mnft.tasks.classify.head import CrossEntropy
 from mnft.tasks.classify.metrics import EpochMetrics
 from mnft.training import fit as fit_module
 from mnft.training.epoch.gradients import LoopOptions
@@ -106,7 +106,7 @@ def train(
         state,
         model,
         batches,
-        criterion or Criterion(0.1, None),
+        criterion or CrossEntropy(0.1, None),
         LoopOptions(CPU, torch.float32, parts, None, ranks),
         on_step=lambda *_: None,
     )
@@ -289,7 +289,7 @@ def run_fit(
 
     loop = LoopOptions(CPU, torch.float32, 1, None, Ranks(0, processes))
     options = FitOptions(len(outcomes), "accuracy", None, 0, 2, torch.float32, loop, stage="head")
-    arguments: Any = (state, model, Train(), [], Criterion(0.0, None), options)
+    arguments: Any = (state, model, Train(), [], CrossEntropy(0.0, None), options)
     return fit(*arguments, keeper=None, observer=None), began
 
 

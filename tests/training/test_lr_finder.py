@@ -29,7 +29,7 @@ from mnft.device.ranks.group import Group
 from mnft.errors import ConfigError, MnftError, TrainError
 from mnft.model.lenet import lenet5
 from mnft.tasks.base import Loss
-from mnft.tasks.classify.head import Criterion
+from mnft.tasks.classify.head import CrossEntropy
 from mnft.training.epoch.gradients import LoopOptions
 from mnft.training.optim import Schedule, build_optimizer
 from mnft.training.probes.lr_finder import LrCurve, build_curve, find_lr
@@ -93,7 +93,7 @@ def training_of(
         state=state,
         forward=model,
         train=train,
-        criterion=criterion or Criterion(0.0, None),
+        criterion=criterion or CrossEntropy(0.0, None),
         options=SimpleNamespace(loop=loop),
     )
     return cast(Training, parts)  # what the trial uses of it

@@ -28,7 +28,7 @@ from mnft.data.batches.stored import StoredBatches
 from mnft.data.store.store import StoredImages
 from mnft.device.ranks.distributed import Ranks
 from mnft.preprocessing import Preprocessing
-from mnft.tasks.classify.head import Criterion
+from mnft.tasks.classify.head import CrossEntropy
 from mnft.tasks.classify.targets import build_mix
 from mnft.training.epoch import loop
 from mnft.training.epoch.average import WeightAverage
@@ -163,7 +163,7 @@ def train_two_epochs(folder: Path, monkeypatch, augment: AugmentConfig, *, learn
                     state,
                     model,
                     batches,
-                    Criterion(0.1, None),
+                    CrossEntropy(0.1, None),
                     options,
                     on_step=lambda *_: None,
                     seed=1,

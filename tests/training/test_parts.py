@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from mnft.training.parts import choose_parts, count_kept_bytes, resolve_parts
 from support.training import Trainer, log_of
 from torch import nn
 
@@ -16,7 +17,6 @@ from mnft.config.schema import Config
 from mnft.device.ranks.distributed import Ranks
 from mnft.model.factory import BuiltModel, build_model
 from mnft.training import parts as module
-from mnft.training.parts import choose_parts, count_kept_bytes, resolve_parts
 
 CPU = torch.device("cpu")
 

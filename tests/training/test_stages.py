@@ -23,9 +23,11 @@ from mnft.errors import ModelError
 from mnft.model.bundle import load_bundle
 from mnft.model.linear_head import has_linear_head
 from mnft.results import EpochResult, FitResult
+from mnft.tasks.base import Features
+from mnft.tasks.classify.linear_fit import WEIGHT_DECAYS, fit_head
 from mnft.training import stages
 from mnft.training.build import build_training
-from mnft.training.head.fit import WEIGHT_DECAYS, Features, compute_features, fit_head, set_head
+from mnft.training.head.features import compute_features, set_head
 
 CPU = torch.device("cpu")
 

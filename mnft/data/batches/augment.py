@@ -131,7 +131,7 @@ def _sample_crops(sizes: Ints, uniforms: _Uniforms, augment: AugmentConfig) -> I
     w = np.minimum(np.where(aspect > ratio[1], np.round(height * ratio[1]), width), width)
     h = np.minimum(np.where(aspect < ratio[0], np.round(width / ratio[0]), height), height)
     middle = np.hstack([(height - h) // 2, (width - w) // 2, h, w])
-    return np.where(fits.any(axis=1)[:, None], boxes, middle).astype(np.int64)
+    return np.where(fits.any(axis=1, keepdims=True), boxes, middle).astype(np.int64)
 
 
 def _sample_sides(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 
-class Criterion:
+class CrossEntropy:
     """Cross-entropy, summed over the batch, with label smoothing and class weights.
 
     A sum, not a mean: divided by the number of images in the whole batch it stays exact when the

@@ -18,8 +18,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
+from mnft.device.ranks.distributed import Ranks
+from mnft.device.ranks.rows import Rows
 from mnft.errors import DataError, ModelError
+from mnft.tasks.classify.evaluation import Averages, ClassMetrics, Evaluation
 
 TOP_K = 5
 ECE_BINS = 15
@@ -100,6 +104,36 @@ def compute_epoch_metrics(logits: NDArray[Any], targets: NDArray[Any]) -> EpochM
         accuracy=float((scores.predictions == targets).mean()),
         macro_f1=compute_macro_f1(confusion),
     )
+
+
+class ClassifyScore:
+    """Collects the logits of evaluated images; see `mnft.tasks.base.Score`."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._rows = Rows(ranks)
+
+    def update(self, positions: Sequence[int], outputs: Tensor, targets: Tensor) -> None:
+        """Add one batch.
+
+        Args:
+            positions: B positions of the images in the list of all images.
+            outputs: (B, C) float logits.
+            targets: (B,) int64.
+        """
+        self._rows.add(positions, outputs, targets)
+
+    def result(self) -> dict[str, float]:
+        """Compute loss, accuracy and macro F1.
+
+        Raises:
+            DataError: there are no images.
+            ModelError: logits that are not finite.
+        """
+        collected = self._rows.collect()
+        if collected is None:
+            return compute_epoch_metrics(np.empty((0, 1)), np.empty(0, np.int64))._asdict()
+        _, logits, targets = (column.numpy() for column in collected)
+        return compute_epoch_metrics(logits, targets)._asdict()
 
 
 def softmax(logits: NDArray[Any]) -> NDArray[Any]:
@@ -288,48 +322,3 @@ def _score_classes(confusion: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any],
         return shares
 
     return divide(hits, predicted), divide(hits, support), divide(2 * hits, support + predicted)
-
-
-@dataclass(frozen=True, slots=True)
-class Averages:
-    """Precision, recall and F1 in [0, 1], averaged over classes in one way."""
-
-    precision: float
-    recall: float
-    f1: float
-
-
-@dataclass(frozen=True, slots=True)
-class ClassMetrics:
-    """How well one class is told from the others; precision, recall and F1 in [0, 1].
-
-    `support` counts the images of the class, `predicted` the images that were given it.
-    """
-
-    name: str
-    precision: float
-    recall: float
-    f1: float
-    support: int
-    predicted: int
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """What an evaluation found on one set of images.
-
-    `accuracy`, `top5` and `ece` are shares in [0, 1]; `top5` is None with five classes or fewer.
-    `accuracy_interval` is the 95% Wilson score interval. `confusion[i][j]` counts the images of
-    class i that were predicted as class j. `loss` is the mean cross-entropy in nats.
-    """
-
-    num_images: int
-    loss: float
-    accuracy: float
-    accuracy_interval: tuple[float, float]
-    top5: float | None
-    macro: Averages
-    weighted: Averages
-    ece: float
-    per_class: list[ClassMetrics]
-    confusion: list[list[int]]

@@ -25,8 +25,8 @@ def compute_balanced_weights(labels: Sequence[int], num_classes: int) -> list[fl
     return [len(labels) / (num_classes * count) for count in counts.tolist()]
 
 
-def label(samples: list[Sample], class_names: tuple[str, ...]) -> list[int]:
-    """The label of each sample: the place of its class's name.
+def encode(samples: Sequence[Sample], class_names: tuple[str, ...]) -> list[int]:
+    """Give each sample the number of its class: the position of its name in `class_names`.
 
     Raises:
         DataError: the model does not know a class.

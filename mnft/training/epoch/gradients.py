@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,13 +11,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mnft.data.batches.batch import Batch
 from mnft.data.batches.samplers import EpochSampler
+from mnft.device.machine import Machine
 from mnft.device.memory import free_memory
-from mnft.device.ranks.distributed import Ranks, without_exchange
+from mnft.device.ranks.distributed import without_exchange
 from mnft.device.select import autocast
 from mnft.errors import TrainError
 from mnft.failures import is_out_of_memory
-from mnft.tasks.base import Loss
-from mnft.tasks.classify.targets import count_correct
+from mnft.tasks.base import Loss, Task
 from mnft.training.state import TrainState
 
 _log = logging.getLogger(__name__)
@@ -29,19 +28,17 @@ class LoopOptions:
     """How updates are computed.
 
     Attributes:
-        device: where the model is.
-        dtype: arithmetic of the forward pass.
-        accumulation_steps: parts that each batch is cut into.
+        machine: where the model is.
+        task: what is summed up over an epoch.
+        accumulation_steps: number of parts that each batch is cut into.
         clip_grad: largest norm of the gradient, or None.
-        ranks: the processes that share each batch.
-        freeze_batchnorm: BatchNorm layers keep their statistics.
+        freeze_batchnorm: whether BatchNorm layers keep their statistics.
     """
 
-    device: torch.device
-    dtype: torch.dtype
-    accumulation_steps: int
-    clip_grad: float | None
-    ranks: Ranks
+    machine: Machine
+    task: Task
+    accumulation_steps: int = 1
+    clip_grad: float | None = None
     freeze_batchnorm: bool = False
 
 
@@ -49,7 +46,7 @@ class Gradients:
     """Computes the gradients of one batch after the other, in as many parts as memory asks for.
 
     Attributes:
-        accumulation_steps: parts that a batch is cut into.
+        accumulation_steps: number of parts that a batch is cut into.
     """
 
     def __init__(
@@ -70,7 +67,7 @@ class Gradients:
         # evaluation mode keep theirs, and copying all of them would be 156 launches a step for
         # MobileNetV2. One list a dtype, as torch copies mixed lists one tensor after the other.
         self._buffers: list[tuple[list[Tensor], list[Tensor]]] = []
-        if options.ranks.world_size == 1:
+        if options.machine.ranks.world_size == 1:
             training = (module for module in state.model.modules() if module.training)
             buffers = [b for module in training for b in module.buffers(recurse=False)]
             for dtype in {buffer.dtype for buffer in buffers}:
@@ -81,14 +78,16 @@ class Gradients:
         """Add the gradient of a whole batch to the parameters.
 
         Returns:
-            (2,) float: summed loss and correct answers.
+            The task's training figures summed over the batch, on the device.
+
+        Raises:
+            RuntimeError: parts cannot be small enough for the memory.
         """
         for buffers, saved in self._buffers:
             torch._foreach_copy_(saved, buffers)
         while True:
-            count = _number_of_parts(self._sampler, step, self.accumulation_steps, self._options)
             try:
-                return self._attempt(step, batch, count)
+                return self._attempt(step, batch)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or not self._cut_finer():
                     raise
@@ -98,25 +97,49 @@ class Gradients:
                 torch._foreach_copy_(buffers, saved)
             free_memory()
 
-    def _attempt(self, step: int, batch: Batch, count: int) -> Tensor:
-        scale = self._options.ranks.world_size / self._sampler.batch_size_of(step)
-        counts = []
-        parts = _parts(batch.images, batch.targets, count)
+    def _attempt(self, step: int, batch: Batch) -> Tensor:
+        machine, ranks = self._options.machine, self._options.machine.ranks
+        # Every process cuts its share into the same number of parts, as each waits for the others
+        # in its BatchNorm layers. In the smaller last batch no part is a single image, which
+        # BatchNorm cannot use, unless the parts of all batches are.
+        smallest = self._sampler.batch_size_of(step) // ranks.world_size
+        usual = self._sampler.batch_size_of(0) // ranks.world_size
+        wanted = self.accumulation_steps
+        count = min(wanted, max(1, smallest // 2 if usual >= 2 * wanted else smallest))
+        # DistributedDataParallel averages over processes; `scale` makes that the mean over the
+        # images of the whole batch.
+        scale = ranks.world_size / self._sampler.batch_size_of(step)
+        sums = []
+        parts = zip(
+            batch.images.tensor_split(count), batch.targets.tensor_split(count), strict=True
+        )
         for number, (images, targets) in enumerate(parts, start=1):
+            # Processes exchange gradients only once, with the last part.
             with without_exchange(self._forward, unless=number == count):
-                with autocast(self._options.device, self._options.dtype):
-                    logits = _forward(self._forward, images)
-                loss = self._criterion(logits, targets, images)
-                # DistributedDataParallel averages over processes; `scale` makes it the mean
-                # over the images of the whole batch.
+                with autocast(machine.device, machine.train_dtype):
+                    outputs = self._run(images)
+                loss = self._criterion(outputs, targets, images)
                 scaled = self._state.scaler.scale(loss * scale)
                 scaled.backward()  # type: ignore[no-untyped-call]
-            counts.append(count_correct(loss, logits, targets))
-        return torch.stack(counts).sum(0)
+            sums.append(self._options.task.sum_batch(loss, outputs, targets))
+        return torch.stack(sums).sum(0)
+
+    def _run(self, images: Tensor) -> Tensor:
+        try:
+            outputs: Tensor = self._forward(images)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise TrainError(
+                "BatchNorm cannot learn from a single image at a time",
+                hint="raise train.batch_size, or lower train.accumulation_steps, so that each part "
+                "has two images or more",
+            ) from error
+        return outputs
 
     def _cut_finer(self) -> bool:
-        """Twice as many parts from now on; False where they would be too small."""
-        if self._options.ranks.world_size > 1:
+        """Use twice as many parts from now on; False if they would be too small."""
+        if self._options.machine.ranks.world_size > 1:
             return False
         usual = self._sampler.batch_size_of(0)
         normalized = any(
@@ -133,33 +156,3 @@ class Gradients:
             wanted,
         )
         return True
-
-
-def _number_of_parts(sampler: EpochSampler, step: int, wanted: int, options: LoopOptions) -> int:
-    """Parts that each process cuts its share of a batch into.
-
-    The same in every process, as each waits for the others in its BatchNorm layers. In the
-    smaller last batch no part is a single image, which BatchNorm cannot use, unless the parts of
-    all batches are.
-    """
-    smallest = sampler.batch_size_of(step) // options.ranks.world_size
-    usual = sampler.batch_size_of(0) // options.ranks.world_size
-    return min(wanted, max(1, smallest // 2 if usual >= 2 * wanted else smallest))
-
-
-def _parts(images: Tensor, targets: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(images.tensor_split(count), targets.tensor_split(count), strict=True)
-
-
-def _forward(forward: nn.Module, images: Tensor) -> Tensor:
-    try:
-        logits: Tensor = forward(images)
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise TrainError(
-            "BatchNorm cannot learn from a single image at a time",
-            hint="raise train.batch_size, or lower train.accumulation_steps, so that each part "
-            "has two images or more",
-        ) from error
-    return logits

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from mnft.data.batches.batch import Batch, TrainBatches
+from mnft.device.machine import Machine
 from mnft.device.memory import explaining_memory
 from mnft.device.ranks.distributed import gather, sum_over_ranks
 from mnft.device.select import seed_stream
@@ -20,26 +20,28 @@ from mnft.model.freeze import set_training_mode
 from mnft.seeding import derive_seed
 from mnft.tasks.base import Loss
 from mnft.training.epoch.gradients import Gradients, LoopOptions
-from mnft.training.epoch.snapshots import Pauses
-from mnft.training.epoch.tally import Tally
-from mnft.training.state import TrainState
+from mnft.training.epoch.snapshots import Snapshots
+from mnft.training.state import PartialEpoch, TrainState
 
 DIVERGED_HINT = "try a lower optim.lr, warmup, train.clip_grad: 1.0 or train.precision: fp32"
 _REPORT_INTERVAL_S = 0.25
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class LoopResult:
-    """Mean loss and accuracy over the epoch's images (of all processes), and their number.
+    """What an epoch, or its part so far, has come to.
 
-    `waited` is the part of `seconds` that went by until batches were there, None where they come
-    from the device's memory. `accumulation_steps`
-    are the parts that batches are cut into now: more than before where memory ran out.
+    Attributes:
+        figures: means of the task's training figures over the images of all processes.
+        num_images: number of those images.
+        seconds: duration.
+        waited: part of `seconds` that went by until batches were there; None if they come from
+            the device's memory.
+        accumulation_steps: number of parts that batches are cut into now: more than before if
+            memory ran out.
     """
 
-    loss: float
-    accuracy: float
+    figures: dict[str, float]
     num_images: int
     seconds: float
     waited: float | None = 0.0
@@ -55,7 +57,7 @@ def train_one_epoch(
     *,
     on_step: Callable[[int, int, LoopResult], None],
     seed: int | None = None,
-    pauses: Pauses | None = None,
+    snapshots: Snapshots | None = None,
 ) -> LoopResult:
     """Train one epoch, or the rest of the one that `state.partial` has begun.
 
@@ -65,101 +67,164 @@ def train_one_epoch(
     Args:
         state: model, optimizer and the rest; changed in place.
         forward: the model, or its DistributedDataParallel wrapper.
-        batches: of this process, for this epoch.
+        batches: training batches of this process, for this epoch.
         criterion: summed loss.
         options: how updates are computed.
         on_step: called a few times a second with the steps done, all steps and the result so far.
-        seed: of dropout and the like, in this process; each update has its own stream. None goes
-            on with torch's.
-        pauses: says between two updates whether to save what is done, and whether to stop.
+        seed: seed of dropout and the like, in this process; each update has its own stream. None
+            continues torch's.
+        snapshots: saves what is done between two updates, and stops on a signal.
 
     Raises:
         TrainError: the loss is not finite.
-        Interrupted: a pause was the end.
+        Interrupted: a signal asked for the end, and what was done is saved.
         RuntimeError: parts cannot be small enough for the memory.
     """
-    sampler = batches.sampler
+    sampler, machine = batches.sampler, options.machine
     set_training_mode(state.model, freeze_batchnorm=options.freeze_batchnorm)
     if state.ema is not None:
         state.ema.begin_epoch(state.model)
     gradients = Gradients(state, forward, criterion, options, sampler)
-    tally = Tally(state.partial, options.device, state.schedule.lr)
-    if state.partial is not None:
+    totals = RunningTotals(state.partial, options, state.schedule.lr)
+    if state.partial is not None:  # the rest of an epoch keeps its number of parts
         parts = max(state.partial.accumulation_steps, options.accumulation_steps)
         gradients.accumulation_steps = parts
         state.partial = None
     reported = asked = time.perf_counter()
-    for batch in _until_stopped(batches, pauses, options.device):
-        tally.waited += time.perf_counter() - asked
+    for batch in _until_stopped(batches, snapshots, machine):
+        totals.waited += time.perf_counter() - asked
         if seed is not None:
-            seed_stream(derive_seed(seed, tally.updates), options.device)
-        tally.add(gradients.compute(tally.updates, batch), len(batch.images))
-        _update(state, options)
+            # A stream for each update: a resumed epoch draws what it would have drawn.
+            seed_stream(derive_seed(seed, totals.updates), machine.device)
+        totals.add(gradients.compute(totals.updates, batch), len(batch.images))
+
+        # The update. Nothing here waits for the device: the scaler decides there whether to skip.
+        if options.clip_grad is not None:
+            state.scaler.unscale_(state.optimizer)
+            nn.utils.clip_grad_norm_(state.model.parameters(), options.clip_grad)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.optimizer.zero_grad()
+        state.num_updates += 1
+        state.schedule.after_update(state.num_updates)
+        if state.ema is not None:
+            state.ema.update(state.num_updates)
+
         now = asked = time.perf_counter()
-        if pauses is not None and pauses.is_due():
-            pauses.take(tally.describe(sampler.epoch, gradients.accumulation_steps))
+        if snapshots is not None and snapshots.is_due():
+            snapshots.take(totals.describe(sampler.epoch, gradients.accumulation_steps))
             asked = time.perf_counter()
         if now - reported > _REPORT_INTERVAL_S:
             reported = now
-            so_far = _result(tally.sums, tally.images, tally.seconds)
-            if options.ranks.world_size == 1:  # several stop together, at the epoch's end
-                _check_finite(so_far)
-            on_step(tally.updates, len(batches), so_far)
+            # Reading the sums waits for the device, so only a few times a second.
+            so_far = LoopResult(totals.means(), totals.images, totals.seconds)
+            if machine.ranks.world_size == 1:  # several processes stop together, at the end
+                _check_finite(so_far.figures)
+            on_step(totals.updates, len(batches), so_far)
             asked = time.perf_counter()
     if state.ema is not None:
         state.ema.end_epoch()
-    images = sum(gather(options.ranks, tally.images))
-    result = _result(sum_over_ranks(options.ranks, tally.sums), images, 0.0)
-    _check_finite(result)
-    if pauses is not None:
-        state.partial = tally.describe(sampler.epoch, gradients.accumulation_steps)
-        if tally.updates < len(batches):
-            pauses.take(state.partial)
-    return replace(
-        result,
-        seconds=tally.seconds,  # `_result` has waited for the device
+    images = sum(gather(machine.ranks, totals.images))
+    figures = totals.means(sum_over_ranks(machine.ranks, totals.sums), images)
+    _check_finite(figures)
+    if snapshots is not None:
+        state.partial = totals.describe(sampler.epoch, gradients.accumulation_steps)
+        if totals.updates < len(batches):
+            snapshots.take(state.partial)
+    return LoopResult(
+        figures,
+        images,
+        seconds=totals.seconds,  # after the sums were read, which waits for the device
         # On a device the time of the next batch includes that of updates that it still works on.
-        waited=None if batches.in_device_memory else tally.waited,
+        waited=None if batches.in_device_memory else totals.waited,
         accumulation_steps=gradients.accumulation_steps,
     )
 
 
-def _until_stopped(
-    batches: TrainBatches, pauses: Pauses | None, device: torch.device
-) -> Iterator[Batch]:
-    """The batches; where a signal has ended the processes that load them, those until then.
+class RunningTotals:
+    """What an epoch has come to so far.
 
-    Raises:
-        TrainError: a batch itself does not fit into memory, which no cutting into parts mends.
+    Attributes:
+        sums: the task's training figures summed over images, on the device.
+        images: number of images so far, in this process.
+        updates: number of updates so far.
+        lr: learning rate that the epoch began with.
+        waited: seconds until batches were there.
     """
-    with explaining_memory(device, hint="lower train.batch_size, data.img_size or data.workers"):
-        try:
-            yield from batches
-        except (RuntimeError, DataError):
-            if pauses is None or not pauses.is_stopping:
-                raise
 
+    def __init__(self, begun: PartialEpoch | None, options: LoopOptions, lr: float) -> None:
+        device = options.machine.device
+        self._names = options.task.train_figures
+        self._dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no double
+        *sums, images = begun.totals if begun else (*[0.0] * len(self._names), 0.0)
+        self.sums = torch.tensor(sums, device=device, dtype=self._dtype)
+        self.images = int(images)
+        self.updates = begun.updates if begun else 0
+        self.lr = begun.lr if begun else lr
+        self.waited = begun.waited if begun else 0.0
+        self._started = time.perf_counter() - (begun.seconds if begun else 0.0)
 
-def _update(state: TrainState, options: LoopOptions) -> None:
-    if options.clip_grad is not None:
-        state.scaler.unscale_(state.optimizer)
-        nn.utils.clip_grad_norm_(state.model.parameters(), options.clip_grad)
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
-    state.optimizer.zero_grad()
-    state.num_updates += 1
-    state.schedule.after_update(state.num_updates)
-    if state.ema is not None:
-        state.ema.update(state.num_updates)
+    @property
+    def seconds(self) -> float:
+        """Seconds since the epoch began, without those between a stop and its resumption."""
+        return time.perf_counter() - self._started
 
+    def add(self, sums: Tensor, images: int) -> None:
+        """Count one update, without waiting for the device.
 
-def _check_finite(result: LoopResult) -> None:
-    if not math.isfinite(result.loss):
-        raise TrainError(
-            f"the training loss became {result.loss}, so the weights are lost", hint=DIVERGED_HINT
+        Args:
+            sums: the task's figures summed over the batch, on the device.
+            images: number of images of this process.
+        """
+        self.sums += sums.to(self._dtype)
+        self.images += images
+        self.updates += 1
+
+    def means(self, sums: Tensor | None = None, images: int | None = None) -> dict[str, float]:
+        """Compute the mean figures, which waits for the device.
+
+        Args:
+            sums: the sums of all processes; None takes those of this one.
+            images: their number of images.
+        """
+        sums = self.sums if sums is None else sums
+        count = max(self.images if images is None else images, 1)
+        return {name: total / count for name, total in zip(self._names, sums.tolist(), strict=True)}
+
+    def describe(self, epoch: int, accumulation_steps: int) -> PartialEpoch:
+        """Describe the epoch so far, to be saved."""
+        return PartialEpoch(
+            epoch=epoch,
+            updates=self.updates,
+            lr=self.lr,
+            totals=(*self.sums.tolist(), float(self.images)),
+            seconds=self.seconds,
+            waited=self.waited,
+            accumulation_steps=accumulation_steps,
         )
 
 
-def _result(sums: Tensor, images: int, seconds: float) -> LoopResult:
-    loss, correct = sums.tolist()
-    return LoopResult(loss / max(images, 1), correct / max(images, 1), images, seconds)
+def _until_stopped(
+    batches: TrainBatches, snapshots: Snapshots | None, machine: Machine
+) -> Iterator[Batch]:
+    """Give the batches; if a signal has ended the processes that load them, those until then.
+
+    Raises:
+        TrainError: a batch itself does not fit into memory, so cutting it into parts cannot help.
+    """
+    with explaining_memory(
+        machine.device, hint="lower train.batch_size, data.img_size or data.workers"
+    ):
+        try:
+            yield from batches
+        except (RuntimeError, DataError):
+            if snapshots is None or not snapshots.is_stopping:
+                raise
+
+
+def _check_finite(figures: dict[str, float]) -> None:
+    loss = next(iter(figures.values()))
+    if not math.isfinite(loss):
+        raise TrainError(
+            f"the training loss became {loss}, so the weights are lost", hint=DIVERGED_HINT
+        )

@@ -9,7 +9,7 @@ from mnft import signals as stopping
 from mnft.training.state import PartialEpoch, TrainState
 
 
-class Pauses:
+class Snapshots:
     """Saves what an epoch has done so far, from time to time and before the process stops.
 
     Args:

@@ -90,8 +90,8 @@ def bench(
     train = training.train
     count = min(batches, len(train))
     fixed = next(iter(train))
-    device = training.options.loop.device
-    threads = training.options.threads.choose(training.options.loop.dtype)
+    device = training.machine.device
+    threads = training.options.threads.choose(training.machine.train_dtype)
     _train(training, _Part([fixed] * min(_WARMUP, count), train.sampler))
     found: dict[str, list[float]] = {
         name: [] for name in ("loading", "fixed_batch", "computing", "training", "evaluating")
@@ -168,7 +168,7 @@ def _train(training: Training, batches: TrainBatches) -> tuple[float, float]:
         training.options.loop,
         on_step=lambda *_: None,
     )
-    _synchronize(training.options.loop.device)
+    _synchronize(training.machine.device)
     return result.num_images / result.seconds, (result.waited or 0.0) / result.seconds
 
 
@@ -177,13 +177,13 @@ def _build_fixed_step(training: Training, batch: Batch) -> Callable[[], None]:
     model, loop = training.state.model, training.options.loop
     set_training_mode(model, freeze_batchnorm=loop.freeze_batchnorm)
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    fused = loop.device.type in {"cpu", "cuda"}
+    fused = loop.machine.device.type in {"cpu", "cuda"}
     optimizer = torch.optim.AdamW(learning, lr=1e-6, fused=fused)
 
     def step() -> None:
-        with autocast(loop.device, loop.dtype):
-            logits = model(batch.images)
-        loss = training.criterion(logits, batch.targets, batch.images) / len(batch.images)
+        with autocast(loop.machine.device, loop.machine.train_dtype):
+            outputs = model(batch.images)
+        loss = training.criterion(outputs, batch.targets, batch.images) / len(batch.images)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
@@ -192,14 +192,12 @@ def _build_fixed_step(training: Training, batch: Batch) -> Callable[[], None]:
 
 
 def _evaluate(training: Training) -> float:
-    options = training.options
     started = time.perf_counter()
     outputs = compute_outputs(
         training.state.evaluated_model,
         training.val,
-        num_classes=options.num_classes,
-        device=options.loop.device,
-        dtype=options.eval_dtype,
+        training.machine,
+        num_outputs=len(training.task.labels),
     )
     return len(outputs.positions) / (time.perf_counter() - started)
 

@@ -193,8 +193,8 @@ class _Recorder:
         self._sums: list[Tensor] = []
         self._images = 0
 
-    def __call__(self, logits: Tensor, targets: Tensor, images: Tensor) -> Tensor:
-        loss = self._criterion(logits, targets, images)
+    def __call__(self, outputs: Tensor, targets: Tensor, images: Tensor) -> Tensor:
+        loss = self._criterion(outputs, targets, images)
         self._sums.append(loss.detach())
         self._images += len(images)
         return loss
@@ -273,10 +273,10 @@ def _train(training: Training, ramp: _Ramp, recorder: _Recorder, seed: int) -> N
     state = replace(training.state, schedule=ramp, ema=None)
     hint = "lower train.batch_size or data.img_size, or choose a smaller model"
     try:
-        with explaining_memory(loop.device, hint=hint):
+        with explaining_memory(loop.machine.device, hint=hint):
             for epoch in itertools.count(1):
                 sampler.set_epoch(epoch)
-                seed_everything(derive_seed(seed, epoch, loop.ranks.rank))
+                seed_everything(derive_seed(seed, epoch, loop.machine.ranks.rank))
                 result = train_one_epoch(
                     state, training.forward, training.train, recorder, loop, on_step=lambda *_: None
                 )

@@ -20,19 +20,19 @@ from mnft.data.store.cache import choose_cache_folder, measure_free, measure_roo
 from mnft.data.store.geometry import EvalGeometry, choose_train_geometry
 from mnft.data.store.store import Store, StoreUnavailable
 from mnft.device.cpu.activations import save_memory_of_relu6
-from mnft.device.ranks.distributed import Ranks
+from mnft.device.machine import Machine
 from mnft.device.select import resolve_device, resolve_precision
 from mnft.errors import ConfigError
 from mnft.host import _read_available, _read_limit
-from mnft.model.factory import build_model
 from mnft.model.freeze import freeze, set_training_mode
 from mnft.model.linear_head import find_linear_head
 from mnft.preprocessing import Preprocessing
+from mnft.tasks import open_task
 from mnft.text import count
+from mnft.training.batch_size import choose_parts, count_kept_bytes
 from mnft.training.inference import choose_eval_batch_size
 from mnft.training.inputs import choose_loader_options
 from mnft.training.optim import build_optimizer
-from mnft.training.parts import choose_parts, count_kept_bytes
 
 _SHARED = Path("/dev/shm")
 # States that are on the disk while one is saved: the new one and three before it.
@@ -76,7 +76,7 @@ class Plan:
     preprocessing: Preprocessing
 
 
-def build_plan(config: Config, num_classes: int) -> Plan:
+def build_plan(config: Config, num_outputs: int) -> Plan:
     """Build the model without its weights.
 
     Raises:
@@ -84,12 +84,9 @@ def build_plan(config: Config, num_classes: int) -> Plan:
     """
     if config.model.name.startswith("hf-hub:"):
         raise ConfigError("a model of the hub, which is not asked", key="model.name")
-    built = build_model(
-        config.model.model_copy(update={"pretrained": False}),
-        num_classes=num_classes,
-        img_size=config.data.img_size,
-        overrides=config.data.model_dump(include={"mean", "std", "interpolation", "crop_pct"}),
-    )
+    values = config.model.model_copy(update={"pretrained": False})
+    task = open_task(tuple(map(str, range(num_outputs))))
+    built = task.build_model(config.model_copy(update={"model": values}))
     freeze(built.model, config.model.freeze)
     return Plan(built.model, built.preprocessing)
 
@@ -171,7 +168,7 @@ def _estimate_folder(config: Config, plan: Plan) -> Need:
 def _estimate_shared(config: Config, plan: Plan, device: torch.device) -> list[Need]:
     if not _SHARED.is_dir():
         return []
-    options = choose_loader_options(config, plan.preprocessing, device, Ranks())
+    options = choose_loader_options(config, plan.preprocessing, Machine(device))
     assert isinstance(config.train.batch_size, int)
     eval_batch = choose_eval_batch_size(config.eval, plan.preprocessing)
     batch = max(config.train.batch_size, eval_batch)

@@ -17,7 +17,7 @@ from sklearn.metrics import (
 
 from mnft.errors import DataError, ModelError
 from mnft.tasks.classify import metrics
-from mnft.tasks.classify.metrics import Evaluation
+from mnft.tasks.classify.evaluation import Evaluation
 
 
 def names(num_classes):

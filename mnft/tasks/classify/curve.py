@@ -1,13 +1,11 @@
-"""The curve of a training as a PNG in its run folder: loss and metric over the epochs."""
+"""The curve of a training as a PNG: loss and metric over the epochs."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from mnft.results import EpochResult
-from mnft.runs.folder import RunFolder
 
 _SIZE = (10.0, 4.0)  # inches
 _DPI = 110
@@ -17,25 +15,6 @@ _TRAIN = {"color": "#d55e00", "linestyle": "--", "marker": "s", "markerfacecolor
 _OTHER = {"color": "#000000", "linestyle": ":", "marker": "^"}
 _METRICS = {"accuracy": "accuracy", "macro_f1": "macro F1", "loss": "loss"}
 _MAX_MARKED = 40  # epochs; beyond that markers hide the line
-_LOGGER = logging.getLogger(__name__)
-
-
-def draw_training(run: RunFolder, results: Sequence[EpochResult], monitor: str) -> None:
-    """Draw the curve of a run that has ended; a picture is no reason to fail what was trained.
-
-    Nothing is drawn of less than two results, which make no curve.
-
-    Args:
-        run: its folder gets training_curve.png.
-        results: of the head stage, if there was one, and of the epochs.
-        monitor: what chose the best epoch: "accuracy", "macro_f1" or "loss".
-    """
-    if len(results) < 2:
-        return
-    try:
-        plot_training(results, run.curve, monitor=monitor)
-    except (ImportError, OSError, MemoryError, RuntimeError, ValueError) as error:
-        _LOGGER.warning("%s was not drawn: %s", run.curve, error)
 
 
 def plot_training(results: Sequence[EpochResult], path: Path, *, monitor: str) -> None:
@@ -62,11 +41,15 @@ def plot_training(results: Sequence[EpochResult], path: Path, *, monitor: str) -
     losses, shares = figure.subplots(1, 2)
     size = 4 if len(epochs) <= _MAX_MARKED else 0
     for axes, train, val in (
-        (losses, [r.train_loss for r in results], [r.val_loss for r in results]),
+        (
+            losses,
+            [r.figures["train_loss"] for r in results],
+            [r.figures["val_loss"] for r in results],
+        ),
         (
             shares,
-            [100 * r.train_accuracy for r in results],
-            [100 * r.val_accuracy for r in results],
+            [100 * r.figures["train_accuracy"] for r in results],
+            [100 * r.figures["val_accuracy"] for r in results],
         ),
     ):
         # The head is fitted to images as they are: another loss than that of the epochs, so no line
@@ -83,7 +66,7 @@ def plot_training(results: Sequence[EpochResult], path: Path, *, monitor: str) -
         )
         axes.plot(epochs, val, label="validation", linewidth=1.8, markersize=size, **_VAL)
     if monitor == "macro_f1":
-        values = [100 * r.val_macro_f1 for r in results]
+        values = [100 * r.figures["val_macro_f1"] for r in results]
         label = "validation, macro F1"
         shares.plot(epochs, values, label=label, linewidth=1.3, markersize=size, **_OTHER)
     for axes in (losses, shares):
@@ -101,7 +84,8 @@ def plot_training(results: Sequence[EpochResult], path: Path, *, monitor: str) -
     for result in best:
         where = "the head stage" if result.stage == "head" else f"epoch {result.epoch}"
         shares.set_title(
-            f"best by {_METRICS[monitor]}: {where} (validation accuracy {result.val_accuracy:.2%})",
+            f"best by {_METRICS[monitor]}: {where} (validation accuracy "
+            f"{result.figures['val_accuracy']:.2%})",
             loc="left",
             fontsize=9.5,
         )

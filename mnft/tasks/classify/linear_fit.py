@@ -1,22 +1,17 @@
-"""Fit a classifier to features of a frozen backbone, which are computed once."""
+"""Fit a linear classifier to features of a frozen backbone."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from mnft.data.batches.batch import Batch
-from mnft.device.ranks.distributed import Ranks
-from mnft.device.select import autocast
-from mnft.model.freeze import evaluating
-from mnft.model.linear_head import _forward_features, find_linear_head
-from mnft.tasks.classify.metrics import EpochMetrics, compute_epoch_metrics
-from mnft.training.inference import InParts, Rows
+from mnft.tasks.base import Features
+from mnft.tasks.classify.metrics import compute_epoch_metrics
+from mnft.tasks.classify.targets import compute_balanced_weights
 
 # Weight decays that are tried, all at once, on features of unit variance: from nearly none to
 # where the classifier underfits. Few images want more of it.
@@ -27,68 +22,27 @@ _LR = 1e-2
 
 
 @dataclass(frozen=True, slots=True)
-class Features:
-    """What a frozen backbone makes of images.
-
-    Attributes:
-        values: (N, D) float32, the input of the classifier.
-        targets: (N,) int64.
-    """
-
-    values: Tensor
-    targets: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class HeadFit:
+class LinearFit:
     """A fitted classifier.
 
     Attributes:
-        weight: (K, D).
-        bias: (K,).
+        weight: (K, D) float.
+        bias: (K,) float.
         weight_decay: the one of WEIGHT_DECAYS that was chosen on the val split.
-        train: loss and accuracy on the training features.
-        val: on the validation features.
+        train: figures on the training features.
+        val: figures on the validation features.
     """
 
     weight: Tensor
     bias: Tensor
     weight_decay: float
-    train: EpochMetrics
-    val: EpochMetrics
+    train: dict[str, float]
+    val: dict[str, float]
 
-
-def compute_features(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    ranks: Ranks,
-    on_images: Callable[[int], None] | None = None,
-) -> Features:
-    """Run the backbone, in evaluation mode, over batches that hold every image once.
-
-    Args:
-        model: one for which `has_linear_head` holds; is given back in the mode it came in.
-        batches: of this process; the features of all are brought together, in order.
-        device: where the model is.
-        dtype: arithmetic.
-        ranks: the processes that share the images.
-        on_images: called with the number of images of each batch done.
-
-    """
-    rows = Rows(ranks)
-    fitting = InParts(lambda images: _forward_features(model, images).float())
-    with torch.inference_mode(), autocast(device, dtype), evaluating(model):
-        for batch in batches:
-            rows.add(batch.positions, fitting(batch.images), batch.targets)
-            if on_images:
-                on_images(len(batch.positions))
-        found = rows.collect()
-    assert found is not None
-    _, values, targets = found
-    return Features(values.clone(), targets.clone())  # for autograd, which takes no others
+    @property
+    def description(self) -> str:
+        """How it was fitted, for the log."""
+        return f"weight decay {self.weight_decay:g}, chosen on the val split"
 
 
 def fit_head(
@@ -96,10 +50,10 @@ def fit_head(
     val: Features,
     *,
     num_classes: int,
-    class_weights: Tensor | None,
+    balanced: bool,
     seed: int,
     device: torch.device,
-) -> HeadFit:
+) -> LinearFit:
     """Multinomial logistic regression by Adam, for several weight decays side by side.
 
     The largest weight decay is taken whose loss on the val split is within one standard error of
@@ -111,11 +65,15 @@ def fit_head(
         train: features to fit to.
         val: features to choose the weight decay on.
         num_classes: K.
-        class_weights: (K,) weights of the loss, or None.
-        seed: of the order.
+        balanced: whether each class weighs as much as any other, however many images it has.
+        seed: seed of the order.
         device: where to compute.
     """
     values, targets = train.values.to(device), train.targets.to(device)
+    class_weights = None
+    if balanced:
+        per_class = compute_balanced_weights(train.targets.tolist(), num_classes)
+        class_weights = torch.tensor(per_class, device=device)
     # Constant features, as of dead channels, stay as they are.
     mean, std = values.mean(0), values.std(0, correction=0)
     std = torch.where(std > 1e-6, std, torch.ones_like(std))
@@ -123,7 +81,7 @@ def fit_head(
         (values - mean) / std,
         targets,
         num_classes,
-        None if class_weights is None else class_weights.to(device),
+        class_weights,
         torch.Generator().manual_seed(seed),
     )
     # The standardisation of the features goes into the weights.
@@ -131,23 +89,13 @@ def fit_head(
     biases = biases - torch.einsum("d,mdk->mk", mean, weights)
     best = _choose(val, weights, biases)
     weight, bias = weights[best].cpu(), biases[best].cpu()
-    return HeadFit(
+    return LinearFit(
         weight=weight.T.contiguous(),
         bias=bias,
         weight_decay=WEIGHT_DECAYS[best],
         train=_judge(train, weight, bias),
         val=_judge(val, weight, bias),
     )
-
-
-def set_head(model: nn.Module, fitted: HeadFit) -> None:
-    """Give a model the fitted classifier."""
-    head = find_linear_head(model)
-    assert head is not None
-    with torch.no_grad():
-        head.weight.copy_(fitted.weight)
-        if head.bias is not None:
-            head.bias.copy_(fitted.bias)
 
 
 def _optimize(
@@ -195,6 +143,6 @@ def _choose(val: Features, weights: Tensor, biases: Tensor) -> int:
     return int(torch.nonzero(means <= means[best] + error).max())
 
 
-def _judge(features: Features, weight: Tensor, bias: Tensor) -> EpochMetrics:
+def _judge(features: Features, weight: Tensor, bias: Tensor) -> dict[str, float]:
     logits = features.values @ weight + bias
-    return compute_epoch_metrics(logits.numpy(), features.targets.numpy())
+    return compute_epoch_metrics(logits.numpy(), features.targets.numpy())._asdict()

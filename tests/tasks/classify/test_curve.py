@@ -12,7 +12,7 @@ from PIL import Image
 
 from mnft.results import EpochResult
 from mnft.runs.folder import RunFolder
-from mnft.runs.training_plot import draw_training, plot_training
+from mnft.tasks.classify.curve import draw_training, plot_training
 
 
 def result(epoch: int, *, best: bool = False, stage: str = "finetune") -> EpochResult:
