@@ -18,7 +18,11 @@ T = TypeVar("T")
 
 
 def scan_files(
-    root: Path, paths: Iterable[str], on_progress: Progress, known: Container[str] = ()
+    root: Path,
+    paths: Iterable[str],
+    on_progress: Progress = lambda _done, _total: None,
+    *,
+    known: Container[str] = (),
 ) -> dict[str, Inspection]:
     """Inspect files; Pillow and hashlib release the interpreter lock while they work.
 

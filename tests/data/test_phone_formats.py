@@ -225,7 +225,7 @@ def unloadable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_library_that_does_not_load_matters_to_heic_only() -> None:
     """As under a limit of memory: every other image is read as before."""
     assert decode_bytes(encode(quarters(), "PNG")).size == (96, 64)
-    assert find_missing_support(["a.png"]) == []
+    assert list_missing_support(["a.png"]) == []
     assert refusal(HEIC) == (
         "HEIC, but pillow-heif cannot be loaded: "
         "libheif.so.1: failed to map segment from shared object"

@@ -53,9 +53,9 @@ class TrainGeometry:
     JPEGs several times larger are decoded with scaled DCT, which keeps at least that size.
 
     Attributes:
-        short_side: in pixels.
+        short_side: length of the shorter side in pixels.
         channels: 3 for RGB, 1 for grey.
-        interpolation: "bilinear", "bicubic" or "nearest", of the reduction.
+        interpolation: how images are reduced: "bilinear", "bicubic" or "nearest".
     """
 
     short_side: int
@@ -93,10 +93,10 @@ class TrainGeometry:
 def choose_train_geometry(
     preprocessing: Preprocessing, scale: tuple[float, float]
 ) -> TrainGeometry:
-    """Room for random crops of the shares `scale` of the area.
+    """Keep enough pixels for random crops whose fractions of the area are in `scale`.
 
-    The side is such that a crop of the middle share has the size of the input: smaller crops are
-    enlarged a little, as they are of every photograph of that size, larger ones reduced.
+    The side is such that a crop of the middle fraction has the size of the input: smaller crops
+    are enlarged a little, larger ones reduced.
     """
     channels, height, width = preprocessing.input_size
     middle = (scale[0] + scale[1]) / 2
