@@ -46,20 +46,27 @@ def count_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _peak_of_process() -> float:
-    """Bytes."""
+def read_peak_memory() -> int | None:
+    """The most bytes of RAM that this process has held; None where Linux does not tell."""
+    # VmHWM, not ru_maxrss, which begins with what the process that started this one had.
     status = Path("/proc/self/status")
     if status.is_file():
-        # Unlike ru_maxrss, which begins with what the process that started this one had.
         for line in status.read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith("VmHWM:"):
-                return float(line.split()[1]) * 1024
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def _peak_of_process() -> float:
+    """Bytes."""
+    if (peak := read_peak_memory()) is not None:
+        return float(peak)
     try:
         import resource
     except ImportError:  # Windows
         return 0.0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return float(peak if sys.platform == "darwin" else peak * 1024)
+    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(highest if sys.platform == "darwin" else highest * 1024)
 
 
 def _read_available() -> Iterator[int]:

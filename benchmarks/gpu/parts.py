@@ -69,7 +69,7 @@ PHASES = [
     ("mnft.training.stages", "fit_head", "fit the head"),
     ("mnft.training.fit", "train_one_epoch", "epochs of training"),
     ("mnft.training.fit", "_evaluate", "evaluations"),
-    ("mnft.runs.writer", "RunKeeper.keep", "saving"),
+    ("mnft.runs.writer", "RunWriter.save_epoch", "saving"),
 ]
 # What lets cuDNN try its algorithms.
 TUNE = ("mnft.training.build", "tune")

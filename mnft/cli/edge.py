@@ -7,28 +7,17 @@ from typing import Annotated
 
 import typer
 
-from mnft.cli.data import Json, Overrides
-from mnft.cli.exits import guarded
+from mnft.cli.exits import handle_errors
+from mnft.cli.options import Data, Json, Output, Overrides, RunArgument, Split, Trained
 from mnft.cli.starting import check_split, starting
-from mnft.cli.usage import RunArgument, SettingsCommand, choose_model
+from mnft.cli.usage import SettingsCommand, choose_model
 from mnft.exports.formats import FORMATS, find_format
 
 edge_app = typer.Typer()
 
-Trained = Annotated[
-    Path | None, typer.Option("--ckpt", help="A run (its best model is taken) or a model folder.")
-]
-Data = Annotated[
-    Path | None, typer.Option("--data", help="Images to compare on, instead of the run's.")
-]
-Split = Annotated[str | None, typer.Option("--split", help="train, val or test; default val.")]
-Output = Annotated[
-    Path | None, typer.Option("--output", "-o", help="Folder to write; default below the run.")
-]
-
 
 @edge_app.command(cls=SettingsCommand)
-@guarded
+@handle_errors
 def export(
     model: RunArgument = None,
     checkpoint: Trained = None,
@@ -68,7 +57,7 @@ def export(
 
 
 @edge_app.command(cls=SettingsCommand)
-@guarded
+@handle_errors
 def quantize(
     model: RunArgument = None,
     checkpoint: Trained = None,
@@ -99,7 +88,7 @@ def quantize(
 
 
 @edge_app.command(cls=SettingsCommand)
-@guarded
+@handle_errors
 def prune(
     model: RunArgument = None,
     checkpoint: Trained = None,
@@ -109,7 +98,7 @@ def prune(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Take channels out of a trained model until a share of its MACs is left, and fine-tune it.
+    """Take channels out of a trained model until a fraction of its MACs is left, and fine-tune it.
 
     The result is a run of its own, with the same split: evaluate, export, quantize, train or
     prune it again. pruning.csv has accuracy against MACs. Prints the folder of the best model.
@@ -125,7 +114,7 @@ def prune(
 
 
 @edge_app.command()
-@guarded
+@handle_errors
 def compare(
     models: Annotated[
         list[Path],

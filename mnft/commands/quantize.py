@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mnft import console, files
-from mnft.compare.latency import Variant, compute_ratio, measure
+from mnft.compare.latency import Plan, compute_ratio, measure
+from mnft.compare.variants import Variant
 from mnft.compress.quantize.attempts import PREFERRED, Method, choose_method
 from mnft.compress.quantize.calibration import choose_images
 from mnft.compress.quantize.search import QuantizeJob, quantize
@@ -73,7 +74,8 @@ def run(request: Request, overrides: Sequence[str], *, as_json: bool) -> None:
 
 
 def _measure(float_folder: Path, int8_folder: Path) -> dict[str, Any]:
-    fp32, int8 = measure([Variant("fp32", float_folder), Variant("int8", int8_folder)], threads=1)
+    variants = [Variant("fp32", float_folder), Variant("int8", int8_folder)]
+    fp32, int8 = measure(variants, Plan(threads=1, batch_size=1))
     return {
         "batch_size": 1,
         "threads": fp32.threads,

@@ -293,9 +293,8 @@ def is_export(folder: Path) -> bool:
     if name is None:
         return False
     weights = _weights_beside(folder / name)
-    known = {RECORD, LABELS, PARITY, QUANTIZATION, name} | ({weights.name} if weights else set())
-    # What a file manager leaves (.DS_Store) goes with it.
-    return {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")} <= known
+    known = {LABELS, PARITY, QUANTIZATION, name} | ({weights.name} if weights else set())
+    return files.holds_only(folder, known, RECORD)
 
 
 def compute_sha256(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mnft import files
 from mnft.errors import ConfigError, ExportError, foreign
 from mnft.exports.artifact import Artifact, is_export, set_facts
 from mnft.exports.formats import Format, check_installed
@@ -80,10 +81,4 @@ def check_target(target: Path) -> None:
         parent = next(folder for folder in target.absolute().parents if folder.exists())
         if not parent.is_dir():
             raise ConfigError(f"--output: {parent} is a file, expected a folder")
-        return
-    if target.is_dir() and (not any(target.iterdir()) or is_export(target)):
-        return
-    raise ConfigError(
-        f"{target} exists and is not an earlier export, which alone may be replaced",
-        hint="name a new folder: --output DIR",
-    )
+    files.check_replaceable(target, "export", is_export)

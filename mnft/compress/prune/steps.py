@@ -23,7 +23,7 @@ from mnft.model.profile import compute_macs
 from mnft.reporter import Reporter
 from mnft.runs.folder import RunFolder, log_event
 from mnft.runs.tensorboard import open_writer
-from mnft.runs.writer import RunKeeper, draw_curve
+from mnft.runs.writer import RunWriter, draw_curve
 from mnft.training import stages
 from mnft.training.build import build_training
 from mnft.training.fit import evaluate
@@ -104,7 +104,7 @@ def prune_in_steps(job: PruneJob, reporter: Reporter) -> list[PruneRow]:
     rows: list[PruneRow] = []
 
     def add_row(name: str, step: int, bundle: Bundle, folder: str = "") -> None:
-        row = _evaluate(name, step, bundle, folder, job, full_macs)
+        row = _build_row(name, step, bundle, folder, job, full_macs)
         rows.append(row)
         reporter.note(
             f"{row.label:<13} {row.macs_share:.1%} of the MACs, {row.parameters / 1e6:.2f} M "
@@ -168,13 +168,13 @@ def _prune_once(bundle: Bundle, job: PruneJob, max_macs: int, step: int) -> Bund
     return saved
 
 
-def _evaluate(
+def _build_row(
     name: str, step: int, bundle: Bundle, folder: str, job: PruneJob, full_macs: int
 ) -> PruneRow:
     """The costs of a model, and its accuracy on the val images."""
-    options = job.base.options
     macs = compute_macs(bundle.model, bundle.preprocessing.input_size)
-    figures = evaluate(bundle.model.to(job.base.machine.device), job.base.val, options.loop)
+    model = bundle.model.to(job.base.machine.device)
+    figures = evaluate(model, job.base.val, job.base.options.loop)
     return PruneRow(
         name=name,
         step=step,
@@ -192,12 +192,8 @@ def _evaluate(
 def _fine_tune(job: PruneJob, run: RunFolder, reporter: Reporter) -> None:
     """Train the pruned model as any other, with all files of a run."""
     config = _starting_from(job.config, job.folder / START)
-    training = build_training(
-        config,
-        job.manifest,
-        Machine(job.base.machine.device),
-        reporter=reporter,
-    )
+    machine = Machine(job.base.machine.device)
+    training = build_training(config, job.manifest, machine, reporter=reporter)
     run.path.mkdir(exist_ok=True)
     # The folder gets another name when it is complete; config and log must name that one.
     saved = _starting_from(training.config, job.home / START)
@@ -207,10 +203,10 @@ def _fine_tune(job: PruneJob, run: RunFolder, reporter: Reporter) -> None:
     log_event(run, "start", {**training.facts, "weights": weights, "config": saved.model_dump()})
     facts = {**_facts(job), "monitor": training.config.eval.monitor}
     writer = open_writer(run.path, training.config.run)
-    keeper = RunKeeper(run, training.card, facts, writer)
+    checkpointer = RunWriter(run, training.card, facts, writer)
     try:
-        with keeper:
-            result = stages.train(training, keeper=keeper, reporter=reporter)
+        with checkpointer:
+            result = stages.train(training, checkpointer=checkpointer, reporter=reporter)
     finally:
         if writer is not None:
             writer.close()

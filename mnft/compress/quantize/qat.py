@@ -166,6 +166,9 @@ def fine_tune(
     )
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     state = TrainState(model=model, optimizer=optimizer, schedule=schedule, scaler=scaler)
+    # The run may train in bf16, which would hide the rounding to int8.
+    machine = replace(options.loop.machine, train_dtype=torch.float32)
+    loop = replace(options.loop, machine=machine)
     for epoch in range(1, config.train.epochs + 1):
         if epoch > 1:
             # Ranges that move with every batch keep the weights from settling.
@@ -178,12 +181,13 @@ def fine_tune(
             model,
             training.train,
             training.criterion,
-            replace(options.loop, machine=replace(training.machine, train_dtype=torch.float32)),
+            loop,
             on_step=lambda _step, _steps, _so_far: None,
         )
+        loss, accuracy = result.figures.values()
         reporter.note(
-            f"         epoch {epoch}/{config.train.epochs}  loss {result.figures['loss']:.4f}  acc "
-            f"{result.figures['accuracy']:.2%}  {result.seconds:.1f} s"
+            f"         epoch {epoch}/{config.train.epochs}  loss {loss:.4f}  acc "
+            f"{accuracy:.2%}  {result.seconds:.1f} s"
         )
     with foreign(_CANNOT, ExportError, hint=_HINT), quiet():
         onnx.write(convert_pt2e(prepared), example, artifact, path, opset=_OPSET)

@@ -70,7 +70,7 @@ def fetch(
         dataset: one of `names()`, or a data set that is not in the table.
         destination: a folder that does not exist, or is empty; it appears whole or not at all.
         source: an archive, or a folder that holds the archives, instead of the network.
-        reporter: shows what is done.
+        reporter: told what is fetched, and shows the progress.
 
     Returns:
         The destination.
@@ -81,6 +81,8 @@ def fetch(
             missing images, or a disk that cannot be written.
     """
     spec = _get_spec(dataset) if isinstance(dataset, str) else dataset
+    what = f"{spec.num_images:,} images, {spec.num_classes} classes"
+    reporter.note(f"fetch    {spec.title}: {what}")
     if source is not None and not spec.files:
         raise ConfigError(
             f"{spec.name}: comes with an installed package, so there is nothing to give --from",
