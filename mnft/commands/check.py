@@ -153,8 +153,8 @@ def _hint(report: CheckReport) -> str:
         cures = list_cures(f.message for f in report.findings if f.kind == "unreadable")
         cure = "".join(f"{command}; else " for command in cures)
         leave = f"leave files out: --fix FILE writes a list for data.exclude{skip}"
-        return f"{cure}mend them, or {leave}"
-    return "mend them"
+        return f"{cure}fix them, or {leave}"
+    return "fix them"
 
 
 def _show_json(result: _Result, fix: Path | None, added: int | None) -> None:

@@ -136,7 +136,7 @@ def _prepare(
             + "\n".join(f"  {path}: {problem}" for path, problem in list(bad.items())[:_LISTED_BAD])
             + (f"\n  and {len(bad) - _LISTED_BAD} more" if len(bad) > _LISTED_BAD else ""),
             hint="".join(f"{cure}; else " for cure in list_cures(bad.values()))
-            + "mend or remove them (`mnft data check --json` lists them all), or leave them out "
+            + "fix or remove them (`mnft data check --json` lists them all), or leave them out "
             "with data.on_bad_image: skip",
         )
     return split_folder(config, scan, inspections)

@@ -33,8 +33,8 @@ def compute_split_counts(
         has: splits that hold images of the class already.
     """
     counts = {
-        name: max(int(name not in has), round(share * num_images))
-        for name, share in fractions.items()
+        name: max(int(name not in has), round(fraction * num_images))
+        for name, fraction in fractions.items()
     }
     return counts if sum(counts.values()) + ("train" not in has) <= num_images else None
 

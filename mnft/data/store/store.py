@@ -86,7 +86,7 @@ class StoredImages:
         if self._file.size() < len(self._map):
             raise DataError(
                 f"{self.path}: the stored images were cut off while they were in use",
-                hint="go on with `mnft train --resume RUN`, which decodes what is missing",
+                hint="`mnft train --resume RUN` continues, and decodes what is missing",
             )
         mapped: Pixels = self._map
         return mapped
