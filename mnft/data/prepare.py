@@ -49,7 +49,7 @@ def prepare_manifest(
 
     Args:
         config: the `data` section.
-        on_progress: called with the files done and all files.
+        on_progress: a function that is called with the files done and all files.
         check_later: decode only the images of the test split; the caller, who decodes the others
             for the store, must prepare again without this if some do not decode.
 

@@ -29,7 +29,7 @@ def scan_files(
     Args:
         root: the folder.
         paths: files relative to it.
-        on_progress: called with the number of files done and of all files.
+        on_progress: a function that is called with the numbers of files done and of all files.
         known: SHA-256 of contents that are known to decode.
 
     Returns:
@@ -46,7 +46,7 @@ def map_files(
     Args:
         paths: the arguments of the calls.
         function: a function that releases the interpreter lock; others gain nothing from threads.
-        on_progress: called with the number of files done and of all files.
+        on_progress: a function that is called with the numbers of files done and of all files.
 
     Returns:
         The results by path.

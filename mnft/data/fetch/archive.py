@@ -62,9 +62,9 @@ def download(
 
     Args:
         remote: the file; http or https only.
-        folder: made if missing.
+        folder: the folder for the file; it is made if missing.
         hint: what to do when the file cannot be had from the network.
-        reporter: shows the bytes done.
+        reporter: receives the bytes done.
         timeout_s: how long the server may be silent.
 
     Raises:
@@ -137,11 +137,11 @@ def extract(
 
     Args:
         archive: the file.
-        folder: made if missing; on any failure it is removed with all that it holds.
+        folder: a folder that is made if missing; on any failure it is removed with its content.
         max_members: the limit of files and folders.
         max_bytes: the limit of unpacked bytes; from 64 MiB on, 100 times the size of the archive
             is a limit too.
-        reporter: shows the bytes of the archive that were read.
+        reporter: receives the bytes of the archive that were read.
 
     Raises:
         DataError: not a tar archive, damaged, too large, or with a member that is a device or

@@ -70,7 +70,7 @@ def fetch(
         dataset: one of `names()`, or a data set that is not in the table.
         destination: a folder that does not exist, or is empty; it appears whole or not at all.
         source: an archive, or a folder that holds the archives, instead of the network.
-        reporter: told what is fetched, and shows the progress.
+        reporter: receives what is fetched, and the progress.
 
     Returns:
         The destination.

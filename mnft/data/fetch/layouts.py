@@ -21,7 +21,7 @@ class ImageFolderWriter:
     Args:
         root: the new image folder.
         total: how many images are expected.
-        on_progress: called with the images done and `total`.
+        on_progress: a function that is called with the images done and `total`.
 
     Attributes:
         root: the new image folder.
