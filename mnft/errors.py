@@ -113,7 +113,10 @@ def foreign(what: str, kind: type[MnftError], *, hint: str | None = None) -> Ite
 
     try:
         yield
-    except Exception as error:  # noqa: BLE001 - the one border to foreign code
+    except Exception as error:
         if explain(error) is not None:
             raise
-        raise kind(f"{what}: {first_line(error)}", hint=hint) from error
+        reason = first_line(error)
+        if isinstance(error, ImportError):  # installed, but damaged or of another version
+            reason = f"a package does not work here: {reason}"
+        raise kind(f"{what}: {reason}", hint=hint) from error

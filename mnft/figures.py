@@ -118,16 +118,16 @@ def _covered(family: str, characters: frozenset[str]) -> frozenset[str]:
         return frozenset()
 
 
-_DPI = 110
+DPI = 110
 
 
 _MAX_LABEL_CHARS = 28
 
 
-_MIN_TITLE_CHARS = 40
+MIN_TITLE_CHARS = 40
 
 
-_MARK = "#d55e00"  # the vermilion of Okabe and Ito, told from blue by every reader
+MARK = "#d55e00"  # the vermilion of Okabe and Ito, told from blue by every reader
 
 
 def shorten(name: str, limit: int = _MAX_LABEL_CHARS) -> str:
@@ -141,7 +141,7 @@ def shorten(name: str, limit: int = _MAX_LABEL_CHARS) -> str:
 
 def draw_title(axes: Axes, title: str, *, width: float, size: float) -> None:
     """Put a title above the axes, broken into lines that fit `width` inches at `size` points."""
-    text = textwrap.fill(title, max(_MIN_TITLE_CHARS, int(72 * width / (0.6 * size))))
+    text = textwrap.fill(title, max(MIN_TITLE_CHARS, int(72 * width / (0.6 * size))))
     axes.set_title(
         text, loc="left", fontsize=size, fontfamily=find_fonts([title]), parse_math=False
     )

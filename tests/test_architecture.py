@@ -18,11 +18,10 @@ MAX_FUNCTION_LINES = 60
 # Functions that may be longer, each for its reason.
 LONG_FUNCTIONS = {
     "mnft.training.epoch.loop.train_one_epoch",  # the loop reads from top to bottom
-    "mnft.training.fit.fit",  # so does the order of epochs, stages, evaluation and saving
+    "mnft.training.fit.fit",  # the order of epochs, evaluation and saving, from top to bottom
     "mnft.training.build.build_training",
-    "mnft.training.distill.build.build_teaching_loss",
-    "mnft.runs.training_plot.plot_training",
     "mnft.tasks.classify.mistakes.plot_mistakes",
+    "mnft.tasks.classify.curve.plot_training",
 }
 # A function that is used once and names no idea makes the reader jump for nothing.
 MAX_USED_ONCE = 13.0  # in 1,000 lines
@@ -165,13 +164,14 @@ def writes_to_stdout(module: Module) -> bool:
 
 
 def long_functions(module: Module) -> list[str]:
-    """Full names of the functions and methods with more than MAX_FUNCTION_LINES lines."""
-    return [
-        f"{module.name}.{node.name}"
-        for node in ast.walk(module.tree)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        and (node.end_lineno or 0) - node.lineno >= MAX_FUNCTION_LINES
-    ]
+    """Full names of functions with more than MAX_FUNCTION_LINES lines, without their docstrings."""
+    long = []
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[1] if ast.get_docstring(node) and node.body[1:] else node.body[0]
+            if (node.end_lineno or 0) - first.lineno + 1 >= MAX_FUNCTION_LINES:
+                long.append(f"{module.name}.{node.name}")
+    return long
 
 
 def used_once(sources: list[str]) -> list[str]:
@@ -219,6 +219,7 @@ EARLY = {
     "mnft.cli.edge",
     "mnft.errors",
     "mnft.cli.exits",
+    "mnft.cli.options",
     "mnft.cli.starting",
     "mnft.cli.usage",
 }
@@ -361,3 +362,38 @@ def test_a_long_function_is_found():
 def test_writing_to_stdout_is_found(source):
     assert writes_to_stdout(Module("mnft.x", source))
     assert not writes_to_stdout(Module("mnft.x", "import sys\nsys.stderr.write(fingerprint(1))"))
+
+
+# --- the seam: what knows labels, and figures by name, lies in the task's folder
+
+KNOWS_CLASSES = re.compile(r"\b(logits|num_classes|class_names?|accuracy|macro_f1|top_?[k5])\b")
+# The split and the model folder keep their names for the labels, as files on users' disks do.
+ALLOWED = re.compile(
+    r"manifest\.class_names|class_names=task\.labels|sample\.class_name|info\.num_classes"
+)
+TASK_FREE = ("training", "device", "runs", "console", "results", "reporter", "figures", "files")
+
+
+def find_class_words(source: str) -> list[str]:
+    """Lines of code, without comments and docstrings, that know classes."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
+            node
+        ):
+            node.body[0] = ast.Pass()
+    lines = ast.unparse(tree).splitlines()
+    return [line for line in lines if KNOWS_CLASSES.search(ALLOWED.sub("", line))]
+
+
+@each_module
+def test_only_tasks_know_classes(module):
+    if module.name.split(".")[1:2] and module.name.split(".")[1] in TASK_FREE:
+        assert find_class_words(module.source) == []
+
+
+def test_code_that_knows_classes_is_found():
+    assert find_class_words("'''logits'''\nx = logits.argmax(1)  # accuracy") == [
+        "x = logits.argmax(1)"
+    ]
+    assert find_class_words("def f():\n    '''Of num_classes.'''\n    return task.labels") == []

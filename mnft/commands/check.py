@@ -13,11 +13,11 @@ from mnft import console
 from mnft.config.load import load_config
 from mnft.config.schema import Config, DataConfig
 from mnft.config.source import Source
-from mnft.data.check.findings import Expectations, Finding
+from mnft.data.check.findings import Finding, TrainingNeeds
 from mnft.data.check.leave_out import write_list
-from mnft.data.check.report import Checked, CheckReport, check_folder
-from mnft.data.decode import find_cures
-from mnft.data.folder import scan_folder
+from mnft.data.check.report import Checked, CheckReport, check_dataset
+from mnft.data.decode import list_cures
+from mnft.data.readers import class_folders
 from mnft.errors import ConfigError, DataError, GateError, MnftError
 from mnft.tasks.classify.checks import find_class_faults
 from mnft.text import count
@@ -98,7 +98,7 @@ def _check(root: Path, config: Config | None, checkpoint: Path | None) -> _Resul
     plan, trouble = _build_plan(config, root) if config else (None, [])
     with console.progress("checking images") as on_progress:
         data = config.data if config else DataConfig(root=str(root))
-        checked = check_folder(
+        checked = check_dataset(
             root, on_progress, data, _expect(config, plan), check_labels=find_class_faults
         )
     report = checked.report.with_findings(trouble)
@@ -114,19 +114,19 @@ def _check(root: Path, config: Config | None, checkpoint: Path | None) -> _Resul
     return _Result(report.with_findings(labels.findings), needs, label_check.describe(labels))
 
 
-def _expect(config: Config | None, plan: Plan | None) -> Expectations:
+def _expect(config: Config | None, plan: Plan | None) -> TrainingNeeds:
     if config is None:
-        return Expectations()
+        return TrainingNeeds()
     balanced = config.train.sampler == "balanced" or config.train.class_weights == "balanced"
     side = max(plan.preprocessing.input_size[1:]) if plan else config.data.img_size or 224
-    return Expectations(side, is_balanced=balanced, is_grey=config.model.in_chans == 1)
+    return TrainingNeeds(side, is_balanced=balanced, is_grey=config.model.in_chans == 1)
 
 
 def _build_plan(config: Config, root: Path) -> tuple[Plan | None, list[Finding]]:
     """The model's size; a finding where it cannot be told here."""
     from mnft.training.probes.needs import build_plan
 
-    num_classes = max(2, len(scan_folder(root).class_names()))
+    num_classes = max(2, len(class_folders.read(root).class_names()))
     try:
         return build_plan(config, num_classes), []
     except MnftError as error:
@@ -150,7 +150,7 @@ def _hint(report: CheckReport) -> str:
         skip = ""
         if any(f.kind == "unreadable" and f.is_problem for f in report.findings):
             skip = "; `data.on_bad_image: skip` trains without unreadable files"
-        cures = find_cures(f.message for f in report.findings if f.kind == "unreadable")
+        cures = list_cures(f.message for f in report.findings if f.kind == "unreadable")
         cure = "".join(f"{command}; else " for command in cures)
         leave = f"leave files out: --fix FILE writes a list for data.exclude{skip}"
         return f"{cure}mend them, or {leave}"

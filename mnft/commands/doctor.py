@@ -23,8 +23,6 @@ _EXTRAS = {
     "prune": ("torch-pruning",),
     "qat": ("torchao",),
 }
-# Tool-chains that cannot live beside mnft's torch, and what sets up an environment for them.
-_INSTALLERS = {"tflite": litert_environment.install}
 _SMALL_SHM_MB = 512
 
 
@@ -59,7 +57,7 @@ def run(*, as_json: bool) -> None:
         "disk_free_gb": round(shutil.disk_usage(".").free / 1e9, 1),
         "shared_memory_mb": _shared_memory_mb(),
         "extras": {n: all(_version(p) for p in ps) for n, ps in _EXTRAS.items()},
-        "export": {form.name: _describe_export(form) for form in FORMATS.values()},
+        "export": {fmt.name: _describe_export(fmt) for fmt in FORMATS.values()},
     }
     problems = _problems(facts)
     if as_json:
@@ -80,25 +78,26 @@ def install(name: str) -> None:
         ConfigError: no such tool-chain.
         ExportError: it cannot be set up.
     """
-    if name not in _INSTALLERS:
-        raise ConfigError(f"--install: found {name!r}, expected {', '.join(_INSTALLERS)}")
-    folder = _INSTALLERS[name](on_progress=console.note)
+    names = [fmt.name for fmt in FORMATS.values() if fmt.own_environment]
+    if name not in names:
+        raise ConfigError(f"--install: found {name!r}, expected {', '.join(names)}")
+    folder = litert_environment.install(on_progress=console.note)
     console.done(f"{name} export works")
     console.show_data(str(folder))
 
 
-def _describe_export(form: Format) -> str:
+def _describe_export(fmt: Format) -> str:
     """Whether `mnft export` can write a format here and prove it, or what is missing."""
-    hint = f"pip install 'mnft[{form.extra}]'"
-    if form.name == "tflite":
-        works, words = litert_environment.describe()
+    hint = f"pip install 'mnft[{fmt.extra}]'"
+    if fmt.own_environment:
+        works, text = litert_environment.describe()
         if not works:
-            return f"no: {words}"
-    elif missing := find_missing(form.converter):
+            return f"no: {text}"
+    if missing := find_missing(fmt.converter):
         return f"no: {', '.join(missing)} is not installed: {hint}"
-    if form.runtime is None:
+    if fmt.runtime is None:
         return "yes, but its files cannot be run here, so parity is not checked"
-    if missing := find_missing(form.runtime):
+    if missing := find_missing(fmt.runtime):
         return f"no: {', '.join(missing)}, which runs its files, is not installed: {hint}"
     return "yes"
 

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mnft import console
+from mnft import console, files
 from mnft.errors import ConfigError
-from mnft.evaluation.checkpoint import Opened, load_settings, open_checkpoint, spell
+from mnft.evaluation.checkpoint import Opened, load_settings, open_checkpoint, portable_path
 from mnft.evaluation.images import Selection, choose_split, count_seen, find_images
 from mnft.evaluation.outputs import Means, compute_selected
 from mnft.model.bundle import Bundle
@@ -47,9 +47,11 @@ def run(
     opened = open_checkpoint(checkpoint)
     bundle = opened.bundle
     target = output or _default_output(opened, data, split)
-    _check_output(target)
+    files.check_replaceable(
+        target, "evaluation", lambda folder: files.holds_only(folder, EVALUATION_FILES, METRICS)
+    )
     images = find_images(opened, data, split, console.REPORTER)
-    header = {"checkpoint": spell(bundle.folder), "data": spell(images.root)}
+    header = {"checkpoint": portable_path(bundle.folder), "data": portable_path(images.root)}
     header["split"] = images.split
     header["test_time_augmentation"] = "flip" if flip else "none"
     _check_same(target, header)
@@ -74,23 +76,6 @@ def run(
         _show(bundle, images, evaluation, None, seen=seen, as_json=as_json)
         raise
     _show(bundle, images, evaluation, target, seen=seen, as_json=as_json)
-
-
-def _check_output(target: Path) -> None:
-    """Refuse to replace what is not an earlier evaluation."""
-    if not (target.exists() or target.is_symlink()):
-        return
-    if target.is_dir():
-        entries = list(target.iterdir())
-        # What a file manager leaves (.DS_Store) goes with the evaluation, a .git folder never.
-        left = [e for e in entries if not (e.name.startswith(".") and e.is_file())]
-        names = {entry.name for entry in left}
-        if names <= EVALUATION_FILES and (METRICS in names or len(left) == len(entries)):
-            return
-    raise ConfigError(
-        f"{target} exists and is not an earlier evaluation, which alone may be replaced",
-        hint="name a new folder: --output DIR",
-    )
 
 
 def _check_same(target: Path, header: dict[str, str]) -> None:
@@ -121,7 +106,7 @@ def _default_output(opened: Opened, data: Path | None, split: str | None) -> Pat
     """RUN/eval for the best model on the default split, else a name that says what differs."""
     folder, recorded = opened.bundle.folder, opened.manifest
     if recorded is None:
-        resolved = Path(spell(folder))
+        resolved = Path(portable_path(folder))
         return resolved.with_name(f"{resolved.name}-eval")
     parts = [opened.run.evaluation.name]
     if folder.resolve() != opened.run.best.resolve():

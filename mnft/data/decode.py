@@ -19,18 +19,16 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError, features
 
-from mnft.errors import DataError
+from mnft.errors import DataError, first_line
 from mnft.text import count
 
 # Pillow's own warning limit. An RGBA image of that size takes 360 MB; decoders need up to
 # twice that for a moment.
 MAX_PIXELS = 89_478_485
 
-# Formats by content. EPS and other formats that run programs or read further files stay out.
-_FORMATS = (
-    *("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000"),
-    "HEIF",  # of the extra `heic`
-)
+# Formats by content; HEIF, of the extra `heic`, is added where a file may be one. EPS and other
+# formats that run programs or read further files stay out.
+_FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000")
 # What phones write, and what decodes it where Pillow alone does not.
 CURES = {
     "HEIC": "pip install 'mnft[heic]'",
@@ -136,8 +134,11 @@ def decode_whole(content: bytes, min_side: int | None) -> Decoded:
     """Do what `decode_bytes` does, and tell what else is known of the file then."""
     if not content:
         raise DataError("the file is empty")
+    formats = _known_formats()
+    if content[4:8] == b"ftyp" and can_decode("HEIC"):
+        formats += ("HEIF",)
     try:
-        with Image.open(io.BytesIO(content), formats=_known_formats()) as image:
+        with Image.open(io.BytesIO(content), formats=formats) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise _too_large(width * height)
@@ -209,7 +210,7 @@ def _too_large(pixels: int) -> DataError:
     )
 
 
-def find_missing_support(paths: Iterable[str]) -> list[str]:
+def list_missing_support(paths: Iterable[str]) -> list[str]:
     """What must be installed to decode files of these names, each in words with its number."""
     kinds = Counter(_PHONE_SUFFIXES.get(PurePath(path).suffix.lower()) for path in paths)
     return [
@@ -221,10 +222,10 @@ def find_missing_support(paths: Iterable[str]) -> list[str]:
 
 def can_decode(kind: str) -> bool:
     """Whether "HEIC" or "AVIF" files can be decoded here."""
-    return {"HEIC": "HEIF", "AVIF": "AVIF"}[kind] in _known_formats()
+    return _load_heif() if kind == "HEIC" else kind in _known_formats()
 
 
-def find_cures(problems: Iterable[str]) -> list[str]:
+def list_cures(problems: Iterable[str]) -> list[str]:
     """Those of `CURES` that problems of files name."""
     problems = list(problems)
     return [cure for cure in CURES.values() if any(cure in problem for problem in problems)]
@@ -246,17 +247,32 @@ def _explain_unknown(content: bytes) -> str:
 @cache
 def _known_formats() -> tuple[str, ...]:
     Image.init()
+    lacking = set() if features.check("avif") else {"AVIF"}
+    return tuple(name for name in _FORMATS if name in Image.OPEN and name not in lacking)
+
+
+@cache
+def _load_heif() -> bool:
+    """Register the decoder of HEIC with Pillow; False where it is not installed.
+
+    Only called for a file that may be HEIC: the libraries take 30 MB, and where memory is short
+    they fail to load although no such file is there.
+
+    Raises:
+        DataError: it is installed but does not load.
+    """
     try:
         import pillow_heif
-    except ImportError:
-        pass
-    else:
+
         # Images are decoded side by side already; thumbnails and depth maps are of no use.
         pillow_heif.register_heif_opener(
             decode_threads=1, thumbnails=False, depth_images=False, aux_images=False
         )
-    lacking = set() if features.check("avif") else {"AVIF"}
-    return tuple(name for name in _FORMATS if name in Image.OPEN and name not in lacking)
+    except ModuleNotFoundError:
+        return False
+    except ImportError as error:  # also where too little memory is left to map a library
+        raise DataError(f"HEIC, but pillow-heif cannot be loaded: {first_line(error)}") from error
+    return True
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

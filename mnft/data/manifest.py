@@ -201,7 +201,7 @@ def _explain(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
-def find_changes(manifest: Manifest, samples: Sequence[Sample]) -> list[str]:
+def list_changes(manifest: Manifest, samples: Sequence[Sample]) -> list[str]:
     """Files whose content is not what it was when the manifest was made, as "path: what"."""
     changes = []
     for sample in samples:

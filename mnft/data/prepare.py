@@ -9,10 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from mnft.config.schema import DataConfig
-from mnft.data.decode import Inspection, find_cures
+from mnft.data.decode import Inspection, list_cures
 from mnft.data.exclude import Exclusion, exclude
-from mnft.data.folder import FolderScan, scan_folder
-from mnft.data.inspection import inspect_files
+from mnft.data.folder import FolderScan
 from mnft.data.manifest import (
     SPLIT_FILE,
     LeftOut,
@@ -21,8 +20,10 @@ from mnft.data.manifest import (
     build_manifest,
     load_manifest,
 )
-from mnft.data.store.cache import find_cache_folder
-from mnft.data.store.store import find_known_contents
+from mnft.data.readers import class_folders
+from mnft.data.scan_files import scan_files
+from mnft.data.store.cache import choose_cache_folder
+from mnft.data.store.store import list_known_contents
 from mnft.errors import CheckpointError, ConfigError, DataError
 from mnft.text import count
 
@@ -57,11 +58,11 @@ def prepare_manifest(
         ConfigError: the list that `data.exclude` names cannot be used.
     """
     try:
-        exclusion = exclude(scan_folder(Path(config.root).expanduser()), config.exclude)
+        exclusion = exclude(class_folders.read(Path(config.root).expanduser()), config.exclude)
         scan = exclusion.scan
         known = frozenset[str]()
         if config.store != "off":
-            known = find_known_contents(find_cache_folder(config.store), scan.root)
+            known = list_known_contents(choose_cache_folder(config.store), scan.root)
         manifest = _prepare_unchecked(config, scan, known, on_progress) if check_later else None
         manifest = manifest or _prepare(config, scan, known, on_progress)
     except DataError as error:
@@ -115,12 +116,12 @@ def _prepare_unchecked(
 ) -> Manifest | None:
     """The manifest if all images decode; None where it is known already that some do not."""
     paths = [image.path for image in scan.images]
-    inspections = inspect_files(scan.root, paths, on_progress, _Everything())
+    inspections = scan_files(scan.root, paths, on_progress, _Everything())
     if _problems(inspections):
         return None
     manifest = split_folder(config, scan, inspections)
     tested = [sample.path for sample in manifest.split("test")]
-    checked = inspect_files(scan.root, tested, lambda _done, _total: None, known)
+    checked = scan_files(scan.root, tested, lambda _done, _total: None, known)
     return None if _problems(checked) else manifest
 
 
@@ -131,14 +132,14 @@ def _prepare(
     on_progress: Callable[[int, int], None],
 ) -> Manifest:
     paths = [image.path for image in scan.images]
-    inspections = inspect_files(scan.root, paths, on_progress, known)
+    inspections = scan_files(scan.root, paths, on_progress, known)
     bad = _problems(inspections)
     if bad and config.on_bad_image == "fail":
         raise DataError(
             f"{scan.root}: {len(bad)} of {len(scan.images)} files cannot be decoded:\n"
             + "\n".join(f"  {path}: {problem}" for path, problem in list(bad.items())[:_LISTED_BAD])
             + (f"\n  and {len(bad) - _LISTED_BAD} more" if len(bad) > _LISTED_BAD else ""),
-            hint="".join(f"{cure}; else " for cure in find_cures(bad.values()))
+            hint="".join(f"{cure}; else " for cure in list_cures(bad.values()))
             + "mend or remove them (`mnft data check --json` lists them all), or leave them out "
             "with data.on_bad_image: skip",
         )

@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mnft.data.folder import FolderScan, scan_folder
-from mnft.data.inspection import inspect_files
 from mnft.data.lineage import shorten
-from mnft.data.manifest import Manifest, Sample, find_changes
-from mnft.data.prepare import _problems
+from mnft.data.manifest import Manifest, Sample, list_changes
+from mnft.data.readers import class_folders
+from mnft.data.scan_files import scan_files
 from mnft.errors import CheckpointError, DataError
 from mnft.evaluation.checkpoint import Opened
 from mnft.reporter import Reporter
@@ -123,7 +122,7 @@ def _find_recorded(run: RunFolder, recorded: Manifest, split: str, limit: int | 
             f"{run.split}: no {split} split, it has {', '.join(recorded.splits)}",
             hint="choose one with --split, or other images with --data DIR",
         )
-    if changes := find_changes(recorded, samples):
+    if changes := list_changes(recorded, samples):
         raise DataError(
             f"{recorded.root}: {len(changes)} of the {len(samples)} {split} images are not what "
             "they were when the run began:\n  " + "\n  ".join(changes[:10]),
@@ -139,15 +138,15 @@ def select_images(
     recorded: Manifest | None,
     on_progress: Callable[[int, int], None],
 ) -> tuple[list[Sample], dict[str, str]]:
-    """Images of a folder to judge a model on, matched with its classes by name.
+    """Find the images of a folder to evaluate a model on, matched with its classes by name.
 
     Args:
-        root: class folders, or split folders that hold such.
-        split: which split; None takes test, or else val, of a folder with splits, and all images
-            of one without. A split that the training took from another folder (val from train/,
-            or all from a plain folder) is found again by content.
-        class_names: of the model.
-        recorded: the manifest of the model's training, which knows splits by content.
+        root: class folders, or split folders that hold class folders.
+        split: name of the split; None takes test, or else val, of a folder with splits, and all
+            images of one without. A split that the training took from another folder (val from
+            train/, or all from a plain folder) is recognised by content.
+        class_names: class names of the model.
+        recorded: manifest of the model's training, which knows splits by content.
         on_progress: called with the files inspected and all files.
 
     Returns:
@@ -157,10 +156,19 @@ def select_images(
         DataError: no such split, neither test nor val where no split is asked for, no images, or
             classes that the model does not know.
     """
-    scan = scan_folder(root)
-    if scan.splits:
-        split = split or _default_split(scan)
-    carved = recorded is not None and _is_carved(scan, split)
+    scan = class_folders.read(root)
+    if scan.splits and split is None:
+        split = next((name for name in ("test", "val") if name in scan.splits), None)
+        if split is None:
+            raise DataError(
+                f"{root}: found neither a test nor a val folder, only {', '.join(scan.splits)}",
+                hint="to judge on the images of the train folder: --split train",
+            )
+    # Whether a training on this folder cuts the split out of the train folder.
+    carved = bool(scan.splits) and (
+        split not in scan.splits or (split == "train" and "val" not in scan.splits)
+    )
+    carved = carved and recorded is not None
     folder = "train" if carved else split
     chosen = [i for i in scan.images if not scan.splits or i.split == folder]
     if unknown := sorted({image.class_name for image in chosen} - set(class_names)):
@@ -169,52 +177,30 @@ def select_images(
             hint=f"the model knows {', '.join(class_names[:10])}"
             + (", ..." if len(class_names) > 10 else ""),
         )
-    inspections = inspect_files(root, [image.path for image in chosen], on_progress)
+    inspections = scan_files(root, [image.path for image in chosen], on_progress)
+    problems = {path: i.problem for path, i in inspections.items() if i.problem is not None}
     samples = [
         Sample(i.path, i.class_name, split or "all", inspections[i.path].sha256)
         for i in chosen
-        if inspections[i.path].problem is None
+        if i.path not in problems
     ]
     if split and (carved or not scan.splits):
-        samples = _recorded_split(samples, split, recorded, scan)
+        if recorded is None:
+            raise DataError(
+                f"{root}: no {split} folder, and the model folder does not lie in a run that "
+                "recorded a split",
+                hint="leave --split out to take all images",
+            )
+        known = {sample.sha256 for sample in recorded.samples}
+        # The train folder of other data than the run's is taken as it is.
+        other_data = scan.splits and split == "train"
+        if not other_data or not known.isdisjoint(sample.sha256 for sample in samples):
+            contents = {sample.sha256 for sample in recorded.split(split)}
+            samples = [sample for sample in samples if sample.sha256 in contents]
     if not samples:
         there = f"it has {', '.join(scan.splits)}" if scan.splits else "no image can be used"
         raise DataError(f"{root}: no images in the {split or 'folder'} split: {there}")
-    return samples, _problems(inspections)
-
-
-def _default_split(scan: FolderScan) -> str:
-    for split in ("test", "val"):
-        if split in scan.splits:
-            return split
-    raise DataError(
-        f"{scan.root}: found neither a test nor a val folder, only {', '.join(scan.splits)}",
-        hint="to judge on the images of the train folder: --split train",
-    )
-
-
-def _is_carved(scan: FolderScan, split: str | None) -> bool:
-    """Whether a training on this folder cuts the split out of the train folder."""
-    if not scan.splits:
-        return False
-    return split not in scan.splits or (split == "train" and "val" not in scan.splits)
-
-
-def _recorded_split(
-    samples: list[Sample], split: str, recorded: Manifest | None, scan: FolderScan
-) -> list[Sample]:
-    """The samples whose content the training's manifest has in a split."""
-    if recorded is None:
-        raise DataError(
-            f"{scan.root}: no {split} folder, and the model folder does not lie in a run that "
-            "recorded a split",
-            hint="leave --split out to take all images",
-        )
-    known = {sample.sha256 for sample in recorded.samples}
-    if scan.splits and split == "train" and known.isdisjoint(s.sha256 for s in samples):
-        return samples  # the train folder of other data than the run's
-    contents = {sample.sha256 for sample in recorded.split(split)}
-    return [sample for sample in samples if sample.sha256 in contents]
+    return samples, problems
 
 
 def spread_evenly(count: int, wanted: int) -> Sequence[int]:

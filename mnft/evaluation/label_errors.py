@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from mnft.data.check.findings import Finding
 from mnft.data.check.report import Checked
-from mnft.data.folder import ImageFile
 from mnft.data.lineage import shorten
 from mnft.data.manifest import Sample
 from mnft.device.machine import open_machine
@@ -21,7 +20,6 @@ from mnft.device.select import keep_freed_memory
 from mnft.errors import DataError, ModelError
 from mnft.evaluation.checkpoint import Opened, open_trained
 from mnft.evaluation.confident_learning import cross_validate, find_label_errors
-from mnft.model.bundle import Bundle
 from mnft.model.linear_head import find_linear_head, has_linear_head
 from mnft.reporter import Reporter
 from mnft.tasks import open_task
@@ -69,34 +67,11 @@ def check_labels(root: Path, checked: Checked, checkpoint: Path, reporter: Repor
             hint=f"the model knows {', '.join(bundle.class_names[:10])}",
         )
     contents = [checked.inspections[image.path].sha256 for image in known]
-    features = _compute(root, known, contents, bundle, reporter)
-    trained = _find_trained(opened, contents)
-    findings = [
-        *_judge(known, features.targets.numpy(), _ask(bundle, features), ~trained, bundle),
-        *_judge(
-            known, features.targets.numpy(), _cross(features, contents, trained), trained, bundle
-        ),
-    ]
-    count = int(trained.sum())
-    return LabelCheck(findings, len(known) - count, count, len(images) - len(known))
-
-
-def _find_trained(opened: Opened, contents: list[str]) -> NDArray[Any]:
-    """(N,) whether the model learned from each image, or may have."""
-    if opened.manifest is None and "trained_on" not in opened.bundle.record:
-        return np.ones(len(contents), dtype=bool)
-    learned = opened.trained_on
-    return np.array([shorten(content) in learned for content in contents], dtype=bool)
-
-
-def _compute(
-    root: Path, images: list[ImageFile], contents: list[str], bundle: Bundle, reporter: Reporter
-) -> Features:
-    machine = open_machine()
     samples = [
         Sample(image.path, image.class_name, image.split or "all", content)
-        for image, content in zip(images, contents, strict=True)
+        for image, content in zip(known, contents, strict=True)
     ]
+    machine = open_machine()
     batches = open_eval_batches(
         root,
         samples,
@@ -106,45 +81,48 @@ def _compute(
         options=EvalOptions(_BATCH_SIZE),
     )
     with reporter.count("judging labels", len(samples)) as advance:
-        return compute_features(
+        features = compute_features(
             machine.place(bundle.model), batches, machine, dtype=torch.float32, on_images=advance
         )
+    targets = features.targets.numpy()
+    trained, by_model, crosswise = _compute_probabilities(opened, features, contents)
+    findings = []
+    for probabilities, chosen in ((by_model, ~trained), (crosswise, trained)):
+        positions = np.flatnonzero(chosen)
+        for error in find_label_errors(probabilities[chosen], targets[chosen]):
+            image = known[positions[error.position]]
+            what = f"labelled {image.class_name}, looks like {bundle.class_names[error.suggested]}"
+            more = f"{what} (more probable by {error.margin:.0%})"
+            findings.append(Finding("label", False, more, (image.path,), look_at=(image.path,)))
+    count = int(trained.sum())
+    return LabelCheck(findings, len(known) - count, count, len(images) - len(known))
 
 
-def _ask(bundle: Bundle, features: Features) -> NDArray[Any]:
-    """(N, K) probabilities of the model itself."""
-    head = find_linear_head(bundle.model)
+def _compute_probabilities(
+    opened: Opened, features: Features, contents: Sequence[str]
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Tell which images the model learned from, and how probable it finds each class of each.
+
+    Returns:
+        (N,) bool, whether the model learned from the image or may have; (N, K) probabilities of
+        the model itself, for images that are new to it; (N, K) probabilities of classifiers that
+        were fitted to the other images that it learned from, for those.
+    """
+    values, targets = features.values.numpy(), features.targets.numpy()
+    trained = np.ones(len(contents), dtype=bool)
+    if opened.manifest is not None or "trained_on" in opened.bundle.record:
+        seen = opened.trained_on
+        trained = np.array([shorten(content) in seen for content in contents], dtype=bool)
+    head = find_linear_head(opened.bundle.model)
     assert head is not None
     with torch.inference_mode():
         logits = head(features.values.to(head.weight.device)).float()
-        return np.asarray(torch.softmax(logits, 1).cpu().numpy())
-
-
-def _cross(features: Features, contents: list[str], trained: NDArray[Any]) -> NDArray[Any]:
-    """(N, K) probabilities of classifiers that were fitted to the other trained images."""
-    values, targets = features.values.numpy(), features.targets.numpy()
-    probabilities = np.zeros((len(targets), int(targets.max()) + 1))
+        by_model = np.asarray(torch.softmax(logits, 1).cpu().numpy())
+    crosswise = np.zeros((len(targets), int(targets.max()) + 1))
     groups = [content for content, own in zip(contents, trained, strict=True) if own]
-    found = cross_validate(values[trained], targets[trained], groups, _SEED)
-    probabilities[trained, : found.shape[1]] = found
-    return probabilities
-
-
-def _judge(
-    images: list[ImageFile],
-    targets: NDArray[Any],
-    probabilities: NDArray[Any],
-    chosen: NDArray[Any],
-    bundle: Bundle,
-) -> list[Finding]:
-    places = np.flatnonzero(chosen)
-    findings = []
-    for error in find_label_errors(probabilities[chosen], targets[chosen]):
-        image = images[places[error.position]]
-        what = f"labelled {image.class_name}, looks like {bundle.class_names[error.suggested]}"
-        more = f"{what} (more probable by {error.margin:.0%})"
-        findings.append(Finding("label", False, more, (image.path,), look_at=(image.path,)))
-    return findings
+    fitted = cross_validate(values[trained], targets[trained], groups, _SEED)
+    crosswise[trained, : fitted.shape[1]] = fitted
+    return trained, by_model, crosswise
 
 
 def describe(found: LabelCheck) -> Mapping[str, int]:

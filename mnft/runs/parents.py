@@ -13,7 +13,7 @@ from mnft.errors import CheckpointError
 from mnft.model.bundle import RECORD
 from mnft.model.sources import find_start_folder
 from mnft.reporter import Reporter
-from mnft.training.distill.teacher import find_folder
+from mnft.tasks.classify.distill.teacher import find_folder
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,16 @@ from typing import Any, Protocol
 
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from mnft.config.schema import AugmentConfig, TrainConfig
+from mnft.config.schema import AugmentConfig, Config, DistillConfig, TrainConfig
 from mnft.data.decode import BadImage
 from mnft.data.manifest import Sample
+from mnft.device.machine import Machine
 from mnft.device.ranks.distributed import Ranks
+from mnft.model.factory import BuiltModel
+from mnft.preprocessing import Preprocessing
 from mnft.results import EpochResult
 
 
@@ -118,6 +121,30 @@ class FitHead(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Teacher:
+    """A model to learn from.
+
+    Attributes:
+        model: the model in evaluation mode, on the device; nothing in it learns except a new head.
+        preprocessing: what it expects of its input.
+        fixed_input: whether it takes images of only one size.
+        labels: names of its outputs; None if they are not known.
+        order: for each of the student's outputs, the teacher's; None if they have the same order.
+        needs_head: whether its head is new, and must be fitted before it can teach; afterwards
+            `dataclasses.replace(teacher, needs_head=False)` says so.
+        description: what it is, in words.
+    """
+
+    model: nn.Module
+    preprocessing: Preprocessing
+    fixed_input: bool
+    labels: tuple[str, ...] | None
+    order: tuple[int, ...] | None
+    needs_head: bool
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """One task with its labels; a record of data and functions that nobody inherits from.
 
@@ -133,7 +160,11 @@ class Task:
         build_mix: a transform that mixes the images and targets of a batch, or None.
         sum_batch: the vector of `train_figures` summed over a batch, on the device.
         new_score: an empty score for the processes that share an evaluation.
+        build_model: the model of a config, with outputs for the labels.
         fit_head: fits a linear head to features.
+        load_teacher: the teacher that the config's `distill` section names.
+        build_distillation: combines the loss with one against a teacher, from the loss, the
+            teacher, the `distill` section, the student's preprocessing and the arithmetic.
         plot_training: draws the curve of a training.
     """
 
@@ -147,5 +178,8 @@ class Task:
     build_mix: Callable[[AugmentConfig], v2.Transform | None]
     sum_batch: Callable[[Tensor, Tensor, Tensor], Tensor]
     new_score: Callable[[Ranks], Score]
+    build_model: Callable[[Config], BuiltModel]
     fit_head: FitHead
+    load_teacher: Callable[[DistillConfig, Machine], Teacher]
+    build_distillation: Callable[[Loss, Teacher, DistillConfig, Preprocessing, torch.dtype], Loss]
     plot_training: Callable[[Sequence[EpochResult], Path, str], None]

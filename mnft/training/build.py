@@ -19,20 +19,20 @@ from mnft.device.select import make_deterministic, seed_everything, tune
 from mnft.errors import ConfigError, DataError, ModelError
 from mnft.host import name_processor
 from mnft.model.bundle import ModelCard
-from mnft.model.factory import BuiltModel, build_model
+from mnft.model.factory import BuiltModel
 from mnft.model.freeze import freeze
 from mnft.model.linear_head import has_linear_head
 from mnft.model.sources import has_fixed_input
 from mnft.reporter import SILENT, Reporter
 from mnft.tasks import open_task
 from mnft.training.batch_size import get_parts, resolve_batch_size
-from mnft.training.distill.build import add_teacher
 from mnft.training.epoch.average import WeightAverage
 from mnft.training.epoch.gradients import LoopOptions
 from mnft.training.fit import FitOptions
 from mnft.training.inputs import build_train_batches, build_view, open_inputs
 from mnft.training.optim import Schedule, build_optimizer
 from mnft.training.state import TrainState
+from mnft.training.teacher import add_teacher
 from mnft.training.training import Training
 
 
@@ -60,13 +60,7 @@ def build_training(
     """
     threads = _set_up(config, machine)
     task = open_task(manifest.class_names)
-    built = build_model(
-        config.model,
-        num_classes=len(task.labels),
-        class_names=task.labels,
-        img_size=config.data.img_size,
-        overrides=config.data.model_dump(include={"mean", "std", "interpolation", "crop_pct"}),
-    )
+    built = task.build_model(config)
     config, choices, machine = _resolve(config, manifest, built, machine)
     freeze(built.model, config.model.freeze)
     model = _place(built.model, machine)

@@ -101,8 +101,8 @@ def compute_outputs(
     if collected is None:
         empty = np.empty(0, dtype=np.int64)
         return Outputs(empty, np.empty((0, num_outputs), dtype=np.float32), empty, bad)
-    positions, logits, targets = (column.numpy() for column in collected)
-    return Outputs(positions, logits, targets, bad)
+    positions, values, targets = (column.numpy() for column in collected)
+    return Outputs(positions, values, targets, bad)
 
 
 class InParts:

@@ -144,9 +144,9 @@ def test_a_config_that_can_be_read_once_is_left_to_the_training(tmp_path):
 LIGHT_COMMANDS = {"mnft.commands.fetch", "mnft.commands.doctor"}
 
 
-@pytest.mark.parametrize("name", ["cli", "cli_data", "cli_edge"])
+@pytest.mark.parametrize("name", ["app", "data", "edge"])
 def test_a_spinner_is_shown_while_a_command_is_imported(name):
-    tree = ast.parse((Path(mnft.__file__).parent / f"{name}.py").read_text())
+    tree = ast.parse((Path(mnft.__file__).parent / "cli" / f"{name}.py").read_text())
     waited, imported = set(), set()
     for node in ast.walk(tree):
         if isinstance(node, ast.With) and "starting" in ast.unparse(node.items[0]):

@@ -857,7 +857,12 @@ def save_real_run(folder: Path, assets: Path, weights: str) -> None:
 
 @pytest.mark.real
 @pytest.mark.parametrize(
-    "weights", ["mobilenetv1_100_tf", "mobilenetv2_100", "tf_mobilenetv3_small_075"]
+    "weights",
+    [
+        pytest.param("mobilenetv1_100_tf", marks=pytest.mark.slow),
+        pytest.param("mobilenetv2_100", marks=pytest.mark.slow),
+        "tf_mobilenetv3_small_075",
+    ],
 )
 def test_parity_on_photographs(weights: str, assets: Path, run_cli: Cli, tmp_path: Path) -> None:
     require("onnx")

@@ -34,9 +34,10 @@ from mnft.config.schema import ScheduleConfig
 from mnft.data.batches.samplers import EpochSampler
 from mnft.device.ranks.distributed import Ranks
 from mnft.model.bundle import load_bundle
+from mnft.reporter import SILENT
 from mnft.results import EpochResult
-from mnft.runs import writer as keeper_module
-from mnft.tasks.classify.head import CrossEntropy
+from mnft.runs import writer as writer_module
+from mnft.tasks.classify.head import Criterion
 from mnft.tasks.classify.metrics import EpochMetrics
 from mnft.tasks.classify.targets import compute_balanced_weights
 from mnft.text import count
@@ -317,7 +318,7 @@ def test_a_run_killed_within_an_epoch_goes_on_from_the_very_update(
 
     assert train(*sets, name="whole").exit_code == 0
     with monkeypatch.context() as patch:
-        patch.setattr(keeper_module, "save_state", save_and_die)
+        patch.setattr(writer_module, "save_state", save_and_die)
         with pytest.raises(Killed):
             train(*sets, name="cut")
     resumed = train.resume("cut")
@@ -397,7 +398,7 @@ def test_an_interrupt_while_an_epoch_is_saved(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(keeper_module, what, interrupted)
+        patch.setattr(writer_module, what, interrupted)
         stopped = train(name="cut")
     assert stopped.exit_code == 130
     assert epochs_of(train.run("cut")) == []
@@ -648,7 +649,7 @@ def run_fit(
 
     criterion = CrossEntropy(0.0, None)
     arguments: Any = (state, model, Train(), [], criterion, options)
-    result = fit(*arguments, keeper=None, observer=None)
+    result = fit(*arguments, checkpointer=None, reporter=SILENT)
     return result.epochs, result.stopped_early
 
 

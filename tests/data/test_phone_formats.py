@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from support.images import MakeFolder
 from typer.testing import Result
 
 from mnft.data import decode as decoder
-from mnft.data.decode import MAX_PIXELS, decode_bytes, find_missing_support
+from mnft.data.decode import MAX_PIXELS, decode_bytes, list_missing_support
 from mnft.errors import DataError
 
 Cli = Callable[..., Result]
@@ -25,17 +27,17 @@ Cli = Callable[..., Result]
 def heif() -> Any:
     """pillow_heif, as the decoder registers it."""
     module = pytest.importorskip("pillow_heif", reason="mnft[heic] is not installed")
-    decoder._known_formats()
+    assert decoder.can_decode("HEIC")
     return module
 
 
 @pytest.fixture
 def without_support(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An installation that decodes neither HEIC nor AVIF."""
-    decoder._known_formats.cache_clear()
-    known = tuple(name for name in decoder._known_formats() if name not in {"HEIF", "AVIF"})
+    known = tuple(name for name in decoder._known_formats() if name != "AVIF")
     with monkeypatch.context() as patch:
         patch.setattr(decoder, "_known_formats", lambda: known)
+        patch.setattr(decoder, "_load_heif", lambda: False)
         yield
 
 
@@ -204,5 +206,31 @@ def test_what_is_missing_is_named_in_init_check_train_and_predict(
     assert f'"{heic}"' in result.stdout
 
 
+@pytest.fixture
+def unloadable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An installation whose pillow_heif is there, with a library that cannot be mapped."""
+    broken = types.ModuleType("pillow_heif")
+
+    def register_heif_opener(**_options: object) -> None:
+        raise ImportError("libheif.so.1: failed to map segment from shared object")
+
+    broken.register_heif_opener = register_heif_opener  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pillow_heif", broken)
+    decoder._load_heif.cache_clear()
+    yield
+    decoder._load_heif.cache_clear()
+
+
+@pytest.mark.usefixtures("unloadable")
+def test_a_library_that_does_not_load_matters_to_heic_only() -> None:
+    """As under a limit of memory: every other image is read as before."""
+    assert decode_bytes(encode(quarters(), "PNG")).size == (96, 64)
+    assert list_missing_support(["a.png"]) == []
+    assert refusal(HEIC) == (
+        "HEIC, but pillow-heif cannot be loaded: "
+        "libheif.so.1: failed to map segment from shared object"
+    )
+
+
 def test_nothing_is_missing_for_other_files(heif: Any) -> None:
-    assert find_missing_support(["a.jpg", "b.heic", "c"]) == []
+    assert list_missing_support(["a.jpg", "b.heic", "c"]) == []

@@ -29,11 +29,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from typer.testing import Result
 
-from mnft import signals as stopping
 from mnft.device.ranks import distributed
 from mnft.device.ranks.batchnorm import synchronize_batchnorm
 from mnft.device.ranks.distributed import Ranks, agree, broadcast, gather, process_group
 from mnft.errors import ConfigError, DataError, Interrupted
+from mnft.signals import stop_request
 
 Cli = Callable[..., Result]
 TIMEOUT_S = 180
@@ -174,7 +174,7 @@ from mnft.training.epoch.loop import LoopOptions, train_one_epoch
 from mnft.training.optim import CrossEntropy, Schedule
 from mnft.training.state import TrainState
 from mnft.device.ranks.distributed import Ranks
-from mnft.training.distill.teacher import Teacher
+from mnft.tasks.classify.distill.teacher import Teacher
 from mnft.errors import DataError
 from mnft.preprocessing import Preprocessing
 
@@ -724,17 +724,17 @@ def test_only_the_first_signal_counts_in_a_group() -> None:
     def send() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
-    with stopping.handling_signals():
-        stopping.heed_first_signal_only()
+    with stop_request.handling_signals():
+        stop_request.heed_first_only()
         with pytest.raises(Interrupted):
             send()
         send()
-    with stopping.handling_signals():  # a command of its own
+    with stop_request.handling_signals():  # a command of its own
         with pytest.raises(Interrupted):
             send()
         with pytest.raises(Interrupted):
             send()
-        stopping.ignore_signals()
+        stop_request.ignore_signals()
         send()
 
 

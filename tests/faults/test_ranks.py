@@ -19,7 +19,7 @@ pytestmark = pytest.mark.faults
 ON_RANK_1 = """
 import os, signal
 import torch
-from mnft.engine import fit
+from mnft.training import fit
 train = fit.train_one_epoch
 epochs = []
 def spoil(*args, **kwargs):
@@ -32,7 +32,7 @@ fit.train_one_epoch = spoil
 # Rank 0 waits in C code that no signal interrupts, as it does for a kernel of NCCL.
 STUCK = """
 import ctypes, os
-from mnft.engine import fit
+from mnft.training import fit
 train = fit.train_one_epoch
 epochs = []
 def spoil(*args, **kwargs):

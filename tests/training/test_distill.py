@@ -19,10 +19,12 @@ from mnft.data.transforms import normalize
 from mnft.errors import ModelError
 from mnft.model.bundle import ModelCard, load_bundle, save_bundle
 from mnft.model.factory import build_model
+from mnft.model.input_adapter import InputAdapter
 from mnft.preprocessing import Preprocessing
+from mnft.tasks.base import Teacher
+from mnft.tasks.classify.distill.loss import DistillationLoss
+from mnft.tasks.classify.distill.teacher import check_teacher, load_teacher
 from mnft.tasks.classify.head import CrossEntropy
-from mnft.training.distill.loss import DistillationLoss, InputAdapter
-from mnft.training.distill.teacher import Teacher, check_teacher, load_teacher
 
 CLASSES = ("cat", "cow", "dog")
 CPU = torch.device("cpu")

@@ -18,6 +18,7 @@ from mnft.data.batches.batch import Batch
 from mnft.data.batches.samplers import EpochSampler
 from mnft.device.ranks.distributed import Ranks
 from mnft.errors import TrainError
+from mnft.reporter import SILENT
 from mnft.results import EpochResult
 from mnft.tasks.base import Loss
 from mnft.tasks.classify.head import CrossEntropy
@@ -289,8 +290,8 @@ def run_fit(
 
     loop = LoopOptions(CPU, torch.float32, 1, None, Ranks(0, processes))
     options = FitOptions(len(outcomes), "accuracy", None, 0, 2, torch.float32, loop, stage="head")
-    arguments: Any = (state, model, Train(), [], CrossEntropy(0.0, None), options)
-    return fit(*arguments, keeper=None, observer=None), began
+    arguments: Any = (state, model, Train(), [], Criterion(0.0, None), options)
+    return fit(*arguments, checkpointer=None, reporter=SILENT), began
 
 
 def test_the_next_epoch_begins_with_the_parts_that_fitted(monkeypatch: pytest.MonkeyPatch) -> None:

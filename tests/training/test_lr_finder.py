@@ -395,6 +395,7 @@ def test_the_losses_are_means_over_the_batches() -> None:
 # --- what it writes
 
 
+@pytest.mark.plots
 def test_the_picture(tmp_path: Path) -> None:
     lrs, losses = descent(0.05)
     curve = build_curve(lrs, [*losses[:-1], 1e9], diverged=True)
@@ -440,6 +441,7 @@ def write_config(make_folder: MakeFolder, tmp_path: Path, monkeypatch: pytest.Mo
     return write
 
 
+@pytest.mark.plots
 @pytest.mark.parametrize("name", ["lenet5", "test_resnet"])
 def test_the_command_writes_the_curve_and_gives_the_rate(
     name: str, write_config: Write, capsys: pytest.CaptureFixture[str]
@@ -503,7 +505,7 @@ def test_the_rate_of_the_recipe_is_named_and_why_it_differs(
 
 
 def test_the_head_alone_has_no_learning_rate(write_config: Write) -> None:
-    with pytest.raises(ConfigError, match="found the head stage alone"):
+    with pytest.raises(ConfigError, match="found only the head stage"):
         command.run(write_config(), ["train.stages=[head]"], as_json=True)
 
 

@@ -16,6 +16,7 @@ from mnft.data.fetch.archive import Progress
 from mnft.data.fetch.layouts import ImageFolderWriter
 from mnft.data.fetch.table import SPECS, DatasetSpec
 from mnft.errors import ConfigError, DataError
+from mnft.reporter import Reporter
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,19 @@ def fetch(
             missing images, or a disk that cannot be written.
     """
     return fetch_dataset(_find(name), destination, source=source, on_progress=on_progress)
+
+
+def bring(name: str, destination: Path, reporter: Reporter, source: Path | None = None) -> Path:
+    """Fetch a data set with a progress bar; arguments and errors are those of `fetch`."""
+    info = describe(name)
+    reporter.note(f"fetch    {info.title}: {info.num_images:,} images, {info.num_classes} classes")
+    with reporter.track(f"fetching {name}") as on_progress:
+        return fetch(
+            name,
+            destination,
+            source=source,
+            on_progress=lambda _what, done, total: on_progress(done, total),
+        )
 
 
 def fetch_dataset(

@@ -13,7 +13,7 @@ _LOGGER = logging.getLogger(__name__)
 _RESERVE_BYTES = 1 << 30
 
 
-def find_cache_folder(setting: str) -> Path:
+def choose_cache_folder(setting: str) -> Path:
     """The folder that `data.store` names; `auto` is $MNFT_CACHE, or mnft in the user's caches."""
     if setting != "auto":
         return Path(setting).expanduser()

@@ -292,7 +292,7 @@ class Store:
         return {bytes(sha256) for sha256 in chosen["sha256"][whole]}
 
 
-def find_known_contents(cache: Path, root: Path) -> frozenset[str]:
+def list_known_contents(cache: Path, root: Path) -> frozenset[str]:
     """SHA-256 of all contents of an image folder that some store has decoded before."""
     known: set[str] = set()
     for path in _data_set_folder(cache, root).glob("*/index.bin"):

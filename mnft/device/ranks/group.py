@@ -16,7 +16,7 @@ from mnft.device.ranks.peers import PeerEnded, Peers, Watch
 from mnft.errors import Interrupted, TrainError
 from mnft.failures import explain
 from mnft.reporter import Reporter
-from mnft.signals import EXIT_BROKEN_PIPE, heed_first_signal_only, ignore_signals, leave
+from mnft.signals import EXIT_BROKEN_PIPE, leave, stop_request
 
 
 class Group:
@@ -41,7 +41,7 @@ class Group:
         """
         told = self._peers.explain(error) if self._peers else None
         if told is not None:
-            ignore_signals()
+            stop_request.ignore_signals()
         return told
 
     def end(self, error: BaseException) -> NoReturn:
@@ -86,7 +86,7 @@ def joined(reporter: Reporter) -> Iterator[Group]:
         if ranks.world_size == 1:
             yield Group(ranks, reporter)
             return
-        heed_first_signal_only()
+        stop_request.heed_first_only()
         peers = Peers(ranks)
         group = Group(ranks, reporter, peers)
         watch = Watch(peers, lambda told: _end_where_main_thread_is_stuck(group, told))
@@ -97,7 +97,7 @@ def joined(reporter: Reporter) -> Iterator[Group]:
             # No process leaves, perhaps with the store, while another one may still fail.
             gather(ranks, None)
         except BaseException as error:  # noqa: BLE001 - each is shown, a bug with its traceback
-            ignore_signals()
+            stop_request.ignore_signals()
             watch.stop()
             group.end(error)
 

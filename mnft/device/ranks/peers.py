@@ -24,7 +24,7 @@ import torch.distributed as dist
 
 from mnft.device.ranks.distributed import Ranks, broadcast
 from mnft.errors import Interrupted, TrainError
-from mnft.signals import is_asked
+from mnft.signals import stop_request
 
 # How gloo and NCCL say that a process at the other end has gone.
 _LOST = (
@@ -210,6 +210,6 @@ class Watch(threading.Thread):
         os.kill(os.getpid(), signal.SIGTERM)  # raises `Interrupted` where Python code runs
         last = time.monotonic() + _TO_SAVE_S
         while not self._over.wait(_TO_END_S):
-            if not is_asked() or time.monotonic() > last:
+            if not stop_request.pending or time.monotonic() > last:
                 self._end(describe_end(end))
                 return

@@ -3,36 +3,79 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
-from mnft.data.check.findings import Finding, Material
+from mnft.data.check.findings import CheckInput, Finding
 from mnft.data.folder import FolderScan
 from mnft.data.splits import choose_fractions, compute_split_counts
 
-# Images of a class below which a model of it is a guess, and its figures are too.
+# Below so many images of a class, a model of it is a guess, and its figures are too.
 _FEW = 20
-# Times that the largest class may have of the smallest.
+# Times as many images as the smallest class that the largest one may have.
 _IMBALANCE = 5
 
 
-def find_class_faults(material: Material, counts: Mapping[str, Mapping[str, int]]) -> list[Finding]:
-    """Classes that are missing, empty, too small or of very different size.
+def find_class_faults(data: CheckInput, counts: Mapping[str, Mapping[str, int]]) -> list[Finding]:
+    """Find classes that are missing, empty, too small or of very different size.
 
     Args:
-        material: what there is.
-        counts: images that decode, by split ("all" where there are none) and class.
+        data: the folder, and what was found in its files.
+        counts: number of images that decode, by split ("all" where there are none) and class.
     """
-    return [
-        *_class_sets(material.scan),
-        *_similar_names(material.scan),
-        *_empty(material.scan, counts),
-        *_small(material),
-        *_few(material),
-        *_imbalance(material),
-    ]
+    scan = data.scan
+
+    def folder(name: str) -> str:
+        return f"train/{name}" if scan.splits else name
+
+    findings = _check_class_sets(scan)
+    # Names that a person may have meant for one class; the letters a and A are two.
+    alike = defaultdict(list)
+    for name in scan.class_names():
+        alike["".join(c for c in name.casefold() if c.isalnum()) or name].append(name)
+    for names in alike.values():
+        if len(names) > 1:
+            what = f"classes {' and '.join(names)} differ in case, spaces or signs alone"
+            folders = tuple(folder(name) for name in names)
+            findings.append(Finding("similar_classes", False, what, folders))
+    empty = [f"{split}/{name}" if split else name for split, name in scan.empty_classes]
+    empty += [f"{s}/{n}" if scan.splits else n for s, c in counts.items() for n in c if not c[n]]
+    findings += [Finding("empty_class", True, "no usable image", (path,)) for path in empty]
+
+    # What can be learned from, before splits are taken from it: distinct contents, and images.
+    learned = [image for image in data.readable if image.split in (None, "train")]
+    contents = defaultdict(set)
+    for image in learned:
+        contents[image.class_name].add(data.inspection(image).sha256)
+    config = data.config
+    fractions = choose_fractions(
+        scan.splits, val_fraction=config.val_fraction, test_fraction=config.test_fraction
+    )
+    if fractions:
+        parts = ", ".join(["train", *fractions])
+        for name, different in sorted(contents.items()):
+            if compute_split_counts(len(different), fractions) is None:
+                what = f"{len(different)} different images, too few to split into {parts}"
+                findings.append(Finding("small_class", True, what, (folder(name),)))
+    sizes = Counter(image.class_name for image in learned)
+    if few := {name: size for name, size in sorted(sizes.items()) if size < _FEW}:
+        some = ", ".join(f"{name} {size}" for name, size in list(few.items())[:10])
+        more = f" and {len(few) - 10} more" if len(few) > 10 else ""
+        what = f"fewer than {_FEW} images to learn from: {some}{more}"
+        findings.append(Finding("few_images", False, what, tuple(map(folder, few))))
+    if len(sizes) > 1 and not data.needs.is_balanced:
+        (most, largest), (least, smallest) = sizes.most_common()[0], sizes.most_common()[-1]
+        if largest >= _IMBALANCE * smallest:
+            what = (
+                f"{most} has {largest:,} images, {least} {smallest:,}: {largest / smallest:.1f} "
+                f"times as many (named from {_IMBALANCE}); train.sampler: balanced or "
+                "train.class_weights: balanced evens it out"
+            )
+            findings.append(Finding("imbalance", False, what, (folder(most), folder(least))))
+    return findings
 
 
-def _class_sets(scan: FolderScan) -> list[Finding]:
+def _check_class_sets(scan: FolderScan) -> list[Finding]:
+    """Find classes that one split has and another one lacks."""
     learned = scan.class_names("train" if scan.splits else None)
     if len(learned) == 1:
         what = f"one class ({learned[0]}), a classifier needs at least two"
@@ -51,79 +94,3 @@ def _class_sets(scan: FolderScan) -> list[Finding]:
             what = f"{split} has no images of: {', '.join(absent)}"
             findings.append(Finding("class_set", False, what, ()))
     return findings
-
-
-def _similar_names(scan: FolderScan) -> Iterator[Finding]:
-    """Names that a person may have meant for one class; the letters a and A are two."""
-    groups = defaultdict(list)
-    for name in scan.class_names():
-        groups["".join(c for c in name.casefold() if c.isalnum()) or name].append(name)
-    for names in groups.values():
-        if len(names) > 1:
-            what = f"classes {' and '.join(names)} differ in case, spaces or signs alone"
-            folders = tuple(_folder(scan, name) for name in names)
-            yield Finding("similar_classes", False, what, folders)
-
-
-def _empty(scan: FolderScan, counts: Mapping[str, Mapping[str, int]]) -> list[Finding]:
-    folders = [f"{split}/{name}" if split else name for split, name in scan.empty_classes]
-    folders += [f"{s}/{n}" if scan.splits else n for s, c in counts.items() for n in c if not c[n]]
-    return [Finding("empty_class", True, "no usable image", (folder,)) for folder in folders]
-
-
-def _small(material: Material) -> list[Finding]:
-    """Classes with too few different images for the splits that will be made of them."""
-    scan, config = material.scan, material.config
-    fractions = choose_fractions(
-        scan.splits, val_fraction=config.val_fraction, test_fraction=config.test_fraction
-    )
-    if not fractions:
-        return []
-    parts = ", ".join(["train", *fractions])
-    contents = defaultdict(set)
-    for image in material.readable:
-        if image.split in (None, "train"):
-            contents[image.class_name].add(material.inspection(image).sha256)
-    return [
-        Finding(
-            "small_class",
-            True,
-            f"{len(found)} different images, too few to split into {parts}",
-            (_folder(scan, name),),
-        )
-        for name, found in sorted(contents.items())
-        if compute_split_counts(len(found), fractions) is None
-    ]
-
-
-def _few(material: Material) -> Iterator[Finding]:
-    few = {name: n for name, n in sorted(_count(material).items()) if n < _FEW}
-    if few:
-        some = ", ".join(f"{name} {count}" for name, count in list(few.items())[:10])
-        more = f" and {len(few) - 10} more" if len(few) > 10 else ""
-        what = f"fewer than {_FEW} images to learn from: {some}{more}"
-        yield Finding("few_images", False, what, tuple(_folder(material.scan, n) for n in few))
-
-
-def _imbalance(material: Material) -> Iterator[Finding]:
-    counts = _count(material)
-    if len(counts) < 2 or material.expected.is_balanced:
-        return
-    (most, largest), (least, smallest) = counts.most_common()[0], counts.most_common()[-1]
-    if largest >= _IMBALANCE * smallest:
-        what = (
-            f"{most} has {largest:,} images, {least} {smallest:,}: {largest / smallest:.1f} times "
-            f"as many (named from {_IMBALANCE}); train.sampler: balanced or train.class_weights: "
-            "balanced evens it out"
-        )
-        folders = tuple(_folder(material.scan, name) for name in (most, least))
-        yield Finding("imbalance", False, what, folders)
-
-
-def _count(material: Material) -> Counter[str]:
-    """Images to learn from, before splits are taken from them, by class."""
-    return Counter(i.class_name for i in material.readable if i.split in (None, "train"))
-
-
-def _folder(scan: FolderScan, name: str) -> str:
-    return f"train/{name}" if scan.splits else name

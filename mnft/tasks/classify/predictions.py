@@ -1,4 +1,4 @@
-"""The files of one evaluation: figures as JSON, predictions and counts as CSV, a picture."""
+"""The files of one evaluation: figures as JSON, predictions and counts as CSV, plots."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ METRICS = "metrics.json"
 PREDICTIONS = "predictions.csv"
 PER_CLASS = "per_class.csv"
 CONFUSION = "confusion_matrix.csv"
-PICTURE = "confusion_matrix.png"
+PLOT = "confusion_matrix.png"
 RELIABILITY = "reliability.png"
 MISTAKES = "worst_mistakes.png"
 EVALUATION_FILES = frozenset(
-    {METRICS, PREDICTIONS, PER_CLASS, CONFUSION, PICTURE, RELIABILITY, MISTAKES}
+    {METRICS, PREDICTIONS, PER_CLASS, CONFUSION, PLOT, RELIABILITY, MISTAKES}
 )
 MACRO_OVER = "classes that have images"
 
@@ -74,37 +74,49 @@ def write_evaluation(
             predictions.csv, with the reason as `error` and no prediction.
         root: folder of the images, which `paths` are below.
     """
-    # matplotlib is imported where pictures are drawn: `predict` needs this module, but none.
+    # `mnft predict` needs this module, but not matplotlib, which is slow to import.
     from mnft.tasks.classify.mistakes import plot_mistakes, plot_reliability
     from mnft.tasks.classify.panels import plot_confusion
 
-    _check(evaluation, predictions, class_names)
-    names = [guard_cell(name) for name in class_names]
-    with atomic_folder(folder) as new:
-        _write_metrics(new / METRICS, evaluation, header)
-        write_csv(new / PREDICTIONS, _prediction_rows(predictions, names, unreadable or {}))
-        write_csv(new / PER_CLASS, _class_rows(evaluation))
-        write_csv(new / CONFUSION, _confusion_rows(evaluation, names))
-        plot_confusion(evaluation.confusion, class_names, new / PICTURE, title=_title(evaluation))
-        targets, probabilities = predictions.targets, predictions.probabilities
-        plot_reliability(targets, probabilities, new / RELIABILITY, ece=evaluation.ece)
-        if root is not None:
-            paths = predictions.paths
-            plot_mistakes(root, paths, targets, probabilities, class_names, new / MISTAKES)
-
-
-def _check(evaluation: Evaluation, predictions: Predictions, class_names: Sequence[str]) -> None:
     num_images, num_classes = predictions.probabilities.shape
     lengths = {len(predictions.paths), len(predictions.targets), evaluation.num_images}
     if lengths != {num_images}:
         raise ValueError(f"{num_images} rows of probabilities for {lengths} paths, targets, images")
     if not len(class_names) == len(evaluation.confusion) == num_classes:
         raise ValueError(f"{num_classes} columns of probabilities for {len(class_names)} classes")
-
-
-def _write_metrics(path: Path, evaluation: Evaluation, header: dict[str, Any]) -> None:
+    figures = _describe_figures(evaluation)
+    if taken := sorted(header.keys() & figures):
+        raise ValueError(f"the header uses names of figures: {taken}")
+    text = json.dumps(header | figures, indent=2, ensure_ascii=False, allow_nan=False)
+    names = [guard_cell(name) for name in class_names]
     low, high = evaluation.accuracy_interval
-    figures = {
+    title = (
+        f"accuracy {evaluation.accuracy:.1%} ({INTERVAL_LEVEL:.0%} interval {low:.1%} to "
+        f"{high:.1%}), macro F1 {evaluation.macro.f1:.3f}, {evaluation.num_images} images"
+    )
+    targets, probabilities = predictions.targets, predictions.probabilities
+    with atomic_folder(folder) as new:
+        # A lone surrogate, from a file name that is not UTF-8, becomes \udcXX: JSON's own escape.
+        (new / METRICS).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+        write_csv(new / PREDICTIONS, _prediction_rows(predictions, names, unreadable or {}))
+        rows: list[list[object]] = [["class", "precision", "recall", "f1", "support", "predicted"]]
+        for row in evaluation.per_class:
+            fractions = [f"{value:.6g}" for value in (row.precision, row.recall, row.f1)]
+            rows.append([guard_cell(row.name), *fractions, row.support, row.predicted])
+        write_csv(new / PER_CLASS, rows)
+        counts = [[name, *row] for name, row in zip(names, evaluation.confusion, strict=True)]
+        write_csv(new / CONFUSION, [["true \\ predicted", *names], *counts])
+        plot_confusion(evaluation.confusion, class_names, new / PLOT, title=title)
+        plot_reliability(targets, probabilities, new / RELIABILITY, ece=evaluation.ece)
+        if root is not None:
+            paths = predictions.paths
+            plot_mistakes(root, paths, targets, probabilities, class_names, new / MISTAKES)
+
+
+def _describe_figures(evaluation: Evaluation) -> dict[str, Any]:
+    """Give the figures the names that they have in metrics.json."""
+    low, high = evaluation.accuracy_interval
+    return {
         "num_images": evaluation.num_images,
         "num_classes": len(evaluation.per_class),
         "loss": evaluation.loss,
@@ -123,12 +135,6 @@ def _write_metrics(path: Path, evaluation: Evaluation, header: dict[str, Any]) -
         "calibration_bins": ECE_BINS,
         "per_class": [asdict(metrics) for metrics in evaluation.per_class],
     }
-    taken = sorted(header.keys() & figures)
-    if taken:
-        raise ValueError(f"the header uses names of figures: {taken}")
-    text = json.dumps(header | figures, indent=2, ensure_ascii=False, allow_nan=False)
-    # A lone surrogate, from a file name that is not UTF-8, becomes \udcXX: JSON's own escape.
-    path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def _prediction_rows(
@@ -151,25 +157,3 @@ def _prediction_rows(
         yield [guard_cell(path), names[target], *said, "", *shown]
     for path, reason in unreadable.items():
         yield [guard_cell(path), "", "", "", "", guard_cell(reason), *[""] * len(names)]
-
-
-def _class_rows(evaluation: Evaluation) -> Iterable[list[object]]:
-    yield ["class", "precision", "recall", "f1", "support", "predicted"]
-    for row in evaluation.per_class:
-        shares = [f"{share:.6g}" for share in (row.precision, row.recall, row.f1)]
-        yield [guard_cell(row.name), *shares, row.support, row.predicted]
-
-
-def _confusion_rows(evaluation: Evaluation, names: list[str]) -> Iterable[list[object]]:
-    yield ["true \\ predicted", *names]
-    for name, counts in zip(names, evaluation.confusion, strict=True):
-        yield [name, *counts]
-
-
-def _title(evaluation: Evaluation) -> str:
-    low, high = evaluation.accuracy_interval
-    interval = f"{INTERVAL_LEVEL:.0%} interval {low:.1%} to {high:.1%}"
-    return (
-        f"accuracy {evaluation.accuracy:.1%} ({interval}), "
-        f"macro F1 {evaluation.macro.f1:.3f}, {evaluation.num_images} images"
-    )

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import torch
 
-from mnft.config.schema import TrainConfig
+from mnft.config.schema import Config, TrainConfig
 from mnft.data.manifest import Sample
+from mnft.model.factory import BuiltModel, build_model
 from mnft.results import EpochResult
 from mnft.tasks.base import Task
+from mnft.tasks.classify.distill.loss import DistillationLoss
+from mnft.tasks.classify.distill.teacher import load_teacher
 from mnft.tasks.classify.head import CrossEntropy
 from mnft.tasks.classify.linear_fit import fit_head
 from mnft.tasks.classify.metrics import ClassifyScore
@@ -36,6 +39,15 @@ def build(class_names: tuple[str, ...]) -> Task:
             weights = torch.tensor(compute_balanced_weights(targets, num_classes), device=device)
         return CrossEntropy(config.label_smoothing, weights)
 
+    def build_classifier(config: Config) -> BuiltModel:
+        return build_model(
+            config.model,
+            num_classes=num_classes,
+            class_names=class_names,
+            img_size=config.data.img_size,
+            overrides=config.data.model_dump(include={"mean", "std", "interpolation", "crop_pct"}),
+        )
+
     def plot_training(results: Sequence[EpochResult], path: Path, monitor: str) -> None:
         # matplotlib is imported only when a training has ended, not when it begins.
         from mnft.tasks.classify.curve import plot_training as plot
@@ -53,6 +65,9 @@ def build(class_names: tuple[str, ...]) -> Task:
         build_mix=partial(build_mix, num_classes=num_classes),
         sum_batch=count_correct,
         new_score=ClassifyScore,
+        build_model=build_classifier,
         fit_head=partial(fit_head, num_classes=num_classes),
+        load_teacher=partial(load_teacher, class_names=class_names),
+        build_distillation=DistillationLoss,
         plot_training=plot_training,
     )

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from mnft.data.batches.batch import Batch, Batches
-from mnft.data.batches.samplers import EpochSampler, EvalSampler
+from mnft.data.batches.batch import Batch, Batches, TrainBatches
+from mnft.data.batches.samplers import EpochSampler
 from mnft.device.select import autocast
 from mnft.model.freeze import set_training_mode
 from mnft.training.epoch.loop import train_one_epoch
@@ -88,7 +88,6 @@ def bench(
         on_progress: called with the measurements done and all.
     """
     train = training.train
-    assert isinstance(train.sampler, EpochSampler)
     count = min(batches, len(train))
     fixed = next(iter(train))
     device = training.machine.device
@@ -133,7 +132,7 @@ class _Part:
     def __init__(
         self,
         batches: list[Batch] | Iterator[Batch],
-        sampler: EpochSampler | EvalSampler,
+        sampler: EpochSampler,
         count: int | None = None,
     ) -> None:
         self.sampler = sampler
@@ -158,7 +157,7 @@ def _load(batches: Batches, count: int, device: torch.device) -> float:
     return images / (time.perf_counter() - started)
 
 
-def _train(training: Training, batches: Batches) -> tuple[float, float]:
+def _train(training: Training, batches: TrainBatches) -> tuple[float, float]:
     """Images per second of updates, and the share of the time spent waiting for data."""
     state = replace(training.state, num_updates=0)
     result = train_one_epoch(
@@ -183,8 +182,8 @@ def _build_fixed_step(training: Training, batch: Batch) -> Callable[[], None]:
 
     def step() -> None:
         with autocast(loop.machine.device, loop.machine.train_dtype):
-            logits = model(batch.images)
-        loss = training.criterion(logits, batch.targets, batch.images) / len(batch.images)
+            outputs = model(batch.images)
+        loss = training.criterion(outputs, batch.targets, batch.images) / len(batch.images)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from mnft.data.batches.batch import Batch
-from mnft.data.batches.samplers import EpochSampler
 from mnft.device.memory import explaining_memory
 from mnft.device.select import seed_everything
 from mnft.errors import ConfigError, TrainError
@@ -94,10 +93,11 @@ def find_lr(
         raise ConfigError(
             f"found learning rates from {smallest:g} to {largest:g}, expected a growing range"
         )
-    state, options, sampler = training.state, training.options.loop, training.train.sampler
-    assert isinstance(sampler, EpochSampler)
+    state, options = training.state, training.options.loop
     set_training_mode(state.model, freeze_batchnorm=options.freeze_batchnorm)
-    gradients = Gradients(state, training.forward, training.criterion, options, sampler)
+    gradients = Gradients(
+        state, training.forward, training.criterion, options, training.train.sampler
+    )
     groups = state.optimizer.param_groups
     # Without warmup and decay: timm's schedules keep each group's rate as `initial_lr` and
     # multiply it by `lr_scale`, the factor of layer-wise decay.
@@ -107,7 +107,7 @@ def find_lr(
     running, lowest, diverged = 0.0, math.inf, False
     hint = "lower train.batch_size or data.img_size, or choose a smaller model"
     with explaining_memory(options.machine.device, hint=hint):
-        batches = _repeat_epochs(training, sampler, seed)
+        batches = _repeat_epochs(training, seed)
         for lr, (step, batch) in zip(lrs, batches, strict=False):
             for group, rate in zip(groups, rates, strict=True):
                 group["lr"] = lr * rate / max(rates)
@@ -126,11 +126,9 @@ def find_lr(
     return build_curve(lrs[:count], losses[:count], diverged=diverged)
 
 
-def _repeat_epochs(
-    training: Training, sampler: EpochSampler, seed: int
-) -> Iterator[tuple[int, Batch]]:
+def _repeat_epochs(training: Training, seed: int) -> Iterator[tuple[int, Batch]]:
     for epoch in itertools.count(1):
-        sampler.set_epoch(epoch)
+        training.train.sampler.set_epoch(epoch)
         seed_everything(derive_seed(seed, epoch, training.options.loop.machine.ranks.rank))
         yield from enumerate(training.train)
 

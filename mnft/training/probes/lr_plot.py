@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mnft.figures import _DPI, _MARK, draw_title, save_figure
+from mnft.figures import DPI, MARK, draw_title, save_figure
 
 _CURVE_SIZE = (7.0, 4.2)
 
@@ -35,15 +35,15 @@ def plot_lr_curve(
         suggestion: the learning rate to mark, within `lrs`.
         title: the line above the curve.
     """
-    figure = Figure(figsize=_CURVE_SIZE, dpi=_DPI, facecolor="white")
+    figure = Figure(figsize=_CURVE_SIZE, dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.plot(lrs, losses, ".", color="#9db8d2", markersize=4, label="one batch")
     axes.plot(lrs, smoothed, color="#08519c", linewidth=2, label="smoothed")
-    axes.axvline(suggestion, color=_MARK, linewidth=1.2, linestyle="--")
+    axes.axvline(suggestion, color=MARK, linewidth=1.2, linestyle="--")
     height = float(np.interp(np.log(suggestion), np.log(lrs), smoothed))
     label = f"suggested: {suggestion:g}"
-    axes.plot([suggestion], [height], "o", color=_MARK, markersize=7, label=label)
+    axes.plot([suggestion], [height], "o", color=MARK, markersize=7, label=label)
     low, high = min(*losses, *smoothed), max(smoothed)
     margin = 0.15 * (high - low) or 1.0
     axes.set_ylim(low - margin, high + margin)

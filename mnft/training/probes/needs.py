@@ -16,15 +16,15 @@ from mnft.data.batches.workers import count_shared_bytes
 from mnft.data.check.findings import Finding
 from mnft.data.decode import Inspection
 from mnft.data.manifest import Manifest
-from mnft.data.store.cache import find_cache_folder, measure_free, measure_room
+from mnft.data.store.cache import choose_cache_folder, measure_free, measure_room
 from mnft.data.store.geometry import EvalGeometry, choose_train_geometry
 from mnft.data.store.store import Store, StoreUnavailable
 from mnft.device.machine import open_machine
 from mnft.errors import ConfigError
-from mnft.model.factory import build_model
 from mnft.model.freeze import freeze
 from mnft.model.linear_head import find_linear_head
 from mnft.preprocessing import Preprocessing
+from mnft.tasks import open_task
 from mnft.text import count
 from mnft.training.batch_size import get_batch_size
 from mnft.training.inference import choose_eval_batch_size
@@ -73,7 +73,7 @@ class Plan:
     preprocessing: Preprocessing
 
 
-def build_plan(config: Config, num_classes: int) -> Plan:
+def build_plan(config: Config, num_outputs: int) -> Plan:
     """Build the model without its weights.
 
     Raises:
@@ -81,12 +81,9 @@ def build_plan(config: Config, num_classes: int) -> Plan:
     """
     if config.model.name.startswith("hf-hub:"):
         raise ConfigError("a model of the hub, which is not asked", key="model.name")
-    built = build_model(
-        config.model.model_copy(update={"pretrained": False}),
-        num_classes=num_classes,
-        img_size=config.data.img_size,
-        overrides=config.data.model_dump(include={"mean", "std", "interpolation", "crop_pct"}),
-    )
+    values = config.model.model_copy(update={"pretrained": False})
+    task = open_task(tuple(map(str, range(num_outputs))))
+    built = task.build_model(config.model_copy(update={"model": values}))
     freeze(built.model, config.model.freeze)
     return Plan(built.model, built.preprocessing)
 
@@ -169,7 +166,7 @@ def _estimate_store(
     config: Config, plan: Plan, manifest: Manifest, inspections: Mapping[str, Inspection]
 ) -> Need:
     """Estimate the disk space of the decoded images that the store does not have yet."""
-    cache = find_cache_folder(config.data.store)
+    cache = choose_cache_folder(config.data.store)
     channels, height, width = plan.preprocessing.input_size
     train = choose_train_geometry(
         plan.preprocessing, (config.augment.scale[0], config.augment.scale[1])

@@ -10,12 +10,11 @@ from mnft.data.batches.batch import Batch, Batches
 from mnft.device.machine import Machine
 from mnft.device.ranks.distributed import broadcast
 from mnft.errors import ModelError
+from mnft.model.input_adapter import InputAdapter
 from mnft.model.linear_head import has_linear_head
 from mnft.preprocessing import Preprocessing
 from mnft.reporter import Progress, Reporter
-from mnft.tasks.base import Loss, Task
-from mnft.training.distill.loss import DistillationLoss, InputAdapter
-from mnft.training.distill.teacher import Teacher, load_teacher
+from mnft.tasks.base import Loss, Task, Teacher
 from mnft.training.head.features import compute_features, set_head
 
 
@@ -48,12 +47,10 @@ def add_teacher(
     """
     if config.distill.teacher is None:
         return criterion, None
-    teacher = load_teacher(config.distill, class_names=task.labels, machine=machine)
+    teacher = task.load_teacher(config.distill, machine)
     if teacher.needs_head:
         teacher = _fit_head(teacher, task, config.train.seed, student, views, machine, reporter)
-    loss = DistillationLoss(
-        criterion, teacher, config.distill, student=student, dtype=machine.train_dtype
-    )
+    loss = task.build_distillation(criterion, teacher, config.distill, student, machine.train_dtype)
     return loss, teacher.description
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import timm
 import torch
-from torch import nn
 
 from mnft import files
 from mnft.config.schema import DistillConfig, ModelConfig
@@ -27,38 +25,12 @@ from mnft.model.sources import (
     normalise,
     read_label_names,
 )
-from mnft.preprocessing import Preprocessing
+from mnft.tasks.base import Teacher
 
 _HINT = (
     "a teacher is a run (runs/NAME), a folder with config.json and model.safetensors, or a name "
     "of `mnft models` (or hf-hub:ORG/NAME) whose weights are in the cache or can be downloaded"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Teacher:
-    """A model to learn from.
-
-    Attributes:
-        model: in evaluation mode, on the device; nothing in it learns but a new head.
-        preprocessing: what it expects of its input.
-        fixed_input: whether it takes images of one size only.
-        class_names: of its outputs; None where they are not known. After a head is fitted, those
-            of the student.
-        order: the output of each of the student's classes, in their order; None where outputs
-            and classes are in the same order.
-        needs_head: its head is new, and must be fitted before it can teach; afterwards
-            `dataclasses.replace(teacher, needs_head=False)` says so.
-        description: what it is, in words.
-    """
-
-    model: nn.Module
-    preprocessing: Preprocessing
-    fixed_input: bool
-    class_names: tuple[str, ...] | None
-    order: tuple[int, ...] | None
-    needs_head: bool
-    description: str
 
 
 def check_teacher(config: DistillConfig) -> None:
@@ -81,10 +53,7 @@ def check_teacher(config: DistillConfig) -> None:
 
 
 def load_teacher(
-    config: DistillConfig,
-    *,
-    class_names: tuple[str, ...],
-    machine: Machine,
+    config: DistillConfig, machine: Machine, *, class_names: tuple[str, ...]
 ) -> Teacher:
     """Load a run's best model, a model folder or a pretrained model, to learn from it.
 
@@ -93,8 +62,8 @@ def load_teacher(
 
     Args:
         config: the `distill` section, with a teacher.
-        class_names: of the student, in the order of its outputs.
         machine: where the teacher goes.
+        class_names: class names of the student, in the order of its outputs.
 
     Raises:
         ModelError: no such teacher, or one that cannot be loaded; blames `distill.teacher`.
@@ -106,49 +75,39 @@ def load_teacher(
     names = tuple(known) if isinstance(known, list) else None
     with _blaming(), torch.random.fork_rng(devices=[]):
         if folder and names and sorted(map(str, names)) == sorted(class_names):
-            teacher = _open_folder(folder, class_names)
+            bundle = load_bundle(folder)
+            same = bundle.class_names == class_names
+            teacher = Teacher(
+                model=bundle.model.requires_grad_(False),
+                preprocessing=bundle.preprocessing,
+                fixed_input=has_fixed_input(bundle.architecture),
+                labels=bundle.class_names,
+                order=None if same else tuple(map(bundle.class_names.index, class_names)),
+                needs_head=False,
+                description=f"{bundle.architecture} of {folder}"
+                + ("" if same else ", its classes in another order"),
+            )
         else:
             name = f"local-dir:{folder}" if folder else config.teacher
-            teacher = _build_with_new_head(name, names, class_names)
+            _, source_args = load_source(_normal_name(name))
+            in_chans = source_args.get("in_chans", 3)
+            if in_chans not in {1, 3}:
+                raise ModelError(f"{name} takes images of {in_chans} channels, expected 1 or 3")
+            # Without class names: a head whose classes may be others is not kept.
+            source = ModelConfig(name=name, pretrained=True, in_chans=in_chans)
+            built = build_model(source, num_classes=len(class_names))
+            freeze(built.model, "backbone")
+            teacher = Teacher(
+                model=built.model.eval(),
+                preprocessing=built.preprocessing,
+                fixed_input=has_fixed_input(built.architecture),
+                labels=names,
+                order=None,
+                needs_head=True,
+                description=f"{built.architecture}, {built.weights}",
+            )
     machine.place(teacher.model)  # in place, as modules move
     return teacher
-
-
-def _open_folder(folder: Path, class_names: tuple[str, ...]) -> Teacher:
-    bundle = load_bundle(folder)
-    same = bundle.class_names == class_names
-    return Teacher(
-        model=bundle.model.requires_grad_(False),
-        preprocessing=bundle.preprocessing,
-        fixed_input=has_fixed_input(bundle.architecture),
-        class_names=bundle.class_names,
-        order=None if same else tuple(bundle.class_names.index(name) for name in class_names),
-        needs_head=False,
-        description=f"{bundle.architecture} of {folder}"
-        + ("" if same else ", its classes in another order"),
-    )
-
-
-def _build_with_new_head(
-    name: str, own_names: tuple[str, ...] | None, class_names: tuple[str, ...]
-) -> Teacher:
-    _, source_args = load_source(_normal_name(name))
-    in_chans = source_args.get("in_chans", 3)
-    if in_chans not in {1, 3}:
-        raise ModelError(f"{name} takes images of {in_chans} channels, expected 1 or 3")
-    config = ModelConfig(name=name, pretrained=True, in_chans=in_chans)
-    # Without class names: a head whose classes are not known to be the same is not kept.
-    built = build_model(config, num_classes=len(class_names))
-    freeze(built.model, "backbone")
-    return Teacher(
-        model=built.model.eval(),
-        preprocessing=built.preprocessing,
-        fixed_input=has_fixed_input(built.architecture),
-        class_names=own_names,
-        order=None,
-        needs_head=True,
-        description=f"{built.architecture}, {built.weights}",
-    )
 
 
 def find_folder(teacher: str) -> Path | None:
@@ -170,22 +129,17 @@ def find_folder(teacher: str) -> Path | None:
         files.recover_folder(place)
         if (place / CONFIG).is_file():
             return place
-    raise _no_folder(folder)
-
-
-def _no_folder(folder: Path) -> ModelError:
+    why, hint = f"no such folder: {folder}", _HINT
     if folder.is_dir():
         run = (folder / "config.yaml").is_file()
         why = f"{folder} is a run that has no best model yet" if run else f"{folder} holds no model"
-        return ModelError(why, hint=_HINT, key="distill.teacher")
-    if folder.exists():
-        return ModelError(f"{folder} is a file", hint=_HINT, key="distill.teacher")
-    hint = _HINT
-    if folder.parent.is_dir():
+    elif folder.exists():
+        why = f"{folder} is a file"
+    elif folder.parent.is_dir():
         beside = [path.name for path in folder.parent.iterdir() if path.is_dir()]
         if close := difflib.get_close_matches(folder.name, beside, 1):
             hint = f"did you mean {folder.parent / close[0]}?"
-    return ModelError(f"no such folder: {folder}", hint=hint, key="distill.teacher")
+    raise ModelError(why, hint=hint, key="distill.teacher")
 
 
 def _normal_name(name: str) -> str:

@@ -1,0 +1,1 @@
+"""Learning from a teacher model: which one, and the loss against its outputs."""

@@ -1,0 +1,77 @@
+"""Distillation: the loss that compares a student with a frozen teacher."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mnft.config.schema import DistillConfig
+from mnft.device.select import autocast
+from mnft.model.input_adapter import InputAdapter
+from mnft.preprocessing import Preprocessing
+from mnft.tasks.base import Loss, Teacher
+
+
+class DistillationLoss:
+    """The student's loss and its distance from the teacher, summed over the batch.
+
+    (1 - weight) * criterion + weight * T^2 * KL(softmax(teacher / T) || softmax(student / T)),
+    where T^2 keeps the gradient's size the same for all temperatures (Hinton, Vinyals, Dean,
+    2015, "Distilling the Knowledge in a Neural Network", section 2). The teacher sees the
+    student's images, with the same crops and mixing ("consistent teaching", Beyer et al., 2022,
+    "Knowledge distillation: A good teacher is patient and consistent", section 2).
+
+    Args:
+        criterion: the summed loss on the labels.
+        teacher: is put in evaluation mode, and none of it learns.
+        config: temperature and weight.
+        student: preprocessing of the images that the loss is given.
+        dtype: arithmetic of the teacher.
+    """
+
+    def __init__(
+        self,
+        criterion: Loss,
+        teacher: Teacher,
+        config: DistillConfig,
+        student: Preprocessing,
+        dtype: torch.dtype,
+    ) -> None:
+        if teacher.needs_head:
+            raise ValueError(f"the head of the teacher is not fitted: {teacher.description}")
+        self._criterion = criterion
+        self._model = teacher.model.requires_grad_(False).eval()
+        self._order = None if teacher.order is None else list(teacher.order)
+        self._adapt = InputAdapter(
+            student,
+            teacher.preprocessing,
+            resize=teacher.fixed_input,
+            device=next(teacher.model.parameters()).device,
+        )
+        self._temperature = config.temperature
+        self._weight = config.weight
+        self._dtype = dtype
+
+    def __call__(self, logits: Tensor, targets: Tensor, images: Tensor) -> Tensor:
+        """The summed loss.
+
+        Args:
+            logits: (B, K) float, of the student.
+            targets: (B,) int64 labels or (B, K) float probabilities.
+            images: (B, C, H, W) float, as the student sees them.
+        """
+        loss = torch.zeros((), device=logits.device)
+        if self._weight < 1:
+            loss = (1 - self._weight) * self._criterion(logits, targets, images)
+        if self._weight > 0:
+            # Not inference_mode: its tensors cannot be saved for a backward pass.
+            with torch.no_grad(), autocast(images.device, self._dtype):
+                teacher: Tensor = self._model(self._adapt(images))
+            if self._order is not None:
+                teacher = teacher[:, self._order]
+            log_student = F.log_softmax(logits.float() / self._temperature, dim=1)
+            log_teacher = F.log_softmax(teacher.float() / self._temperature, dim=1)
+            divergence = F.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
+            loss = loss + self._weight * self._temperature**2 * divergence
+        return loss
