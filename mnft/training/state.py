@@ -135,7 +135,15 @@ def save_state(content: Mapping[str, Any], path: Path) -> None:
     """
     with files.atomic_path(path) as temporary:
         _write(content, temporary)
-        _keep_earlier(path)
+        newer, older = (path.with_name(name) for name in _EARLIER)
+        if newer.is_file():
+            newer.replace(older)
+        if path.is_file():
+            # A second name keeps the old state when the new one replaces it.
+            try:
+                newer.hardlink_to(path)
+            except OSError:  # file systems without hard links
+                shutil.copyfile(path, newer)
 
 
 def has_state(path: Path) -> bool:
@@ -153,18 +161,6 @@ def _write(content: Mapping[str, Any], path: Path) -> None:
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from error
             raise
-
-
-def _keep_earlier(path: Path) -> None:
-    """Give the old resume.pt a second name, so that it is kept when the new one replaces it."""
-    newer, older = (path.with_name(name) for name in _EARLIER)
-    if newer.is_file():
-        newer.replace(older)
-    if path.is_file():
-        try:
-            newer.hardlink_to(path)
-        except OSError:  # file systems without hard links
-            shutil.copyfile(path, newer)
 
 
 def load_state(state: TrainState, path: Path) -> None:
@@ -224,7 +220,10 @@ def _read_newest(path: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        _check_sums(path)
+        # The CRC-32 of each part, which torch writes but does not check.
+        with zipfile.ZipFile(path) as archive:
+            if (damaged := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"{damaged} does not match its checksum")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(
@@ -249,14 +248,3 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: damaged resume state")
     return content
-
-
-def _check_sums(path: Path) -> None:
-    """Compare each part of the file with its CRC-32, which torch writes but does not check.
-
-    Raises:
-        zipfile.BadZipFile: a part does not match.
-    """
-    with zipfile.ZipFile(path) as archive:
-        if (damaged := archive.testzip()) is not None:
-            raise zipfile.BadZipFile(f"{damaged} does not match its checksum")

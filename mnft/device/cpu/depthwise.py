@@ -27,10 +27,18 @@ def speed_up_depthwise(model: nn.Module) -> int:
         The number of layers that were changed.
     """
     changed = 0
+    module: Any  # of a class in `_FAST`, once that is known
     for module in model.modules():
-        kind = _FAST.get(type(module))
-        if kind is not None and isinstance(module, nn.Conv2d) and _is_slow(module):
-            module.__class__ = kind
+        if type(module) not in _FAST or module.padding_mode != "zeros":
+            continue
+        is_depthwise = module.groups == module.in_channels > 1
+        is_slow = (
+            max(*module.stride, *module.dilation) > 1
+            or max(module.kernel_size) > 3
+            or module.out_channels > module.in_channels
+        )
+        if is_depthwise and is_slow:
+            module.__class__ = _FAST[type(module)]
             changed += 1
     return changed
 
@@ -64,13 +72,6 @@ class DepthwiseConv2dSame(Conv2dSame):  # type: ignore[misc]
 
 
 _FAST: dict[type, type] = {nn.Conv2d: DepthwiseConv2d, Conv2dSame: DepthwiseConv2dSame}
-
-
-def _is_slow(layer: nn.Conv2d) -> bool:
-    if not layer.groups == layer.in_channels > 1 or layer.padding_mode != "zeros":
-        return False
-    strided = max(*layer.stride, *layer.dilation) > 1
-    return strided or max(layer.kernel_size) > 3 or layer.out_channels > layer.in_channels
 
 
 def _trains_in_bf16(images: Tensor) -> bool:

@@ -54,17 +54,15 @@ class OtherWork:
             times = os.times()
             # `times` has the children that have ended; /proc has the living ones.
             own = times.user + times.system + times.children_user + times.children_system
-            children = sum(self._ticks_of(pid) for pid in self._find_children())
+            try:
+                tasks = (self._proc / "self" / "task").iterdir()
+                pids = [pid for task in tasks for pid in (task / "children").read_text().split()]
+            except OSError:  # a thread that has just ended, or a kernel without these files
+                pids = []
+            children = sum(self._ticks_of(pid) for pid in pids)
         except (AttributeError, OSError, ValueError, IndexError):  # macOS, Windows; no /proc
             return None
         return time.monotonic(), (busy - children) / ticks - own
-
-    def _find_children(self) -> list[str]:
-        try:
-            tasks = (self._proc / "self" / "task").iterdir()
-            return [pid for task in tasks for pid in (task / "children").read_text().split()]
-        except OSError:  # a thread that has just ended, or a kernel without these files
-            return []
 
     def _ticks_of(self, pid: str) -> int:
         try:

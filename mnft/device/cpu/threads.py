@@ -73,31 +73,28 @@ class Threads:
         elif others is not None and others < _QUIET:
             torch.set_num_threads(self.most)
         elif others is not None and time.monotonic() >= self._next_trial:
-            self._try(others, dtype)
+            started = time.monotonic()
+            current = torch.get_num_threads()
+            left = max(1, self.most - round(others))
+            seconds = time_threads({self.most, current, left, max(1, left // 2), 1}, dtype)
+            best = min(seconds, key=lambda count: seconds[count])
+            chosen = best if seconds[best] * _GAIN < seconds[current] else current
+            _LOGGER.info(
+                "other processes keep %.1f cores busy: %d of %d threads (%s)",
+                others,
+                chosen,
+                self.most,
+                ", ".join(f"{count}: {1e3 * seconds[count]:.0f} ms" for count in sorted(seconds)),
+            )
+            torch.set_num_threads(chosen)
+            now = time.monotonic()
+            self._next_trial = now + (now - started) / _TRIAL_FRACTION
         return torch.get_num_threads()
 
     def release(self) -> None:
         """Use all threads again, for an evaluation or another training that follows."""
         if self.follows:
             torch.set_num_threads(self.most)
-
-    def _try(self, others: float, dtype: torch.dtype) -> None:
-        started = time.monotonic()
-        current = torch.get_num_threads()
-        left = max(1, self.most - round(others))
-        seconds = time_threads({self.most, current, left, max(1, left // 2), 1}, dtype)
-        best = min(seconds, key=lambda count: seconds[count])
-        chosen = best if seconds[best] * _GAIN < seconds[current] else current
-        _LOGGER.info(
-            "other processes keep %.1f cores busy: %d of %d threads (%s)",
-            others,
-            chosen,
-            self.most,
-            ", ".join(f"{count}: {1e3 * seconds[count]:.0f} ms" for count in sorted(seconds)),
-        )
-        torch.set_num_threads(chosen)
-        now = time.monotonic()
-        self._next_trial = now + (now - started) / _TRIAL_FRACTION
 
 
 def build_threads(

@@ -67,8 +67,12 @@ class _NormalizeOnGpu(torch.autograd.Function):
         mean, invstd = torch.batch_norm_stats(images, eps)
         # Not torch.tensor: its copy to a GPU waits for the GPU.
         count = torch.full_like(mean[:1], images.numel() // images.shape[1])
-        everyone = _gather_rows(torch.cat([mean, invstd, count]))
-        means, invstds, counts = torch.split(everyone, [len(mean), len(mean), 1], dim=1)
+        own = torch.cat([mean, invstd, count])
+        # A sum of rows that are zero elsewhere gathers them without waiting for the GPU.
+        rows = own.new_zeros(dist.get_world_size(), len(own))
+        rows[dist.get_rank()] = own
+        dist.all_reduce(rows)
+        means, invstds, counts = torch.split(rows, [len(mean), len(mean), 1], dim=1)
         mean, invstd = torch.batch_norm_gather_stats_with_counts(
             images, means, invstds, running_mean, running_var, momentum, eps, counts.view(-1)
         )
@@ -100,14 +104,6 @@ def _dense(values: Tensor) -> Tensor:
     if values.is_contiguous(memory_format=torch.channels_last):
         return values
     return values.contiguous()
-
-
-def _gather_rows(row: Tensor) -> Tensor:
-    """Gather (N,) of each process to (processes, N) on each, without waiting for the GPU."""
-    rows = row.new_zeros(dist.get_world_size(), len(row))
-    rows[dist.get_rank()] = row
-    dist.all_reduce(rows)
-    return rows
 
 
 def _normalize(
