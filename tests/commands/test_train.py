@@ -493,7 +493,7 @@ def test_a_damaged_state_gives_way_to_the_one_before(
         state.write_bytes(content)
     result = train.resume("cut")
     assert result.exit_code == 0, result.stderr
-    assert "going on from resume-1.pt, the state before it" in caplog.text
+    assert "resuming from resume-1.pt, the state before it" in caplog.text
     assert "resumed  after epoch 1," in result.stderr
     assert_same_run(train.run("whole"), train.run("cut"))
 
