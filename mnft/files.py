@@ -8,10 +8,12 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from mnft.errors import ConfigError
 
 
 @contextmanager
@@ -99,6 +101,39 @@ def remove_leftovers(paths: Iterable[Path]) -> None:
         _remove(_old(path))
         for leftover in path.parent.glob(f"{glob.escape(_prefix(path))}*.tmp"):
             _remove(leftover)
+
+
+def check_replaceable(target: Path, kind: str, is_earlier: Callable[[Path], bool]) -> None:
+    """Refuse to replace a folder of the user with a result of a command.
+
+    Args:
+        target: the path to write to.
+        kind: what will be written, such as "export".
+        is_earlier: tells whether a folder that is not empty holds an earlier such result, and
+            nothing else.
+
+    Raises:
+        ConfigError: something else is at `target`.
+    """
+    if not (target.exists() or target.is_symlink()):
+        return
+    if target.is_dir() and (not any(target.iterdir()) or is_earlier(target)):
+        return
+    raise ConfigError(
+        f"{target} exists and is not an earlier {kind}, so it is not replaced",
+        hint="name a new folder: --output DIR",
+    )
+
+
+def holds_only(folder: Path, names: Collection[str], record: str) -> bool:
+    """Whether a folder holds the file `record`, and nothing but that and `names`."""
+    # What a file manager leaves (.DS_Store) is nobody's work, a .git folder is.
+    entries = {
+        entry.name
+        for entry in folder.iterdir()
+        if not (entry.name.startswith(".") and entry.is_file())
+    }
+    return record in entries and entries <= {record, *names}
 
 
 def recover_folder(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The name of the processor, without which no speed means anything."""
+"""What this machine has: processor, cores, memory, installed packages."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
 def name_processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """What the system calls its processor: "Intel(R) Xeon(R) Platinum 8481C (family 6, model 143)".
+    """The system's name for its processor: "Intel(R) Xeon(R) Platinum 8481C (family 6, model 143)".
 
     Virtual machines often hide the name, but seldom the family and the model.
     """
@@ -29,7 +27,7 @@ def name_processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
             return (
                 f"{facts['model name']} ({', '.join(numbers)})" if numbers else facts["model name"]
             )
-        if "CPU part" in facts:  # ARM gives numbers alone
+        if "CPU part" in facts:  # ARM gives only numbers
             maker = facts.get("CPU implementer", "unknown")
             return f"{platform.machine()}, implementer {maker}, part {facts['CPU part']}"
     if platform.system() == "Darwin":
@@ -47,45 +45,27 @@ def count_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _peak_of_process() -> float:
-    """Bytes."""
+def read_peak_memory() -> int | None:
+    """The most bytes of RAM that this process has held; None where Linux does not tell."""
+    # VmHWM, not ru_maxrss, which begins with what the process that started this one had.
     status = Path("/proc/self/status")
     if status.is_file():
-        # Unlike ru_maxrss, which begins with what the process that started this one had.
         for line in status.read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith("VmHWM:"):
-                return float(line.split()[1]) * 1024
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def _peak_of_process() -> float:
+    """Bytes."""
+    if (peak := read_peak_memory()) is not None:
+        return float(peak)
     try:
         import resource
     except ImportError:  # Windows
         return 0.0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return float(peak if sys.platform == "darwin" else peak * 1024)
-
-
-def _read_processor() -> str:
-    path = Path("/proc/cpuinfo")
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _read_available() -> Iterator[int]:
-    path = Path("/proc/meminfo")
-    lines = path.read_text(encoding="ascii").splitlines() if path.is_file() else []
-    for line in lines:
-        if line.startswith("MemAvailable:"):
-            yield int(line.split()[1]) * 1024
-
-
-def _read_limit() -> Iterator[int]:
-    """What a container may use in all."""
-    path = Path("/sys/fs/cgroup/memory.max")
-    text = path.read_text(encoding="ascii").strip() if path.is_file() else ""
-    if text.isdigit():
-        yield int(text)
+    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(highest if sys.platform == "darwin" else highest * 1024)
 
 
 def find_missing(packages: tuple[str, ...]) -> list[str]:
@@ -95,10 +75,14 @@ def find_missing(packages: tuple[str, ...]) -> list[str]:
 
 def read_versions(packages: tuple[str, ...]) -> dict[str, str]:
     """The installed versions, for records."""
-    return {name: found for name in packages if (found := _version(name)) is not None}
+    installed = {name: _version(name) for name in packages}
+    return {name: text for name, text in installed.items() if text is not None}
 
 
 def _version(name: str) -> str | None:
+    # 15 ms that `mnft --help`, which reads the table of formats, does not spend.
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version(name)
     except PackageNotFoundError:

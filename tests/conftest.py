@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
+from PIL import Image
 from support.images import COLOURS, MakeFolder, write_image
 from typer.testing import CliRunner, Result
 
@@ -30,6 +32,24 @@ def _threads() -> None:
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """A store of the tests' own, also for the processes that they start."""
     os.environ["MNFT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+_draw = Figure.savefig
+
+
+def _save_blank(_figure: Figure, target: Any, **_: Any) -> None:
+    Image.new("RGB", (1, 1)).save(target, "PNG")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Draw plots only for tests that are marked `plots`.
+
+    In a training of the tests the plot takes two thirds of the time. This is set before fixtures
+    are, as some of them train.
+    """
+    marked = item.get_closest_marker("plots") is not None
+    Figure.savefig = _draw if marked else _save_blank  # type: ignore[method-assign]
 
 
 @pytest.fixture

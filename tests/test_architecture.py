@@ -219,6 +219,7 @@ EARLY = {
     "mnft.cli.edge",
     "mnft.errors",
     "mnft.cli.exits",
+    "mnft.cli.options",
     "mnft.cli.starting",
     "mnft.cli.usage",
 }

@@ -376,3 +376,109 @@ def test_training_on_a_terminal_shows_a_bar_with_loss_speed_and_time(terminal):
     for word in ("epoch 10/20", "99/160", "loss 1.111", "acc 50.0%", "1234 img/s", "left"):
         assert word in shown, word
     assert "val_acc 43.21%" in shown
+
+
+# --- messages on a terminal: breaks between words
+
+
+def shown(terminal: Terminal, *, width: int) -> list[str]:
+    """The lines that were printed, without colours; none may be wider than the terminal."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue()).splitlines()
+    assert all(len(line) <= width for line in lines), lines
+    return lines
+
+
+RECIPE = "recipe   train.epochs: 20  (few images: more epochs than the usual ten are needed here)"
+MESSAGES = [
+    (console.note, RECIPE, 9),
+    (console.note, "a note without a column that is longer than the line of a narrow terminal", 2),
+    (console.warn, "12 of 340 images could not be read; their rows in the file say why", 9),
+    (
+        console.done,
+        "the best model is runs/garden-flowers/best, after twelve epochs of training",
+        2,
+    ),
+]
+
+
+@pytest.mark.parametrize("width", [30, 40, 60, 79])
+@pytest.mark.parametrize(("say", "message", "indent"), MESSAGES)
+def test_a_terminal_breaks_messages_between_words(
+    terminal, monkeypatch, width, say, message, indent
+):
+    monkeypatch.setenv("COLUMNS", str(width))
+    with redirect_stderr(terminal):
+        say(message)
+    lines = shown(terminal, width=width)
+    assert " ".join(lines).split() == [*["warning:"] * (say == console.warn), *message.split()]
+    margins = {len(line) - len(line.lstrip()) for line in lines[1:]}
+    assert margins <= {min(indent, width // 4)}
+
+
+def test_an_error_and_its_hint_hang_below_their_labels(terminal, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    error = MnftError("found 3 classes, expected those of the run:\n  red\n  green " + "x " * 20)
+    error.hint = "name other images, or train on these"
+    with redirect_stderr(terminal):
+        console.show_error(error)
+    assert shown(terminal, width=40) == [
+        "error: found 3 classes, expected those",
+        "       of the run:",
+        "  red",
+        "  green x x x x x x x x x x x x x x x x",
+        "    x x x x",
+        "hint: name other images, or train on",
+        "      these",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("message", "copied"),
+    [
+        ("by Ctrl-C after 3 epochs; resume with: mnft train --resume runs/flowers", None),
+        ("next: mnft init data/digits, or mnft data check data/digits", "mnft data check"),
+        ("a fine-tuned model is in /a/path/that/is/long/but/fits in", "/a/path/that/is/long"),
+        ("give the run another learning rate with --set optim.lr=0.0003", "--set optim.lr=0.0003"),
+        ("bring the images first: `mnft data fetch flowers102 --to x` does", "--to x`"),
+    ],
+)
+def test_what_a_person_copies_is_not_broken(terminal, monkeypatch, message, copied):
+    monkeypatch.setenv("COLUMNS", "46")
+    with redirect_stderr(terminal):
+        console.note(message)
+    lines = shown(terminal, width=46)
+    assert len(lines) > 1
+    assert any((copied or "mnft train --resume runs/flowers") in line for line in lines)
+
+
+def test_a_path_that_is_longer_than_a_line_is_left_to_the_terminal(terminal, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    path = "/a" * 40
+    with redirect_stderr(terminal):
+        console.note(f"written to {path} at last")
+    assert path in terminal.getvalue()
+
+
+def test_facts_hang_in_their_column(terminal, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    with redirect_stdout(terminal):
+        console.show_facts({"accuracy": "90.00%  (95% Wilson interval 88% to 92%)", "loss": "0.1"})
+    assert shown(terminal, width=40) == [
+        "accuracy  90.00%  (95% Wilson interval",
+        "          88% to 92%)",
+        "loss      0.1",
+    ]
+
+
+@pytest.mark.parametrize("width", [79, 80])
+def test_a_narrow_terminal_shows_no_details(terminal, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    with redirect_stderr(terminal):
+        console.note("recipe   train.epochs: 20", detail="(few images)")
+    expected = "recipe   train.epochs: 20" + "  (few images)" * (width == 80)
+    assert shown(terminal, width=width) == [expected]
+
+
+def test_off_a_terminal_details_are_shown(capsys):
+    console.note("recipe   train.epochs: 20", detail="(few images)")
+    assert capsys.readouterr().err == "recipe   train.epochs: 20  (few images)\n"

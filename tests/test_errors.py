@@ -32,7 +32,7 @@ class OutOfMemoryError(RuntimeError):
         (Unrelated("  bad graph "), "bad graph"),
         (AssertionError(), "AssertionError"),
         (KeyError("weight"), "'weight'"),
-        (ImportError("No module named 'x'"), "No module named 'x'"),
+        (ImportError("No module named 'x'"), "a package does not work here: No module named 'x'"),
         (OSError("a file that is no model"), "a file that is no model"),
         (ValueError("x" * 1000), "x" * 300),
     ],

@@ -17,6 +17,8 @@ from mnft import figures as fonts
 from mnft.figures import find_fonts, make_drawable
 from mnft.tasks.classify.panels import plot_confusion
 
+pytestmark = pytest.mark.plots
+
 # Of the private use area, so that no font which happens to be installed has them.
 HERE, GONE = "\U0010f123\U0010f124", "\U0010f999"
 

@@ -41,8 +41,14 @@ def test_counts_since_the_last_call_become_totals() -> None:
 
 def test_a_count_that_fails_ends_its_track() -> None:
     listener = Listener()
-    with pytest.raises(DataError), listener.count("features", 10):
-        raise DataError("x")
+
+    def fail() -> None:
+        with listener.count("features", 10) as advance:
+            advance(1)
+            raise DataError("x")
+
+    with pytest.raises(DataError):
+        fail()
     assert listener.events == ["begin features", "end"]
 
 

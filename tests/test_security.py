@@ -79,6 +79,7 @@ def assert_harmless_csv(text: str) -> None:
     assert len({len(row) for row in rows}) == 1
 
 
+@pytest.mark.plots
 def test_hostile_names_are_harmless_in_every_output(hostile: Path, run_cli: Cli) -> None:
     """Through check, train, eval, predict and compare: terminal, CSV, JSON and Markdown."""
     done = [run_cli("data", "check", hostile), run_cli("data", "check", hostile, "--json")]
@@ -110,7 +111,9 @@ def test_hostile_names_are_harmless_in_every_output(hostile: Path, run_cli: Cli)
 
 
 @pytest.mark.parametrize("form", [[], pytest.param(["--json"], marks=pytest.mark.slow)])
-def test_predict_cleans_names_on_a_terminal_alone(tmp_path: Path, form: list[str]) -> None:
+def test_predict_cleans_names_on_a_terminal_only(
+    tmp_path: Path, run_cli: Cli, form: list[str]
+) -> None:
     """A real terminal, from the pty module, and a pipe."""
     name = "\x1b[31mred\x07\u202e.png"
     write_image(tmp_path / name, (1, 2, 3), seed=0)
@@ -119,8 +122,10 @@ def test_predict_cleans_names_on_a_terminal_alone(tmp_path: Path, form: list[str
     card = ModelCard("lenet5", {}, preprocessing, ("a", "b"), {})
     model = timm.create_model("lenet5", num_classes=2)
     save_bundle(tmp_path / "model", model.state_dict(), card, {})
-    command = [sys.executable, "-m", "mnft", "predict", "--ckpt", "model", name, *form]
-    piped = subprocess.run(command, cwd=tmp_path, capture_output=True, check=True).stdout
+    arguments = ["predict", "--ckpt", "model", name, *form]
+    piped = run_cli(*arguments)
+    assert piped.exit_code == 0, piped.stderr
+    command = [sys.executable, "-m", "mnft", *arguments]
     main, terminal = pty.openpty()
     subprocess.run(command, cwd=tmp_path, stdout=terminal, stderr=subprocess.DEVNULL, check=True)
     os.close(terminal)
@@ -128,7 +133,7 @@ def test_predict_cleans_names_on_a_terminal_alone(tmp_path: Path, form: list[str
     os.close(main)
     assert b"red" in shown
     assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e]", shown.decode())
-    assert "\u202e" in piped.decode()
+    assert "\u202e" in piped.stdout
 
 
 def assert_no_tags(text: str) -> None:

@@ -72,20 +72,20 @@ def compare_pixels(report: Report, ours: Any, stored: Any, placed: Any) -> None:
     keys = next(iter(ours.train.sampler))
     positions = [key.position for key in keys]
     augment = parts.AugmentConfig(vflip=0.3, color_jitter=0.4, random_erasing=0.5)
-    draws = parts.draw([key.seed for key in keys], stored.sizes[positions], augment)
-    height, width = draws.boxes[:, 2:].amax(0).tolist()
+    params = parts.sample_params([key.seed for key in keys], stored.sizes[positions], augment)
+    height, width = params.boxes[:, 2:].amax(0).tolist()
     size = tuple(ours.card.preprocessing.input_size[1:])
     mean = ours.card.preprocessing.mean
     on_cpu = parts.DeviceImages(stored, torch.device("cpu"))
 
     def resample(images: Any, mode: str) -> Any:
-        there = parts.Draws(*(part.to(images.device) for part in draws.parts))
+        there = parts.AugmentParams(*(part.to(images.device) for part in params.parts))
         where = torch.tensor(positions, device=images.device)
         return parts.resample_on_device(images, where, there, size, mode, longest=(height, width))
 
     for mode, (most, share) in _PIXELS.items():
         found = resample(placed, mode)
-        usual = parts.resample_on_cpu([stored[p] for p in positions], draws, size, mode).float()
+        usual = parts.resample_on_cpu([stored[p] for p in positions], params, size, mode).float()
         gap = found.cpu() - usual
         ok = gap.abs().max() <= most and gap.abs().mean() < share and gap.mean().abs() < 0.05
         report.check(
@@ -100,9 +100,9 @@ def compare_pixels(report: Report, ours: Any, stored: Any, placed: Any) -> None:
             bool(gap.max() <= (0 if mode == "nearest" else 1)),
             f"largest {gap.max():.0f} levels, in {(gap > 0).float().mean():.2%} of the values",
         )
-        there = parts.Draws(*(part.to(placed.device) for part in draws.parts))
+        there = parts.AugmentParams(*(part.to(placed.device) for part in params.parts))
         gap = parts.adjust(found, there, augment, mean).cpu()
-        gap = (gap - parts.adjust(found.cpu(), draws, augment, mean)).abs()
+        gap = (gap - parts.adjust(found.cpu(), params, augment, mean)).abs()
         report.check(
             f"colours and erasing after {mode}", bool(gap.max() < 0.01), f"largest {gap.max():.5f}"
         )

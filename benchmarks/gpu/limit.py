@@ -58,7 +58,6 @@ def measure(job: Job) -> None:
     device = parts.find_device(job.device)
     _, training = parts.build(job.config, [*job.args.sets, f"train.device={job.device}"], device)
     loop, batches = training.options.loop, training.train
-    assert isinstance(batches.sampler, parts.EpochSampler)
     fixed = next(iter(batches))
     size, steps = len(fixed.images), min(job.args.steps, len(batches))
     dtype = str(training.machine.train_dtype).removeprefix("torch.")

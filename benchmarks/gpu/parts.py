@@ -10,7 +10,7 @@ import torch
 
 from mnft.config.load import load_config
 from mnft.config.schema import AugmentConfig
-from mnft.data.batches.augment import Draws, draw
+from mnft.data.batches.augment import AugmentParams, sample_params
 from mnft.data.batches.batch import Batch, Batches
 from mnft.data.batches.resample import DeviceImages, adjust, resample_on_cpu, resample_on_device
 from mnft.data.batches.samplers import EpochSampler
@@ -30,10 +30,10 @@ from mnft.training.training import Training
 
 __all__ = [
     "AugmentConfig",
+    "AugmentParams",
     "Batch",
     "Batches",
     "DeviceImages",
-    "Draws",
     "EpochSampler",
     "LoopResult",
     "Machine",
@@ -45,12 +45,12 @@ __all__ = [
     "build",
     "build_train_batches",
     "compute_outputs",
-    "draw",
     "find_device",
     "load_config",
     "open_inputs",
     "resample_on_cpu",
     "resample_on_device",
+    "sample_params",
     "set_training_mode",
     "synchronize_batchnorm",
     "train_head",
@@ -70,7 +70,7 @@ PHASES = [
     ("mnft.tasks.classify.task", "fit_head", "fit the head"),
     ("mnft.training.fit", "train_one_epoch", "epochs of training"),
     ("mnft.training.fit", "evaluate", "evaluations"),
-    ("mnft.runs.writer", "RunKeeper.keep", "saving"),
+    ("mnft.runs.writer", "RunWriter.save_epoch", "saving"),
 ]
 # What lets cuDNN try its algorithms.
 TUNE = ("mnft.training.build", "tune")

@@ -1,4 +1,4 @@
-"""The command line: flags to (path, overrides), errors to exit codes, commands loaded late."""
+"""The command line: flags to requests; each verb is imported only when it is called."""
 
 from __future__ import annotations
 
@@ -9,11 +9,21 @@ from typing import Annotated
 import typer
 
 from mnft import __version__
-from mnft.cli.data import Json, Overrides, data_app, flag_of
+from mnft.cli.data import data_app
 from mnft.cli.edge import edge_app
-from mnft.cli.exits import guarded
+from mnft.cli.exits import handle_errors
+from mnft.cli.options import (
+    Checkpoint,
+    ConfigArgument,
+    Device,
+    Json,
+    Overrides,
+    RunArgument,
+    Workers,
+    flag_of,
+)
 from mnft.cli.starting import check_split, starting, starting_training
-from mnft.cli.usage import RunArgument, SettingsCommand, choose_model, find_missing_model
+from mnft.cli.usage import SettingsCommand, choose_model, find_missing_model
 from mnft.errors import ConfigError
 
 app = typer.Typer(
@@ -28,17 +38,6 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(edge_app)
-
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
-Checkpoint = Annotated[
-    Path | None,
-    typer.Option(
-        "--ckpt", help="A run (its best model is taken), a model folder or an exported file."
-    ),
-]
-Workers = Annotated[
-    int | None, typer.Option("--workers", min=0, help="Loading processes; 0 is none.")
-]
 
 
 def _show_version(show: bool) -> None:
@@ -63,7 +62,7 @@ def _options(
 
 
 @app.command()
-@guarded
+@handle_errors
 def init(
     images: Annotated[Path, typer.Argument(help="A folder of images.")],
     output: Annotated[
@@ -74,8 +73,8 @@ def init(
 ) -> None:
     """Write a commented config for a folder of images.
 
-    The folder holds one folder a class (it is split in place), or train/, val/ and test/ folders
-    with such.
+    The folder holds one folder for each class (mnft then splits the images), or train/, val/ and
+    test/ folders that do.
 
     Example: `mnft init photos/ -o photos.yaml`
     """
@@ -87,7 +86,7 @@ def init(
 
 
 @app.command(cls=SettingsCommand)
-@guarded
+@handle_errors
 def train(
     config: Annotated[Path | None, typer.Argument(help="A YAML config.")] = None,
     overrides: Overrides = [],  # noqa: B006 - Typer copies it
@@ -96,7 +95,7 @@ def train(
         typer.Option(
             "--resume",
             metavar="RUN|auto",
-            help="Go on with an interrupted run; with a config and `auto`, its newest, if any.",
+            help="Resume an interrupted run; `auto`, with a config: its newest run, if any.",
         ),
     ] = None,
     find_lr: Annotated[
@@ -108,14 +107,19 @@ def train(
 
     Progress goes to stderr, so that `BEST=$(mnft train CONFIG)` works in a script. A resumed run
     ends as if it had never stopped; `--set train.epochs=N` extends it. In a loop that starts it
-    again, `mnft train CONFIG --resume auto` goes on with the newest run of this config, and
-    begins one where there is none.
+    again, `mnft train CONFIG --resume auto` resumes the newest run of this config, and begins one
+    where there is none.
 
     Examples: `mnft train configs/digits.yaml`, `mnft train configs/flowers.yaml --set
     optim.lr=3e-4 --set train.epochs=20`, `mnft train --resume runs/flowers`
     """
     if find_lr:
-        _find_lr(config, overrides, resume, as_json=as_json)
+        if config is None or resume is not None:
+            raise ConfigError("--find-lr needs a config, and goes with no --resume")
+        with starting(config=config, overrides=overrides):
+            from mnft.commands import find_lr as trial
+
+        trial.run(config, overrides, as_json=as_json)
         return
     with starting_training(config, overrides, resume):
         from mnft.commands import train as command
@@ -123,19 +127,8 @@ def train(
     command.run(config, overrides, resume, as_json=as_json)
 
 
-def _find_lr(
-    config: Path | None, overrides: list[str], resume: Path | None, *, as_json: bool
-) -> None:
-    if config is None or resume is not None:
-        raise ConfigError("--find-lr needs a config, and goes with no --resume")
-    with starting(config=config, overrides=overrides):
-        from mnft.commands import find_lr as command
-
-    command.run(config, overrides, as_json=as_json)
-
-
 @app.command(cls=SettingsCommand)
-@guarded
+@handle_errors
 def distill(
     config: Annotated[Path, typer.Argument(help="A YAML config of the student.")],
     teacher: Annotated[
@@ -145,7 +138,7 @@ def distill(
     overrides: Overrides = [],  # noqa: B006 - Typer copies it
     as_json: Json = False,
 ) -> None:
-    """Train a small model to answer as a larger one does; else like `mnft train`.
+    """Train a small model to answer as a larger one does; everything else is as in `mnft train`.
 
     The teacher is a run or model folder that knows the same classes, or a pretrained timm model,
     whose head is then fitted to the training images first. The same as `distill.teacher: ...` in
@@ -165,15 +158,15 @@ def distill(
 
 
 @app.command(cls=SettingsCommand)
-@guarded
+@handle_errors
 def bench(
-    config: Annotated[Path, typer.Argument(help="A YAML config.")],
+    config: ConfigArgument,
     overrides: Overrides = [],  # noqa: B006 - Typer copies it
     batches: Annotated[int, typer.Option("--batches", min=1, help="Batches in a round.")] = 20,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds; the median counts.")] = 3,
     as_json: Json = False,
 ) -> None:
-    """Measure loading alone, updates alone and both, and say which one limits.
+    """Measure only loading, only updates, and both; say which one is the limit.
 
     Example: `mnft bench configs/flowers.yaml --set train.batch_size=64`
     """
@@ -184,7 +177,7 @@ def bench(
 
 
 @app.command("eval")
-@guarded
+@handle_errors
 def evaluate(
     model: RunArgument = None,
     checkpoint: Checkpoint = None,
@@ -210,11 +203,11 @@ def evaluate(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Judge a trained model on images that it was not trained on.
+    """Evaluate a trained model on images that it was not trained on.
 
-    Accuracy with its 95% interval, precision, recall and F1 of each class, calibration; writes
-    metrics.json, predictions.csv, per_class.csv, the confusion matrix, and pictures of the worst
-    mistakes and of how far confidence can be relied on.
+    Prints accuracy with its 95% interval, precision, recall and F1 of each class, and calibration;
+    writes metrics.json, predictions.csv, per_class.csv, the confusion matrix, and plots of the
+    worst mistakes and of how far confidence can be relied on.
 
     Examples: `mnft eval runs/flowers`, `mnft eval --ckpt runs/flowers/best --data photos/`
     """
@@ -224,21 +217,14 @@ def evaluate(
         from mnft.commands import evaluate as command
 
     with flag_of("train.device", f"--device {device}"):
-        command.run(
-            chosen,
-            data,
-            split,
-            output,
-            device_name=device,
-            batch_size=batch_size,
-            workers=workers,
-            flip=flip,
-            as_json=as_json,
+        request = command.Request(
+            chosen, data, split, output, device, batch_size, workers, flip=flip
         )
+        command.run(request, as_json=as_json)
 
 
 @app.command()
-@guarded
+@handle_errors
 def predict(
     inputs: Annotated[
         list[str], typer.Argument(help="Files, folders, globs, or - for a list on stdin.")
@@ -266,20 +252,14 @@ def predict(
         from mnft.commands import predict as command
 
     with flag_of("train.device", f"--device {device}"):
-        command.run(
-            checkpoint,
-            inputs,
-            output,
-            top_k=top_k,
-            as_json_lines=json_lines,
-            device_name=device,
-            batch_size=batch_size,
-            workers=workers,
+        request = command.Request(
+            checkpoint, inputs, output, top_k, json_lines, device, batch_size, workers
         )
+        command.run(request)
 
 
 @app.command()
-@guarded
+@handle_errors
 def models(
     pattern: Annotated[
         str | None, typer.Argument(help="Names with * and ?; default: MobileNets and LeNet-5.")
@@ -303,7 +283,7 @@ def models(
 
 
 @app.command()
-@guarded
+@handle_errors
 def doctor(
     install: Annotated[
         str | None,
@@ -311,7 +291,7 @@ def doctor(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show what this machine can do, which export formats work, and what to mend.
+    """Show what this machine can do, which export formats work, and what to fix.
 
     Examples: `mnft doctor`, `mnft doctor --install tflite`
     """

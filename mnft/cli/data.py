@@ -1,35 +1,22 @@
-"""The verbs below `mnft data`, and the options that they share with the others."""
+"""The verbs below `mnft data`."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mnft.cli.exits import guarded
+from mnft.cli.exits import handle_errors
+from mnft.cli.options import Json, Overrides
 from mnft.cli.starting import starting
 from mnft.cli.usage import SettingsCommand
 
 data_app = typer.Typer(no_args_is_help=True, help="Bring data sets and check image folders.")
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
-Overrides = Annotated[
-    list[str],
-    typer.Option("--set", metavar="KEY=VALUE", help="Set a config value, as optim.lr=3e-4."),
-]
-
-
-def flag_of(key: str, flag: str) -> AbstractContextManager[None]:
-    """Put the flag that stands for a config key in front of errors that name the key."""
-    from mnft.config.source import Source
-
-    return Source(places={tuple(key.split(".")): flag}).locating()
-
 
 @data_app.command("fetch")
-@guarded
+@handle_errors
 def data_fetch(
     name: Annotated[str | None, typer.Argument(help="Name of a data set; see --list.")] = None,
     source: Annotated[
@@ -57,7 +44,7 @@ def data_fetch(
 
 
 @data_app.command("check", cls=SettingsCommand)
-@guarded
+@handle_errors
 def data_check(
     target: Annotated[Path, typer.Argument(help="A config, or a folder of images.")],
     overrides: Overrides = [],  # noqa: B006 - Typer copies it
@@ -73,11 +60,11 @@ def data_check(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Find what would spoil a training: exit code 3 if there is something.
+    """Find what would spoil a training; exit code 3 if there is something.
 
     Files that cannot be decoded, classes that differ between splits, the same or nearly the same
-    picture in two splits or two classes, empty or small classes (as the config splits), unusual
-    sizes, colours and endings; for a config what a run will need. `--fix` deletes nothing.
+    image in two splits or two classes, empty or small classes (as the config splits), unusual
+    sizes, colours and extensions; for a config also what a run will need. `--fix` deletes nothing.
 
     Examples: `mnft data check photos/`, `mnft data check configs/flowers.yaml --fix leave_out.txt`
     """

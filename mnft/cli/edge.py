@@ -7,33 +7,22 @@ from typing import Annotated
 
 import typer
 
-from mnft.cli.data import Json, Overrides
-from mnft.cli.exits import guarded
+from mnft.cli.exits import handle_errors
+from mnft.cli.options import Data, Json, Output, Overrides, RunArgument, Split, Trained
 from mnft.cli.starting import check_split, starting
-from mnft.cli.usage import RunArgument, SettingsCommand, choose_model
+from mnft.cli.usage import SettingsCommand, choose_model
+from mnft.exports.formats import FORMATS, find_format
 
 edge_app = typer.Typer()
 
-Trained = Annotated[
-    Path | None, typer.Option("--ckpt", help="A run (its best model is taken) or a model folder.")
-]
-Data = Annotated[
-    Path | None, typer.Option("--data", help="Images to compare on, instead of the run's.")
-]
-Split = Annotated[str | None, typer.Option("--split", help="train, val or test; default val.")]
-Output = Annotated[
-    Path | None, typer.Option("--output", "-o", help="Folder to write; default below the run.")
-]
-
 
 @edge_app.command(cls=SettingsCommand)
-@guarded
+@handle_errors
 def export(
     model: RunArgument = None,
     checkpoint: Trained = None,
-    form: Annotated[
-        str,
-        typer.Option("--format", help="onnx, openvino, executorch, tflite, torchscript or coreml."),
+    format_name: Annotated[
+        str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")
     ] = "onnx",
     embed: Annotated[
         bool,
@@ -57,20 +46,18 @@ def export(
     Examples: `mnft export --ckpt runs/flowers`, `mnft export --ckpt runs/flowers --format tflite
     --embed-preprocessing`
     """
-    from mnft.exports.formats import find_format
-
-    find_format(form)
+    find_format(format_name)
     check_split(split)
     chosen = choose_model(model, checkpoint, "export")
     with starting(checkpoints=[chosen], overrides=overrides, images=data):
         from mnft.commands import export as command
 
-    request = command.Request(chosen, form, data, split, output, embed)
+    request = command.Request(chosen, format_name, data, split, output, embed)
     command.run(request, overrides, as_json=as_json)
 
 
 @edge_app.command(cls=SettingsCommand)
-@guarded
+@handle_errors
 def quantize(
     model: RunArgument = None,
     checkpoint: Trained = None,
@@ -101,7 +88,7 @@ def quantize(
 
 
 @edge_app.command(cls=SettingsCommand)
-@guarded
+@handle_errors
 def prune(
     model: RunArgument = None,
     checkpoint: Trained = None,
@@ -111,7 +98,7 @@ def prune(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Take channels out of a trained model until a share of its MACs is left, and fine-tune it.
+    """Take channels out of a trained model until a fraction of its MACs is left, and fine-tune it.
 
     The result is a run of its own, with the same split: evaluate, export, quantize, train or
     prune it again. pruning.csv has accuracy against MACs. Prints the folder of the best model.
@@ -127,7 +114,7 @@ def prune(
 
 
 @edge_app.command()
-@guarded
+@handle_errors
 def compare(
     models: Annotated[
         list[Path],

@@ -1,4 +1,4 @@
-"""Errors to messages and exit codes: what stands between a command and the shell."""
+"""Errors to messages and exit codes, between a command and the shell."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import typer
 
 from mnft.errors import Interrupted, MnftError
 from mnft.failures import explain
-from mnft.signals import EXIT_BROKEN_PIPE, handling_signals
+from mnft.signals import EXIT_BROKEN_PIPE, stop_request
 
 P = ParamSpec("P")
 
 
-def guarded(command: Callable[P, None]) -> Callable[P, None]:
+def handle_errors(command: Callable[P, None]) -> Callable[P, None]:
     """Turn the errors of a command into messages and exit codes; a bug keeps its traceback."""
 
     @functools.wraps(command)
@@ -25,7 +25,7 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
         from mnft import console
 
         try:
-            with handling_signals():
+            with stop_request.handling_signals():
                 command(*args, **kwargs)
         except BrokenPipeError:
             # The reader of our output is gone; the interpreter must not try to flush into it.

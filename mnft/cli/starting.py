@@ -1,4 +1,4 @@
-"""The start of a command: what can be refused is refused before torch is imported, for seconds."""
+"""The start of a command: refuse at once what is wrong, before the seconds of importing torch."""
 
 from __future__ import annotations
 
@@ -23,30 +23,35 @@ def starting(
     images: Path | None = None,
     needs_teacher: bool = False,
 ) -> Iterator[None]:
-    """Refuse what is seen to be wrong at once; inside, a command is imported, with a spinner.
+    """Refuse what is wrong at first sight; inside the block a command is imported, with a spinner.
 
-    The commands check the same, and more, themselves: this is for the user's time alone.
+    The commands check the same themselves, and more: this only saves the user's time.
 
     Args:
         config: a YAML config of a training.
-        overrides: values of `--set`, for the config or for that of the first checkpoint's run.
+        overrides: values of `--set`, for that config or the one of the first checkpoint's run.
         checkpoints: runs, model folders or exported files, which must be there.
         images: a folder of images, which must be there.
         needs_teacher: whether the config must name a teacher.
 
     Raises:
-        MnftError: with what is wrong.
+        MnftError: something is wrong.
     """
-    from mnft import console
+    from mnft import console, files
     from mnft.data.folder import check_folder
 
-    with _one_voice():
+    with main_rank_reports():
         if images is not None:
             check_folder(images)
         if config is not None:
             _check_config(config, overrides, needs_teacher=needs_teacher)
         for checkpoint in checkpoints:
-            _check_checkpoint(checkpoint)
+            files.recover_folder(checkpoint)
+            if not checkpoint.exists():
+                raise CheckpointError(
+                    f"{checkpoint} does not exist",
+                    hint="name a run (runs/NAME) or a model folder (runs/NAME/best)",
+                )
         if checkpoints and config is None:
             _check_overrides(checkpoints[0], overrides)
     with console.loading():
@@ -57,17 +62,17 @@ def starting(
 def starting_training(
     config: Path | None, overrides: Sequence[str], resume: Path | None
 ) -> Iterator[None]:
-    """As `starting`, for a training that begins with a config or goes on with a run.
+    """As `starting`, for a training that begins with a config or resumes a run.
 
     Args:
         config: a YAML config.
         overrides: values of `--set`.
-        resume: a run, or AUTO for the newest of the config.
+        resume: a run, or AUTO for the newest one of the config.
 
     Raises:
-        MnftError: with what is wrong.
+        MnftError: something is wrong.
     """
-    with _one_voice():
+    with main_rank_reports():
         if resume == AUTO and config is None:
             raise ConfigError(
                 "--resume auto needs a config, whose newest run it looks for",
@@ -93,7 +98,7 @@ def check_split(name: str | None) -> None:
     """Refuse a `--split` that no data set has.
 
     Raises:
-        ConfigError: none of train, val and test.
+        ConfigError: it is none of train, val and test.
     """
     if name is not None and name not in SPLITS:
         close = difflib.get_close_matches(name, SPLITS, 1)
@@ -104,8 +109,8 @@ def check_split(name: str | None) -> None:
 
 
 @contextmanager
-def _one_voice() -> Iterator[None]:
-    """Of several processes that torchrun has started, let the main one speak."""
+def main_rank_reports() -> Iterator[None]:
+    """Of several processes that torchrun has started, let only the main one show an error."""
     try:
         yield
     except MnftError as error:
@@ -119,7 +124,7 @@ def _check_config(path: Path, overrides: Sequence[str], *, needs_teacher: bool) 
     from mnft.data.folder import check_folder
 
     if path.is_fifo() and not needs_teacher:
-        return  # which can be read only once: `mnft train <(...)`
+        return  # it can be read only once: `mnft train <(...)`
     config, source = load_config(path, overrides)
     with source.locating():
         if needs_teacher and config.distill.teacher is None:
@@ -129,19 +134,8 @@ def _check_config(path: Path, overrides: Sequence[str], *, needs_teacher: bool) 
                 key="distill.teacher",
             )
         root = Path(config.data.root).expanduser()
-        if root.exists() or not config.data.fetch:  # else it will be brought
+        if root.exists() or not config.data.fetch:  # else it will be fetched
             check_folder(root, key="data.root")
-
-
-def _check_checkpoint(path: Path) -> None:
-    from mnft import files
-
-    files.recover_folder(path)
-    if not path.exists():
-        raise CheckpointError(
-            f"{path} does not exist",
-            hint="name a run (runs/NAME) or a model folder (runs/NAME/best)",
-        )
 
 
 def _check_overrides(path: Path, overrides: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""First guesses at the command line, taken as they are meant or answered with the line to type."""
+"""Plausible mistakes on the command line: understood, or answered with the line to type."""
 
 from __future__ import annotations
 
@@ -6,20 +6,16 @@ import difflib
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from typer.core import TyperCommand
 
 from mnft.errors import ConfigError
 
-RunArgument = Annotated[
-    Path | None, typer.Argument(metavar="RUN", help="The same as --ckpt RUN.", show_default=False)
-]
-
 
 def choose_model(given: Path | None, checkpoint: Path | None, command: str) -> Path:
-    """The model that a command is about, named by `--ckpt` or by its place.
+    """The model that a command is about, named by `--ckpt` or as the argument.
 
     Raises:
         ConfigError: it is named twice, or not at all.
@@ -49,7 +45,7 @@ class SettingsCommand(TyperCommand):
     """A command with `--set`; an option that is a key of the config gets the line to type."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse as usual, but for an option such as `--epochs 3`."""
+        """Parse as usual; refuse an option such as `--epochs 3` with the `--set` that was meant."""
         if (error := self._find_key_as_option(ctx, args)) is not None:
             from mnft import console
 

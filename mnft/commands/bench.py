@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from mnft import console
 from mnft.config.load import load_config
@@ -13,7 +12,7 @@ from mnft.device.ranks.distributed import Ranks
 from mnft.device.select import keep_freed_memory
 from mnft.runs.begin import begin_training, check_early
 from mnft.text import count
-from mnft.training.probes.bench import BenchResult, Speed, bench
+from mnft.training.probes.bench import bench
 
 _ADVICE = {
     "loading": "images come too slowly: data.store: auto if it is off, more data.workers, or "
@@ -25,10 +24,10 @@ _ADVICE = {
 def run(
     config_path: Path, overrides: Sequence[str], *, batches: int, rounds: int, as_json: bool
 ) -> None:
-    """Measure and show.
+    """Measure the parts of a training and show which one is the limit.
 
     Raises:
-        MnftError: whatever keeps a training from its beginning.
+        MnftError: a training with this config cannot begin.
     """
     keep_freed_memory()
     config, source = load_config(config_path, overrides)
@@ -37,35 +36,31 @@ def run(
         _, training = begin_training(config, None, machine, console.REPORTER)
         with console.progress("measuring") as on_progress:
             result = bench(training, batches=batches, rounds=rounds, on_progress=on_progress)
+    facts = training.facts
     if as_json:
         names = ("device", "processor", "precision", "input_size", "store")
-        facts = {name: training.facts[name] for name in names}
-        console.show_json({**asdict(result), "limit": result.limit, **facts})
+        shown = {name: facts[name] for name in names}
+        console.show_json({**asdict(result), "limit": result.limit, **shown})
         return
-    _show(result, training.facts, training.config.train.batch_size)
-
-
-def _show(result: BenchResult, facts: Mapping[str, Any], batch_size: int | str) -> None:
-    threads = f"{result.threads} thread{'s' if result.threads != 1 else ''}"
+    threads = count(result.threads, "thread")
     console.note(f"machine  {facts['device']}; {facts['processor']}, {threads}")
     console.note(f"store    {facts['store']}")
-    rows = [
-        ("loading alone", result.loading),
-        ("fixed-batch limit", result.fixed_batch),
-        ("updates alone, same batch", result.computing),
-        ("training", result.training),
-        ("evaluation", result.evaluating),
-    ]
+    speeds = {
+        "loading only": result.loading,
+        "fixed-batch limit": result.fixed_batch,
+        "updates only, same batch": result.computing,
+        "training": result.training,
+        "evaluation": result.evaluating,
+    }
     console.show_table(
-        ["part", "images/s", "lowest", "highest"], [_row(name, speed) for name, speed in rows]
+        ["part", "images/s", "lowest", "highest"],
+        [
+            [part, f"{speed.median:,.0f}", f"{speed.lowest:,.0f}", f"{speed.highest:,.0f}"]
+            for part, speed in speeds.items()
+        ],
     )
     console.note(
         f"{count(result.rounds, 'round')} of {count(result.batches, 'batch', 'batches')} of "
-        f"{batch_size}; "
-        f"waiting for data: {result.wait:.1%} of the training"
+        f"{training.config.train.batch_size}; waiting for data: {result.wait:.1%} of the training"
     )
     console.note(f"limit    {result.limit}: {_ADVICE[result.limit]}")
-
-
-def _row(name: str, speed: Speed) -> list[str]:
-    return [name, *(f"{value:,.0f}" for value in (speed.median, speed.lowest, speed.highest))]

@@ -23,13 +23,11 @@ _EXTRAS = {
     "prune": ("torch-pruning",),
     "qat": ("torchao",),
 }
-# Tool-chains that cannot live beside mnft's torch, and what sets up an environment for them.
-_INSTALLERS = {"tflite": litert_environment.install}
 _SMALL_SHM_MB = 512
 
 
 def run(*, as_json: bool) -> None:
-    """Print versions, devices, memory and extras, and what to mend."""
+    """Print versions, devices, memory and extras, and what to fix."""
     with console.loading():  # not for `--install`, which has no need of torch
         import torch
 
@@ -40,6 +38,8 @@ def run(*, as_json: bool) -> None:
     # The driver counts GPUs that torch cannot use, as where it is too old.
     count = torch.cuda.device_count() if has_cuda() else 0
     gpus = [torch.cuda.get_device_properties(number) for number in range(count)]
+    cudnn: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    shared = Path("/dev/shm")
     facts: dict[str, Any] = {
         "mnft": mnft.__version__,
         "python": platform.python_version(),
@@ -52,14 +52,16 @@ def run(*, as_json: bool) -> None:
         "gpu_memory_gb": [round(gpu.total_memory / 1e9, 1) for gpu in gpus],
         "nvidia_driver": read_driver_version(),
         "torch_cuda": torch.version.cuda,
-        "cudnn": _cudnn_version(),
+        "cudnn": cudnn and f"{cudnn // 10_000}.{cudnn // 100 % 100}.{cudnn % 100}",
         "device": str(device),
         "precision": str(resolve_precision("auto", device, key="train.precision")).split(".")[-1],
         "cpu_bf16": cpu_has_bf16(),
         "disk_free_gb": round(shutil.disk_usage(".").free / 1e9, 1),
-        "shared_memory_mb": _shared_memory_mb(),
+        "shared_memory_mb": shutil.disk_usage(shared).free // 1_000_000
+        if shared.is_dir()
+        else None,
         "extras": {n: all(_version(p) for p in ps) for n, ps in _EXTRAS.items()},
-        "export": {form.name: _describe_export(form) for form in FORMATS.values()},
+        "export": {fmt.name: _describe_export(fmt) for fmt in FORMATS.values()},
     }
     problems = _problems(facts)
     if as_json:
@@ -80,25 +82,26 @@ def install(name: str) -> None:
         ConfigError: no such tool-chain.
         ExportError: it cannot be set up.
     """
-    if name not in _INSTALLERS:
-        raise ConfigError(f"--install: found {name!r}, expected {', '.join(_INSTALLERS)}")
-    folder = _INSTALLERS[name](on_progress=console.note)
+    names = [fmt.name for fmt in FORMATS.values() if fmt.own_environment]
+    if name not in names:
+        raise ConfigError(f"--install: found {name!r}, expected {', '.join(names)}")
+    folder = litert_environment.install(on_progress=console.note)
     console.done(f"{name} export works")
     console.show_data(str(folder))
 
 
-def _describe_export(form: Format) -> str:
+def _describe_export(fmt: Format) -> str:
     """Whether `mnft export` can write a format here and prove it, or what is missing."""
-    hint = f"pip install 'mnft[{form.extra}]'"
-    if form.name == "tflite":
-        works, words = litert_environment.describe()
+    hint = f"pip install 'mnft[{fmt.extra}]'"
+    if fmt.own_environment:
+        works, text = litert_environment.describe()
         if not works:
-            return f"no: {words}"
-    elif missing := find_missing(form.converter):
+            return f"no: {text}"
+    if missing := find_missing(fmt.converter):
         return f"no: {', '.join(missing)} is not installed: {hint}"
-    if form.runtime is None:
+    if fmt.runtime is None:
         return "yes, but its files cannot be run here, so parity is not checked"
-    if missing := find_missing(form.runtime):
+    if missing := find_missing(fmt.runtime):
         return f"no: {', '.join(missing)}, which runs its files, is not installed: {hint}"
     return "yes"
 
@@ -108,21 +111,6 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def _cudnn_version() -> str | None:
-    """Of the cuDNN that came with torch, such as "9.26.0"."""
-    import torch
-
-    number: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
-    if number is None:
-        return None
-    return f"{number // 10_000}.{number // 100 % 100}.{number % 100}"
-
-
-def _shared_memory_mb() -> int | None:
-    shared = Path("/dev/shm")
-    return shutil.disk_usage(shared).free // 1_000_000 if shared.is_dir() else None
 
 
 def _problems(facts: dict[str, Any]) -> list[str]:

@@ -43,27 +43,27 @@ def run(request: Request, overrides: Sequence[str], *, as_json: bool) -> None:
         MnftError: no model, no images, a tool-chain that is not there or fails.
         GateError: the file does not answer as the model does; nothing is written.
     """
-    form = find_format(request.format)
-    check_toolchain(form)
+    fmt = find_format(request.format)
+    check_toolchain(fmt)
     opened = open_trained(request.checkpoint)
     config, source = load_settings(opened, overrides)
-    target = request.output or default_target(opened, form.name + "-embedded" * request.embed)
+    target = request.output or default_target(opened, fmt.name + "-embedded" * request.embed)
     check_target(target)
     images = None
-    if form.runtime is not None:
+    if fmt.runtime is not None:
         with source.locating():
             images = find_comparison_images(
                 opened, request.data, request.split, config, console.REPORTER
             )
     with files.atomic_folder(target) as folder:
-        console.note(f"writing  {form.title}")
-        artifact = convert(opened.bundle, form, folder, embed=request.embed)
+        console.note(f"writing  {fmt.title}")
+        artifact = convert(opened.bundle, fmt, folder, embed=request.embed)
         write_record(folder, artifact)
         parity = None
         if images is not None:
             parity = compare(opened, folder, images, config, console.REPORTER)
-            check_gates(parity, config.export, f"the {form.title} file")
-        record = describe_parity(parity, images, form, config.export)
+            check_gates(parity, config.export, f"the {fmt.title} file")
+        record = describe_parity(parity, images, fmt, config.export)
         files.write_json(folder / PARITY, record)
     _show(target, artifact, parity, record, as_json=as_json)
 

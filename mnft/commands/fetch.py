@@ -15,36 +15,33 @@ def run(
 ) -> None:
     """Fetch a data set, or list those that are known."""
     if show:
-        _show_catalog(as_json=as_json)
+        infos = [catalog.describe(name) for name in catalog.names()]
+        if as_json:
+            console.show_json({"datasets": [asdict(info) for info in infos]})
+            return
+        console.show_table(
+            ["name", "images", "classes", "download", "splits", "what"],
+            [
+                [
+                    info.name,
+                    f"{info.num_images:,}",
+                    info.num_classes,
+                    f"{info.download_mb:,.0f} MB",
+                    info.splits,
+                    info.title,
+                ]
+                for info in infos
+            ],
+        )
         return
     if name is None:
         raise ConfigError(
             "missing the NAME of a data set", hint=f"one of {', '.join(catalog.names())}"
         )
-    folder = catalog.bring(name, to or Path("data") / name, console.REPORTER, source)
+    to = to or Path("data") / name
+    folder = catalog.fetch(name, to, source=source, reporter=console.REPORTER)
     if as_json:
         console.show_json({"name": name, "folder": str(folder)})
         return
     console.note(f"next: mnft init {folder}, or mnft train with data.root: {folder}")
     console.show_data(str(folder))
-
-
-def _show_catalog(*, as_json: bool) -> None:
-    infos = [catalog.describe(name) for name in catalog.names()]
-    if as_json:
-        console.show_json({"datasets": [asdict(info) for info in infos]})
-        return
-    console.show_table(
-        ["name", "images", "classes", "download", "splits", "what"],
-        [
-            [
-                info.name,
-                f"{info.num_images:,}",
-                info.num_classes,
-                f"{info.download_mb:,.0f} MB",
-                info.splits,
-                info.title,
-            ]
-            for info in infos
-        ],
-    )

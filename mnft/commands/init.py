@@ -8,29 +8,37 @@ from typing import Any
 from mnft import console, files
 from mnft.config.docs import render_config
 from mnft.config.schema import ModelConfig
-from mnft.data.decode import find_missing_support
-from mnft.data.folder import describe_scan, scan_folder
+from mnft.data.decode import list_missing_support
+from mnft.data.folder import describe_scan
+from mnft.data.readers import class_folders
 from mnft.errors import ConfigError, DataError
 
 
 def run(images: Path, output: Path | None, model: str, *, force: bool) -> None:
-    """Look at the folder and write the config.
+    """Look at the folder and write a config for it.
 
     Raises:
         DataError: the folder cannot be used.
-        ModelError: no such model.
-        ConfigError: the file is there already, or cannot be written.
+        ModelError: timm has no such model.
+        ConfigError: the file exists already, or cannot be written.
     """
     output = output or Path(f"{images.resolve().name}.yaml")
     if output.is_dir():
         raise ConfigError(f"{output} is a folder", hint=f"name a file: -o {output}/CONFIG.yaml")
     if output.exists() and not force:
         raise ConfigError(f"{output} exists already", hint="--force replaces it, -o names another")
-    scan = scan_folder(images)
+    scan = class_folders.read(images)
     if not scan.images:
         raise DataError(f"{images}: found no images in the class folders, expected some in each")
-    data, chosen = {"root": str(images)}, _choose_model(model)
-    values: dict[str, Any] = {"recipe": "auto", "data": data, "model": chosen}
+    chosen: dict[str, Any] = {"name": model}
+    if model != ModelConfig().name:  # the default is known, and not worth importing timm
+        from mnft.model.factory import check_model
+        from mnft.model.sources import has_pretrained_weights
+
+        check_model(ModelConfig(name=model, pretrained=False))
+        if not has_pretrained_weights(model):
+            chosen["pretrained"] = False
+    values: dict[str, Any] = {"recipe": "auto", "data": {"root": str(images)}, "model": chosen}
     head = [
         f"{images}: {describe_scan(scan)}",
         f"classes: {', '.join(scan.class_names())}",
@@ -46,18 +54,8 @@ def run(images: Path, output: Path | None, model: str, *, force: bool) -> None:
             reason = "its folder is a file"
         raise ConfigError(f"{output} cannot be written: {reason}") from error
     console.note(f"found    {describe_scan(scan)}")
-    for missing in find_missing_support(image.path for image in scan.images):
+    for missing in list_missing_support(image.path for image in scan.images):
         console.warn(missing)
     console.done(f"wrote    {output}")
     console.note(f"next: mnft data check {output}, then mnft train {output}")
     console.show_data(str(output))
-
-
-def _choose_model(name: str) -> dict[str, Any]:
-    if name == ModelConfig().name:
-        return {"name": name}  # known, and not worth the seconds that importing timm takes
-    from mnft.model.factory import check_model
-    from mnft.model.sources import has_pretrained_weights
-
-    check_model(ModelConfig(name=name, pretrained=False))
-    return {"name": name} if has_pretrained_weights(name) else {"name": name, "pretrained": False}

@@ -1,9 +1,8 @@
-"""The files of a comparison: CSV, JSON, Markdown and a picture."""
+"""The files of a comparison: CSV, JSON, a page in Markdown and a plot."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,14 +12,15 @@ import mnft
 from mnft import files
 from mnft.compare.latency import Plan
 from mnft.compare.plot import plot_comparison
-from mnft.compare.rows import Comparison, Row
+from mnft.compare.rows import Comparison
 from mnft.exports.formats import FORMATS
-from mnft.files import write_csv
-from mnft.host import _read_processor, count_cores, read_versions
-from mnft.text import guard_cell, printable
+from mnft.host import count_cores, name_processor, read_versions
+from mnft.text import count, guard_cell, printable
 
-TABLE, RECORD, PAGE, PICTURE = (f"comparison.{end}" for end in ("csv", "json", "md", "png"))
-COMPARISON_FILES = frozenset({TABLE, RECORD, PAGE, PICTURE})
+TABLE, RECORD, PAGE, PLOT = (
+    f"comparison.{extension}" for extension in ("csv", "json", "md", "png")
+)
+COMPARISON_FILES = frozenset({TABLE, RECORD, PAGE, PLOT})
 
 COLUMNS = (
     "model",
@@ -38,7 +38,7 @@ COLUMNS = (
 )
 EXPLANATION = (
     "accuracy: with its 95% Wilson interval",
-    "RAM: the most that a process held which opened this model alone and ran it at batch 1, with "
+    "RAM: the most that a process held that only opened this model and ran it at batch 1, with "
     "Python and the runtime",
     "ms, p95 ms: median and 95th percentile of one image through the model, without decoding and "
     "resizing",
@@ -51,15 +51,15 @@ EXPLANATION = (
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What was compared on, and how.
+    """On which images the models were compared, and how.
 
     Attributes:
-        data: folder of the images.
+        data: the folder of the images.
         split: its name, or "all".
-        num_images: that were judged.
-        threads: of every model.
-        plan: of the measurement.
-        warnings: that were given.
+        num_images: the number of images.
+        threads: the threads of every model.
+        plan: how latency was measured.
+        warnings: the warnings that were given.
     """
 
     data: str
@@ -70,11 +70,10 @@ class Setting:
     warnings: tuple[str, ...] = ()
 
     def describe(self) -> str:
-        """In one sentence."""
+        """The setting in one sentence."""
         return (
             f"{self.num_images:,} images of {self.data}, split {self.split}; latency with "
-            f"{self.threads} thread{'s' * (self.threads != 1)}, "
-            f"{self.plan.rounds} round{'s' * (self.plan.rounds != 1)} of "
+            f"{count(self.threads, 'thread')}, {count(self.plan.rounds, 'round')} of "
             f"{self.plan.calls} calls of each model in turn, after warm-up; images/s at batch "
             f"{self.plan.batch_size}, or 1 where a file takes no more"
         )
@@ -84,30 +83,20 @@ def write_comparison(folder: Path, comparison: Comparison, setting: Setting) -> 
     """Write a comparison as a folder that appears whole or not at all.
 
     Args:
-        folder: takes the place of an older one.
-        comparison: with one complete row at least.
-        setting: of the measurement.
+        folder: the folder to write; it takes the place of an older comparison.
+        comparison: at least one of its rows is complete.
+        setting: on which images the models were compared, and how.
 
     Returns:
         What comparison.json says.
     """
-    record = describe_comparison(comparison, setting)
-    with files.atomic_folder(folder) as new:
-        files.write_json(new / RECORD, record)
-        write_csv(new / TABLE, _csv_rows(record["models"]))
-        files.write_text(new / PAGE, _build_page(comparison, setting, record))
-        plot_comparison(comparison, new / PICTURE, title=_title(setting))
-    return record
-
-
-def describe_comparison(comparison: Comparison, setting: Setting) -> dict[str, Any]:
-    """All figures, as JSON values."""
+    models = [_describe_row(comparison, index) for index in range(len(comparison.rows))]
     packages = ("torch", *sorted({p for f in FORMATS.values() for p in f.runtime or ()}))
-    return {
+    record = {
         "mnft_version": mnft.__version__,
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {
-            "processor": _read_processor(),
+            "processor": name_processor(),
             "cores": count_cores(),
             "system": f"{platform.system()} {platform.machine()}",
             "python": platform.python_version(),
@@ -118,44 +107,29 @@ def describe_comparison(comparison: Comparison, setting: Setting) -> dict[str, A
         "rounds": setting.plan.rounds,
         "calls_per_round": setting.plan.calls,
         "warnings": list(setting.warnings),
-        "models": [_describe_row(comparison, index) for index in range(len(comparison.rows))],
+        "models": models,
     }
-
-
-def build_table(comparison: Comparison) -> list[list[str]]:
-    """A row of cells a model, under `COLUMNS`; what is not known is "-"."""
-    return [_cells(row, comparison, index) for index, row in enumerate(comparison.rows)]
-
-
-def _cells(row: Row, comparison: Comparison, index: int) -> list[str]:
-    cells = [row.name, *["-"] * (len(COLUMNS) - 2), comparison.mark(index)]
-    if facts := row.facts:
-        cells[3] = "-" if facts.params is None else f"{facts.params / 1e6:.2f}"
-        cells[4] = "-" if facts.macs is None else f"{facts.macs / 1e6:.1f}"
-        cells[5] = f"{facts.size_bytes / 1e6:.2f}"
-    if evaluation := row.evaluation:
-        low, high = evaluation.accuracy_interval
-        cells[1] = f"{evaluation.accuracy:.2%} ({100 * low:.1f} to {100 * high:.1f})"
-        cells[2] = f"{evaluation.macro.f1:.4f}"
-    if latency := row.latency:
-        ratio = comparison.ratios[index]
-        memory = latency.peak_memory_mb
-        cells[6] = "-" if memory is None else f"{memory:.0f}"
-        cells[7:9] = f"{latency.median_ms:.2f}", f"{latency.p95_ms:.2f}"
-        cells[9] = "-" if ratio is None else f"{ratio:.2f}x"
-        cells[10] = f"{latency.images_per_s:.1f}"
-    if row.problem:
-        cells[-1] = "failed"
-    return cells
+    title = (
+        f"accuracy with its 95% interval on {setting.num_images:,} images, and latency with "
+        f"{count(setting.threads, 'thread')}"
+    )
+    with files.atomic_folder(folder) as new:
+        files.write_json(new / RECORD, record)
+        rows = [[_format_value(value) for value in model.values()] for model in models]
+        files.write_csv(new / TABLE, [list(models[0]), *rows])
+        files.write_text(new / PAGE, _format_page(comparison, setting, record))
+        plot_comparison(comparison, new / PLOT, title=title)
+    return record
 
 
 def _describe_row(comparison: Comparison, index: int) -> dict[str, Any]:
+    """All figures of a row as JSON values, also the columns of the CSV file."""
     row = comparison.rows[index]
     facts, evaluation, latency = row.facts, row.evaluation, row.latency
     low, high = evaluation.accuracy_interval if evaluation else (None, None)
     return {
         "model": row.name,
-        "folder": printable(str(row.folder)),
+        "folder": printable(str(row.variant.folder)),
         "runtime": facts and facts.runtime,
         "architecture": facts and facts.architecture,
         "precision": facts and facts.precision,
@@ -179,11 +153,8 @@ def _describe_row(comparison: Comparison, index: int) -> dict[str, Any]:
     }
 
 
-def _csv_rows(models: Sequence[dict[str, Any]]) -> list[list[str]]:
-    return [list(models[0]), *([_csv_cell(value) for value in model.values()] for model in models)]
-
-
-def _csv_cell(value: object) -> str:
+def _format_value(value: object) -> str:
+    """A cell of the CSV file."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -191,7 +162,35 @@ def _csv_cell(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else guard_cell(str(value))
 
 
-def _build_page(comparison: Comparison, setting: Setting, record: dict[str, Any]) -> str:
+def build_table(comparison: Comparison) -> list[list[str]]:
+    """A row of cells for each model, under `COLUMNS`; what is not known is "-"."""
+    table = []
+    for row, ratio, index in zip(
+        comparison.rows, comparison.ratios, range(len(comparison.rows)), strict=True
+    ):
+        cells = [row.name, *["-"] * (len(COLUMNS) - 2), comparison.fronts(index)]
+        if facts := row.facts:
+            cells[3] = "-" if facts.params is None else f"{facts.params / 1e6:.2f}"
+            cells[4] = "-" if facts.macs is None else f"{facts.macs / 1e6:.1f}"
+            cells[5] = f"{facts.size_bytes / 1e6:.2f}"
+        if evaluation := row.evaluation:
+            low, high = evaluation.accuracy_interval
+            cells[1] = f"{evaluation.accuracy:.2%} ({100 * low:.1f} to {100 * high:.1f})"
+            cells[2] = f"{evaluation.macro.f1:.4f}"
+        if latency := row.latency:
+            memory = latency.peak_memory_mb
+            cells[6] = "-" if memory is None else f"{memory:.0f}"
+            cells[7:9] = f"{latency.median_ms:.2f}", f"{latency.p95_ms:.2f}"
+            cells[9] = "-" if ratio is None else f"{ratio:.2f}x"
+            cells[10] = f"{latency.images_per_s:.1f}"
+        if row.problem:
+            cells[-1] = "failed"
+        table.append(cells)
+    return table
+
+
+def _format_page(comparison: Comparison, setting: Setting, record: dict[str, Any]) -> str:
+    """The page in Markdown: the table, the plot, what the columns mean, the machine."""
     machine = record["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     rows = [COLUMNS, ["---", *["---:"] * (len(COLUMNS) - 2), "---"], *build_table(comparison)]
@@ -206,7 +205,7 @@ def _build_page(comparison: Comparison, setting: Setting, record: dict[str, Any]
             "",
             *(f"| {' | '.join(row)} |" for row in escaped),
             "",
-            f"![accuracy against latency]({PICTURE})",
+            f"![accuracy against latency]({PLOT})",
             "",
             *(f"- {_escape(' '.join(note.split()))}" for note in notes),
             "",
@@ -218,14 +217,8 @@ def _build_page(comparison: Comparison, setting: Setting, record: dict[str, Any]
 
 
 def _escape(text: str) -> str:
-    shown = printable(text)
+    """Text that Markdown shows as it is."""
+    escaped = printable(text)
     for character in "\\|<*_`[":
-        shown = shown.replace(character, f"\\{character}")
-    return shown
-
-
-def _title(setting: Setting) -> str:
-    return (
-        f"accuracy with its 95% interval on {setting.num_images:,} images, and latency with "
-        f"{setting.threads} thread{'s' * (setting.threads != 1)}"
-    )
+        escaped = escaped.replace(character, f"\\{character}")
+    return escaped

@@ -1,50 +1,29 @@
-"""How long models take: each in a process of its own, round by round, so that all see one machine.
+"""How long models take: each in its own process, round by round, so that all see one machine.
 
-A process a model, because runtimes share thread pools and memory within one. In each round every
-model has one turn, forwards and backwards in alternation: whatever else keeps the machine busy
-hurts all alike, and figures of one call of `measure` may be compared.
+There is a process for each model because runtimes share thread pools and memory within one. In
+each round every model has one turn, in an order that alternates between forwards and backwards:
+whatever else keeps the machine busy hurts all alike, so that figures of one call may be compared.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from mnft.compare.process import WorkerProcess
+from mnft.compare.variants import Variant
 from mnft.errors import ExportError
-from mnft.exports.artifact import RECORD
 from mnft.host import count_cores
+from mnft.reporter import SILENT, Reporter
 
-_ROUNDS, _CALLS = 10, 10
-# The calls that open a turn find caches cold; TorchScript optimises in its first ones of all.
+# The first calls of a turn find caches cold; TorchScript optimises in its very first calls.
 _WARM_UP, _UNTIMED, _BATCH_WARM_UP = 10, 2, 3
 _THROUGHPUT_ROUNDS = 3
-_COMPILING = 4  # times the patience
-
-
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """A model to measure.
-
-    Attributes:
-        label: its name in messages.
-        folder: of an export or of a model (`best/`).
-        compiled: run a model folder through torch.compile.
-    """
-
-    label: str
-    folder: Path
-    compiled: bool = False
-
-    @property
-    def exported(self) -> bool:
-        """Whether the folder is that of an export."""
-        return (self.folder / RECORD).is_file()
+_COMPILE_FACTOR = 4  # of the timeout
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,34 +31,35 @@ class Plan:
     """How to measure.
 
     Attributes:
-        threads: to compute with; None for all cores that this process may use.
-        rounds: turns of each model.
-        calls: timed, in a turn at batch 1.
+        threads: the threads to compute with; None takes all cores that this process may use.
+        rounds: the turns of each model.
+        calls: the timed calls in a turn at batch 1.
         batch_size: images at once for the throughput; 1 leaves that measurement out.
-        patience_s: for a model to open, or to answer one turn; four times as long to compile.
+        timeout_s: the time for a model to open, or to answer one turn; four times as long for a
+            model that is compiled.
     """
 
     threads: int | None = None
-    rounds: int = _ROUNDS
-    calls: int = _CALLS
+    rounds: int = 10
+    calls: int = 10
     batch_size: int = 32
-    patience_s: float = 300.0
+    timeout_s: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """What a model takes.
+    """How long a model takes.
 
     Attributes:
-        label: of the variant.
-        threads: that it computed with.
-        median_ms: of all calls with one image; the model alone, without decoding and resizing.
-        p95_ms: 95th percentile of the same.
-        rounds_ms: median of each round, (rounds,).
-        images_per_s: at `batch_size` images at once.
+        label: the variant's label.
+        threads: the threads that it computed with.
+        median_ms: over all calls with one image; only the model, without decoding and resizing.
+        p95_ms: the 95th percentile of the same calls.
+        rounds_ms: the median of each round, (rounds,).
+        images_per_s: with `batch_size` images at once.
         batch_size: 1 for files that take one image at a time.
-        peak_memory_mb: most RAM in 10^6 bytes of a process that opened this model and ran it at
-            batch 1, with Python and the runtime; None where the system does not tell.
+        peak_memory_mb: the most RAM, in 10^6 bytes, of a process that opened this model and ran it
+            at batch 1, with Python and the runtime; None where the system does not tell.
     """
 
     label: str
@@ -92,69 +72,53 @@ class Latency:
     peak_memory_mb: float | None
 
 
-def measure(
-    variants: Sequence[Variant],
-    *,
-    threads: int | None = None,
-    rounds: int = _ROUNDS,
-    calls: int = _CALLS,
-    batch_size: int = 1,
-) -> list[Latency]:
+def measure(variants: Sequence[Variant], plan: Plan) -> list[Latency]:
     """Measure models against each other.
 
     Args:
-        variants: in the order of the results.
-        threads: None for all cores.
-        rounds: turns of each.
-        calls: timed, in a turn.
-        batch_size: for the throughput; 1 leaves that measurement out.
+        variants: the models, in the order of the results.
+        plan: how to measure.
 
     Raises:
-        ExportError: the first of them that cannot be measured.
+        ExportError: the first model that cannot be measured.
     """
-    found = []
-    for result in measure_each(variants, Plan(threads, rounds, calls, batch_size)):
+    latencies = []
+    for result in measure_each(variants, plan):
         if isinstance(result, ExportError):
             raise result
-        found.append(result)
-    return found
+        latencies.append(result)
+    return latencies
 
 
 def measure_each(
-    variants: Sequence[Variant],
-    plan: Plan,
-    *,
-    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+    variants: Sequence[Variant], plan: Plan, reporter: Reporter = SILENT
 ) -> list[Latency | ExportError]:
     """Measure models against each other, with an error in the place of one that cannot be.
 
     Args:
-        variants: in the order of the results.
-        plan: how.
-        on_progress: called with the turns done and all.
+        variants: the models, in the order of the results.
+        plan: how to measure.
+        reporter: receives the number of turns done.
     """
     threads = plan.threads or count_cores()
+    throughput_rounds = min(plan.rounds, _THROUGHPUT_ROUNDS) if plan.batch_size > 1 else 0
+    num_turns = 1 + plan.rounds + throughput_rounds
     with ExitStack() as stack:
-        turns = []
+        models = []
         for variant in variants:
-            turns.append(_Turns(variant, _start(variant, threads), plan))
-            stack.callback(turns[-1].worker.stop)
-        throughput_rounds = min(plan.rounds, _THROUGHPUT_ROUNDS) if plan.batch_size > 1 else 0
-        total = len(turns) * (1 + plan.rounds + throughput_rounds)
-        steps = [_Turns.open, *[_Turns.time_one] * plan.rounds]
-        steps += [_Turns.time_batch] * throughput_rounds
-        done = 0
-        on_progress(done, total)
-        for number, step in enumerate(steps):
-            for turn in turns if number % 2 else reversed(turns):
-                turn.attempt(step)
-                done += 1
-                on_progress(done, total)
-        return [turn.problem or turn.summarise(threads) for turn in turns]
+            models.append(_MeasuredModel(variant, plan, threads))
+            stack.callback(models[-1].stop)
+        total = len(models) * num_turns
+        advance = stack.enter_context(reporter.count("measuring latency", total))
+        for turn in range(num_turns):
+            for model in models if turn % 2 else reversed(models):
+                model.take_turn(turn)
+                advance(1)
+        return [model.summarise() for model in models]
 
 
 def compute_ratio(latency: Latency, reference: Latency) -> float:
-    """How many times the reference's latency, of models measured together.
+    """How many times the reference's latency, for models measured together.
 
     The median over the rounds of the ratio within each: a round's two turns were close in time.
     """
@@ -162,53 +126,59 @@ def compute_ratio(latency: Latency, reference: Latency) -> float:
     return statistics.median(own / other for own, other in pairs)
 
 
-class _Turns:
-    """The turns of one model, and what came of them."""
+class _MeasuredModel:
+    """The process of one model, and what its turns have shown so far."""
 
-    def __init__(self, variant: Variant, worker: WorkerProcess, plan: Plan) -> None:
-        self.worker = worker
-        self.problem: ExportError | None = None
+    def __init__(self, variant: Variant, plan: Plan, threads: int) -> None:
         self._label = variant.label
-        self._patience = plan.patience_s * (_COMPILING if variant.compiled else 1)
         self._plan = plan
+        self._threads = threads
+        self._timeout_s = plan.timeout_s * (_COMPILE_FACTOR if variant.compiled else 1)
+        self._problem: ExportError | None = None
         self._seconds: list[list[float]] = []
         self._batch_seconds: list[float] = []
         self._dynamic_batch = False
         self._peak_bytes: int | None = None
+        request = {
+            "folder": str(variant.folder.absolute()),
+            "exported": variant.exported,
+            "compiled": variant.compiled,
+            "threads": threads,
+        }
+        self._worker = WorkerProcess(variant.label, request, threads)
+        self.stop = self._worker.stop
 
-    def attempt(self, step: Callable[[_Turns], None]) -> None:
-        """Take a step, unless one failed before; a failure is kept and ends the process."""
-        if self.problem is not None:
+    def take_turn(self, turn: int) -> None:
+        """Open the model in turn 0, then time single images, then batches.
+
+        A failure is kept; it ends the process and all further turns.
+        """
+        if self._problem is not None:
             return
         try:
-            step(self)
+            if turn == 0:
+                answer = self._worker.read_answer(self._timeout_s)
+                self._dynamic_batch = bool(answer["dynamic_batch"])
+                self._run(batch_size=1, untimed=_WARM_UP, calls=0)
+            elif turn <= self._plan.rounds:
+                calls = self._plan.calls
+                self._seconds.append(self._run(batch_size=1, untimed=_UNTIMED, calls=calls))
+                if turn == self._plan.rounds:
+                    # Before the batches, which need more memory.
+                    answer = self._worker.ask({"memory": True}, self._timeout_s)
+                    self._peak_bytes = answer["peak_bytes"]
+            elif self._dynamic_batch:
+                untimed = 0 if self._batch_seconds else _BATCH_WARM_UP
+                batch_size = self._plan.batch_size
+                self._batch_seconds += self._run(batch_size=batch_size, untimed=untimed, calls=1)
         except ExportError as error:
-            self.problem = error
-            self.worker.stop()
+            self._problem = error
+            self.stop()
 
-    def open(self) -> None:
-        """Wait until the model is open, and warm it up."""
-        answer = self.worker.read_answer(self._patience)
-        self._dynamic_batch = bool(answer["dynamic_batch"])
-        self._run(batch_size=1, untimed=_WARM_UP, calls=0)
-
-    def time_one(self) -> None:
-        """A turn with one image a call."""
-        self._seconds.append(self._run(batch_size=1, untimed=_UNTIMED, calls=self._plan.calls))
-        if len(self._seconds) == self._plan.rounds:
-            # Before the large batches, which need more.
-            self._peak_bytes = self.worker.ask({"memory": True}, self._patience)["peak_bytes"]
-
-    def time_batch(self) -> None:
-        """A turn with one call of many images, where the file takes them."""
-        if self._dynamic_batch:
-            untimed = 0 if self._batch_seconds else _BATCH_WARM_UP
-            self._batch_seconds += self._run(
-                batch_size=self._plan.batch_size, untimed=untimed, calls=1
-            )
-
-    def summarise(self, threads: int) -> Latency:
-        """What the turns say together."""
+    def summarise(self) -> Latency | ExportError:
+        """What the turns say together, or what failed."""
+        if self._problem is not None:
+            return self._problem
         milliseconds = 1000 * np.asarray(self._seconds)
         median_ms = float(np.median(milliseconds))
         images_per_s, batch_size = 1000 / median_ms, 1
@@ -217,7 +187,7 @@ class _Turns:
             images_per_s = batch_size / statistics.median(self._batch_seconds)
         return Latency(
             label=self._label,
-            threads=threads,
+            threads=self._threads,
             median_ms=median_ms,
             p95_ms=float(np.percentile(milliseconds, 95)),
             rounds_ms=tuple(np.median(milliseconds, axis=1).tolist()),
@@ -228,14 +198,4 @@ class _Turns:
 
     def _run(self, *, batch_size: int, untimed: int, calls: int) -> list[float]:
         request = {"batch_size": batch_size, "untimed": untimed, "calls": calls}
-        return list(self.worker.ask(request, self._patience)["seconds"])
-
-
-def _start(variant: Variant, threads: int) -> WorkerProcess:
-    request = {
-        "folder": str(variant.folder.absolute()),
-        "exported": variant.exported,
-        "compiled": variant.compiled,
-        "threads": threads,
-    }
-    return WorkerProcess(variant.label, request, threads)
+        return list(self._worker.ask(request, self._timeout_s)["seconds"])

@@ -1,4 +1,4 @@
-"""A process that runs one model for measurements: requests and answers, its end, its last words."""
+"""A process that runs one model for measurements: requests, answers, timeouts, its end."""
 
 from __future__ import annotations
 
@@ -27,13 +27,26 @@ class WorkerProcess:
     """A running `mnft.compare.worker`; the answer to its first request is still to be read.
 
     Args:
-        label: of the model, for messages.
+        label: the model's name in messages.
         request: which model to open.
-        threads: that its libraries may compute with.
+        threads: the threads that its libraries may compute with.
     """
 
     def __init__(self, label: str, request: Mapping[str, Any], threads: int) -> None:
         self._label = label
+        # This mnft before any other that is installed.
+        paths = [str(Path(mnft.__file__).resolve().parent.parent)]
+        paths += filter(None, [os.environ.get("PYTHONPATH")])
+        libraries = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+        environment = {
+            **os.environ,
+            **dict.fromkeys(libraries, str(threads)),
+            "PYTHONPATH": os.pathsep.join(paths),
+            # Modules of the current folder must not stand in for others.
+            "PYTHONSAFEPATH": "1",
+            # The compiler's own processes would outlive a worker that is killed.
+            "TORCHINDUCTOR_COMPILE_THREADS": "1",
+        }
         # Appended to, so that reading it does not move the place where the process writes.
         self._errors = tempfile.TemporaryFile("a+b")  # noqa: SIM115 - stop closes it
         self._process = subprocess.Popen(
@@ -41,7 +54,7 @@ class WorkerProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env=_environment(threads),
+            env=environment,
             encoding="utf-8",
         )
         self._lines: queue.Queue[str | None] = queue.Queue()
@@ -49,22 +62,22 @@ class WorkerProcess:
         self._reader.start()
         self._send(request)
 
-    def ask(self, request: Mapping[str, Any], patience_s: float) -> dict[str, Any]:
+    def ask(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
         """Send a request and wait for the answer.
 
         Raises:
-            ExportError: the process reports an error, ended, or does not answer in time.
+            ExportError: the process reports an error, has ended, or does not answer in time.
         """
         self._send(request)
-        return self.read_answer(patience_s)
+        return self.read_answer(timeout_s)
 
-    def read_answer(self, patience_s: float) -> dict[str, Any]:
+    def read_answer(self, timeout_s: float) -> dict[str, Any]:
         """Wait for an answer; raises as `ask` does."""
         try:
-            line = self._lines.get(timeout=patience_s)
+            line = self._lines.get(timeout=timeout_s)
         except queue.Empty as error:
             raise ExportError(
-                f"{self._label}: no answer within {patience_s:g} s{self._tail()}"
+                f"{self._label}: no answer within {timeout_s:g} s{self._tail()}"
             ) from error
         if line is None:
             raise ExportError(
@@ -76,7 +89,7 @@ class WorkerProcess:
         return answer
 
     def stop(self) -> None:
-        """End the process, whatever it does."""
+        """End the process, whatever it is doing."""
         self._process.kill()
         self._process.wait()
         self._reader.join(timeout=_CLOSING_S)
@@ -101,7 +114,7 @@ class WorkerProcess:
         try:
             code = self._process.wait(_CLOSING_S)
         except subprocess.TimeoutExpired:
-            return "its output, but goes on"
+            return "its output, but still runs"
         if code >= 0:
             return f"with exit code {code}"
         name = signal.Signals(-code).name
@@ -112,19 +125,3 @@ class WorkerProcess:
         text = self._errors.read().decode("utf-8", errors="replace")
         lines = [line for line in text.splitlines() if line.strip()][-_TAIL_LINES:]
         return "".join(f"\n  {line}" for line in lines)
-
-
-def _environment(threads: int) -> dict[str, str]:
-    """This process's, with the number of threads, and with this mnft before any other."""
-    root = str(Path(mnft.__file__).resolve().parent.parent)
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    return {
-        **os.environ,
-        **dict.fromkeys(names, str(threads)),
-        "PYTHONPATH": os.pathsep.join(paths),
-        # Modules of the current folder must not stand in for others.
-        "PYTHONSAFEPATH": "1",
-        # The compiler's own processes would outlive a worker that is killed.
-        "TORCHINDUCTOR_COMPILE_THREADS": "1",
-    }

@@ -1,4 +1,4 @@
-"""Models side by side: what each costs and gives, the Pareto front, int8 that does not pay."""
+"""Models side by side: what each costs and gives, the Pareto fronts, int8 that does not pay."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mnft.compare.latency import Latency, Variant, compute_ratio
+from mnft.compare.latency import Latency, compute_ratio
+from mnft.compare.variants import Variant
 from mnft.errors import CheckpointError
 from mnft.exports.artifact import Artifact, compute_size, read_artifact
 from mnft.exports.formats import FORMATS
@@ -22,14 +23,15 @@ class Facts:
     """What is known of a model before it runs.
 
     Attributes:
-        runtime: that runs it: "torch", "torch compiled", or the title of a format.
+        runtime: what runs it: "torch", "torch compiled", or the title of a format.
         architecture: timm's name.
         precision: "fp32", "fp16" or "int8".
         class_names: in the order of its outputs.
         input_size: (C, H, W).
-        params: of the model, or of the one that the file was made from; None where that is gone.
-        macs: multiply-accumulates of one image, likewise.
-        size_bytes: of the model file, or of the folder's weights.
+        params: the parameters of the model, or of the model that the file was made from; None
+            where that model is gone.
+        macs: the multiply-accumulates of one image, under the same condition.
+        size_bytes: the size of the model file, or of the folder's weights.
     """
 
     runtime: str
@@ -43,29 +45,32 @@ class Facts:
 
     @property
     def model_key(self) -> tuple[Any, ...]:
-        """The same for files of one model; a pruned one has other costs."""
+        """Equal for files of one model; a pruned model has other costs."""
         return self.architecture, self.input_size, self.params, self.macs
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of a comparison; where something failed, `problem` says what.
+    """One row of a comparison; where something failed, `problem` says what.
 
     Attributes:
-        name: short and unique.
-        folder: of the export or the model.
+        variant: the model.
         facts: None where not even they could be read.
-        evaluation: on the images that all are judged on.
-        latency: measured together with the others'.
+        evaluation: on the same images as all other rows.
+        latency: measured together with the others.
         problem: why figures are missing.
     """
 
-    name: str
-    folder: Path
+    variant: Variant
     facts: Facts | None
     evaluation: Evaluation | None = None
     latency: Latency | None = None
     problem: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Short and unique."""
+        return self.variant.label
 
     @property
     def complete(self) -> bool:
@@ -75,13 +80,13 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Rows with what follows from them together.
+    """Rows, and what follows from them together.
 
     Attributes:
         rows: in the order asked for.
         ratios: latency as a multiple of the first complete row's; None where there is none.
         fastest: whether a row is on the Pareto front of accuracy against latency.
-        smallest: likewise of accuracy against file size.
+        smallest: whether a row is on the Pareto front of accuracy against file size.
     """
 
     rows: tuple[Row, ...]
@@ -89,27 +94,38 @@ class Comparison:
     fastest: tuple[bool, ...]
     smallest: tuple[bool, ...]
 
-    def mark(self, index: int) -> str:
-        """The fronts that a row is on, in words."""
-        marks = [("latency", self.fastest), ("size", self.smallest)]
-        return ", ".join(name for name, front in marks if front[index])
+    def fronts(self, index: int) -> str:
+        """The fronts that a row is on: "latency, size"."""
+        names = [("latency", self.fastest), ("size", self.smallest)]
+        return ", ".join(name for name, front in names if front[index])
 
 
 def compare(rows: Sequence[Row]) -> Comparison:
-    """Put rows side by side."""
+    """Compute the relative latencies and the Pareto fronts of rows."""
     reference = next((row.latency for row in rows if row.complete), None)
+
+    def front_by(costs: Sequence[float | None]) -> tuple[bool, ...]:
+        complete = [
+            (index, cost, row.evaluation.accuracy)
+            for index, (row, cost) in enumerate(zip(rows, costs, strict=True))
+            if row.complete and row.evaluation and cost is not None
+        ]
+        on_front = compute_front([cost for _, cost, _ in complete], [acc for *_, acc in complete])
+        chosen = {index for (index, *_), best in zip(complete, on_front, strict=True) if best}
+        return tuple(index in chosen for index in range(len(rows)))
+
     return Comparison(
         rows=tuple(rows),
         ratios=tuple(
             compute_ratio(row.latency, reference) if row.latency and reference else None
             for row in rows
         ),
-        fastest=_find_front_of(rows, [r.latency.median_ms if r.latency else None for r in rows]),
-        smallest=_find_front_of(rows, [r.facts.size_bytes if r.facts else None for r in rows]),
+        fastest=front_by([row.latency.median_ms if row.latency else None for row in rows]),
+        smallest=front_by([row.facts.size_bytes if row.facts else None for row in rows]),
     )
 
 
-def find_front(costs: Sequence[float], gains: Sequence[float]) -> list[bool]:
+def compute_front(costs: Sequence[float], gains: Sequence[float]) -> list[bool]:
     """Which points no other point beats: none costs at most as much and gains at least as much,
     with one of the two strictly better. Of equal points all are on the front, or none.
 
@@ -124,18 +140,7 @@ def find_front(costs: Sequence[float], gains: Sequence[float]) -> list[bool]:
     ]
 
 
-def _find_front_of(rows: Sequence[Row], costs: Sequence[float | None]) -> tuple[bool, ...]:
-    there = [
-        (index, cost, row.evaluation.accuracy)
-        for index, (row, cost) in enumerate(zip(rows, costs, strict=True))
-        if row.complete and row.evaluation and cost is not None
-    ]
-    front = find_front([cost for _, cost, _ in there], [gain for _, _, gain in there])
-    chosen = {index for (index, _, _), best in zip(there, front, strict=True) if best}
-    return tuple(index in chosen for index in range(len(rows)))
-
-
-def find_slow_int8(rows: Sequence[Row]) -> list[str]:
+def describe_slow_int8(rows: Sequence[Row]) -> list[str]:
     """A warning for each int8 file that is slower than the fp32 file of its model and format."""
     warnings = []
     for row in rows:
@@ -169,28 +174,25 @@ def read_facts(variant: Variant) -> Facts:
     Raises:
         CheckpointError: a damaged folder.
     """
-    if variant.exported:
-        return _read_exported(variant.folder)
-    bundle = load_bundle(variant.folder)
-    return Facts(
-        runtime="torch compiled" if variant.compiled else "torch",
-        architecture=bundle.architecture,
-        precision="fp32",
-        class_names=bundle.class_names,
-        input_size=bundle.preprocessing.input_size,
-        params=sum(parameter.numel() for parameter in bundle.model.parameters()),
-        macs=compute_macs(bundle.model, bundle.preprocessing.input_size),
-        size_bytes=(variant.folder / WEIGHTS).stat().st_size,
-    )
-
-
-def _read_exported(folder: Path) -> Facts:
+    folder = variant.folder
+    if not variant.exported:
+        bundle = load_bundle(folder)
+        return Facts(
+            runtime="torch compiled" if variant.compiled else "torch",
+            architecture=bundle.architecture,
+            precision="fp32",
+            class_names=bundle.class_names,
+            input_size=bundle.preprocessing.input_size,
+            params=sum(parameter.numel() for parameter in bundle.model.parameters()),
+            macs=compute_macs(bundle.model, bundle.preprocessing.input_size),
+            size_bytes=(folder / WEIGHTS).stat().st_size,
+        )
     artifact = read_artifact(folder)
-    source = find_source(folder, artifact)
+    source = _find_source(folder, artifact)
     made_from = None if source is None else read_facts(Variant("", source))
-    form = FORMATS.get(artifact.format)
+    fmt = FORMATS.get(artifact.format)
     return Facts(
-        runtime=artifact.format if form is None else form.title,
+        runtime=artifact.format if fmt is None else fmt.title,
         architecture=artifact.architecture,
         precision=artifact.precision,
         class_names=artifact.class_names,
@@ -201,30 +203,28 @@ def _read_exported(folder: Path) -> Facts:
     )
 
 
-def find_source(folder: Path, artifact: Artifact) -> Path | None:
+def _find_source(folder: Path, artifact: Artifact) -> Path | None:
     """The model folder that an export was made from, by the SHA-256 of its weights.
 
-    It is looked for where it was, and in the run that the export lies in (which may have moved).
+    It may be where it was, or in the run that the export lies in (which may have moved).
     """
     expected = artifact.source.get("sha256")
+    if expected is None:
+        return None
     run = folder.resolve().parent.parent
     places = [run / "best", run / "last", run, Path(str(artifact.source.get("folder", "")))]
     for place in places:
-        if expected is not None and _read_sha256(place) == expected:
-            return place
+        try:
+            record = json.loads((place / RECORD).read_text(encoding="utf-8"))
+            if str(record["sha256"]) == expected:
+                return place
+        except (OSError, ValueError, LookupError, TypeError):
+            continue
     return None
 
 
-def _read_sha256(folder: Path) -> str | None:
-    try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        return str(record["sha256"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-
-
 def check_class_names(rows: Sequence[Row]) -> None:
-    """Refuse models of different classes; another order is matched by name.
+    """Refuse models of different classes; the same classes in another order are matched by name.
 
     Raises:
         CheckpointError: with the names that differ.

@@ -1,12 +1,12 @@
-"""One model in a process of its own, which computes when it is told to; `edge.latency` starts it.
+"""One model in its own process, which runs it when told to; `compare.process` starts it.
 
 Run as `python -m mnft.compare.worker`. A line of JSON on stdin asks, a line on stdout
 answers: first {"folder", "exported", "compiled", "threads"}, answered with {"dynamic_batch"}; then
 any number of {"batch_size", "untimed", "calls"}, answered with {"seconds"}, a list; and
-{"memory": true}, answered with {"peak_bytes"}. What the user can mend is answered with {"error",
+{"memory": true}, answered with {"peak_bytes"}. What the user can fix is answered with {"error",
 "hint"}.
 
-Only models that are torch's own import torch, so that the memory of the others is their runtime's.
+Only for torch's own models is torch imported, so that the memory of the others is their runtime's.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnft.errors import MnftError
-from mnft.exports.artifact import Artifact, read_artifact
-from mnft.exports.executorch import _set_executorch_threads
+from mnft.exports.artifact import read_artifact
 from mnft.exports.session import open_session
-from mnft.host import find_missing
+from mnft.host import read_peak_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +34,8 @@ class Loaded:
     """A model that is ready to run.
 
     Attributes:
-        prepare: from a number of images to a call of the model on them, which lie in memory as it
-            takes them.
-        dynamic_batch: it takes any number of images at once; otherwise one.
+        prepare: takes a number of images, and returns a call of the model on as many random ones.
+        dynamic_batch: whether it takes any number of images at once; otherwise one.
     """
 
     prepare: Callable[[int], Callable[[], object]]
@@ -45,45 +43,40 @@ class Loaded:
 
 
 def load(request: Mapping[str, Any]) -> Loaded:
-    """Open what the first line names.
+    """Open the model that the first line names.
 
     Raises:
         MnftError: it cannot be opened.
     """
     folder, threads = Path(request["folder"]), int(request["threads"])
     if request["exported"]:
-        return _load_exported(folder, threads)
-    return _load_torch(folder, threads, compiled=bool(request["compiled"]))
+        artifact = read_artifact(folder)
+        session = open_session(folder, artifact, threads=threads)
 
+        def prepare_session(batch_size: int) -> Callable[[], object]:
+            shape = (batch_size, *(int(side) for side in artifact.input_shape[1:]))
+            if artifact.embedded:
+                images: NDArray[Any] = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+            else:
+                images = _draw(shape)
+            return lambda: session.run(images)
 
-def _load_exported(folder: Path, threads: int) -> Loaded:
-    artifact = read_artifact(folder)
-    if artifact.format == "executorch" and not find_missing(("executorch",)):
-        _set_executorch_threads(threads)
-    session = open_session(folder, artifact, threads=threads)
-    if artifact.format == "torchscript":
-        _keep_freed_memory()
+        return Loaded(prepare_session, artifact.dynamic_batch)
 
-    def prepare(batch_size: int) -> Callable[[], object]:
-        images = _make_images(artifact, batch_size)
-        return lambda: session.run(images)
-
-    return Loaded(prepare, artifact.dynamic_batch)
-
-
-def _load_torch(folder: Path, threads: int, *, compiled: bool) -> Loaded:
     import torch
 
+    from mnft.device.select import keep_freed_memory
     from mnft.model.bundle import load_bundle
 
-    _keep_freed_memory()
+    # As `mnft eval` does; without it torch is several times slower on large batches.
+    keep_freed_memory()
     torch.set_num_threads(threads)
     bundle = load_bundle(folder)
     model = bundle.model.to(memory_format=torch.channels_last)
     # One graph for each number of images, as the other runtimes have.
-    run = torch.compile(model, dynamic=False) if compiled else model
+    run = torch.compile(model, dynamic=False) if request["compiled"] else model
 
-    def prepare(batch_size: int) -> Callable[[], object]:
+    def prepare_model(batch_size: int) -> Callable[[], object]:
         array = _draw((batch_size, *bundle.preprocessing.input_size))
         images = torch.from_numpy(array).to(memory_format=torch.channels_last)
 
@@ -93,21 +86,7 @@ def _load_torch(folder: Path, threads: int, *, compiled: bool) -> Loaded:
 
         return call
 
-    return Loaded(prepare, dynamic_batch=True)
-
-
-def _keep_freed_memory() -> None:
-    # As `mnft eval` does; without it torch is several times slower on large batches.
-    from mnft.device.select import keep_freed_memory
-
-    keep_freed_memory()
-
-
-def _make_images(artifact: Artifact, batch_size: int) -> NDArray[Any]:
-    shape = (batch_size, *(int(side) for side in artifact.input_shape[1:]))
-    if artifact.embedded:
-        return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    return _draw(shape)
+    return Loaded(prepare_model, dynamic_batch=True)
 
 
 def _draw(shape: tuple[int, ...]) -> NDArray[Any]:
@@ -115,7 +94,7 @@ def _draw(shape: tuple[int, ...]) -> NDArray[Any]:
 
 
 def run_turn(call: Callable[[], object], *, untimed: int, calls: int) -> list[float]:
-    """The seconds of each of `calls` calls, after `untimed` ones."""
+    """The seconds that each of `calls` calls takes, after `untimed` calls."""
     for _ in range(untimed):
         call()
     seconds = []
@@ -126,19 +105,8 @@ def run_turn(call: Callable[[], object], *, untimed: int, calls: int) -> list[fl
     return seconds
 
 
-def read_peak_memory() -> int | None:
-    """Bytes of RAM that this process held at most (VmHWM); None where Linux does not tell."""
-    # Not ru_maxrss, which begins with what the process that started this one had.
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return None
-    lines = status.read_text(encoding="ascii", errors="replace").splitlines()
-    found = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
-    return int(found[0]) * 1024 if found else None
-
-
 def serve(requests: TextIO, answers: TextIO) -> None:
-    """Answer until there is no further line."""
+    """Answer requests until there is no further line."""
     model = load(json.loads(requests.readline()))
     _answer(answers, {"dynamic_batch": model.dynamic_batch})
     calls: dict[int, Callable[[], object]] = {}
@@ -155,8 +123,8 @@ def serve(requests: TextIO, answers: TextIO) -> None:
 
 
 def main() -> None:
-    """Serve stdin."""
-    # Runtimes write to stdout as they like: the answers take another way, and it goes to stderr.
+    """Answer on stdout what comes on stdin."""
+    # Runtimes print as they like: the answers keep the real stdout, and prints go to stderr.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     try:

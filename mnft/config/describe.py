@@ -1,4 +1,4 @@
-"""What a config key allows, said in words; the errors and the documentation share it."""
+"""What each config key allows, in words, for error messages and the documentation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def sections() -> dict[str, dict[str, Any]]:
-    """The JSON Schema of each section by its name, in the order of the config."""
+    """The JSON Schema of each section by name, in the order of the config."""
     schema = json_schema()
     return {
         name: schema["$defs"][value["$ref"].rsplit("/", 1)[-1]]
@@ -26,12 +26,12 @@ def sections() -> dict[str, dict[str, Any]]:
 
 
 def top_keys() -> dict[str, dict[str, Any]]:
-    """The keys that stand in no section, with their JSON Schema."""
+    """The JSON Schema of each key outside all sections."""
     return {k: v for k, v in json_schema()["properties"].items() if "$ref" not in v}
 
 
 def key_paths() -> list[str]:
-    """Every key of the config, as `section.key`, or `key` where it stands in no section."""
+    """All keys of the config as `section.key`, or `key` outside all sections."""
     return [
         *top_keys(),
         *(f"{name}.{key}" for name, section in sections().items() for key in section["properties"]),
@@ -39,7 +39,7 @@ def key_paths() -> list[str]:
 
 
 def expected(key_path: str) -> str | None:
-    """What the key allows, such as "an integer from 1 to 256, or 'auto'"; None if unknown."""
+    """The values a key allows, such as "an integer from 1 to 256, or 'auto'"; None if unknown."""
     section, _, key = key_path.partition(".")
     if not key and (field := top_keys().get(section)) is not None:
         return in_words(field)
@@ -53,7 +53,7 @@ def expected(key_path: str) -> str | None:
 
 
 def choices(key_path: str) -> list[str]:
-    """The words that the key allows; empty when it takes other values only."""
+    """The words that a key allows as values; empty if it allows none."""
     section, _, key = key_path.partition(".")
     field = sections().get(section, {}).get("properties", {}).get(key, {})
     field = top_keys().get(key_path, field)
@@ -62,7 +62,7 @@ def choices(key_path: str) -> list[str]:
 
 
 def in_words(field: dict[str, Any]) -> str:
-    """A JSON Schema property in words."""
+    """Describe the values that a JSON Schema property allows."""
     if "anyOf" in field:
         return ", or ".join(in_words(branch) for branch in field["anyOf"])
     if "const" in field:

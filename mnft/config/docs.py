@@ -1,4 +1,4 @@
-"""The config as documentation: the reference page, the JSON Schema, commented YAML."""
+"""Documentation made from the config: the reference page, the JSON Schema, commented YAML."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ from mnft.config.source import dump_yaml
 _REFERENCE_HEAD = """\
 # Configuration reference
 
-Generated from `mnft/config/schema.py` by `python -m mnft.config.docs`; a test checks that it is
-fresh. A config is a YAML file with these sections; `--set section.key=value` overrides a key, and
-what is written nowhere has the default. Values that you write are never changed. Unknown keys,
-wrong types and values out of range are refused, all at once, with their lines.
+A config is a YAML file with the sections below. `--set section.key=value` overrides a key. A key
+that you leave out has its default, or what the [recipe](training.md#the-recipe) chooses. Unknown
+keys, wrong types and values out of range are refused; the message lists all of them, with lines.
 
-The resolved config of a run is saved as `config.yaml` in its folder, and trains the same run
-again. The first line of the configs in `configs/` names `configs/schema.json`, so that editors
-with a YAML language server complete and check them.
+Each run saves its resolved config as `config.yaml`, which trains the same run again. If the first
+line of a config names `configs/schema.json`, as in the files of `configs/`, editors with a YAML
+language server complete and check it.
+
+(`python -m mnft.config.docs` generates this page from `mnft/config/`; a test checks that it is up
+to date.)
 """
 
 
 def render_reference() -> str:
-    """docs/configuration.md."""
+    """Render docs/configuration.md."""
     parts = [_REFERENCE_HEAD, *_table(describe.top_keys())]
     for name, section in describe.sections().items():
         parts.append(f"\n## {name}\n\n{_one_line(section['description'])}\n")
@@ -46,16 +48,17 @@ def _table(properties: Mapping[str, Any]) -> list[str]:
 
 
 def render_schema() -> str:
-    """configs/schema.json."""
+    """Render configs/schema.json."""
     return json.dumps(describe.json_schema(), indent=2, ensure_ascii=False) + "\n"
 
 
 def render_config(values: Mapping[str, Any], head: Sequence[str]) -> str:
-    """A commented config with every key; those not in `values` are commented out.
+    """Render a commented config with every key; keys without a value are commented out.
 
     Args:
-        values: by section and key, or by key for those that stand in no section.
-        head: comment lines to open with.
+        values: a mapping of sections to mappings of keys to values; keys outside all sections
+            stand in it directly.
+        head: comment lines at the top.
     """
     lines = [f"# {_printable(line)}" for line in head]
     lines += ["", *_entries(describe.top_keys(), values, indent="")]
@@ -76,13 +79,13 @@ def _entries(properties: Mapping[str, Any], chosen: Mapping[str, Any], *, indent
 
 
 def write_all(root: Path) -> None:
-    """Write the generated files of the repository at `root`."""
+    """Write the generated files into the repository at `root`."""
     files.write_text(root / "docs" / "configuration.md", render_reference())
     files.write_text(root / "configs" / "schema.json", render_schema())
 
 
 def _value(value: Any) -> str:
-    """A value as YAML in one line; an empty one as nothing."""
+    """Format a value as one line of YAML; None as nothing."""
     if value is None:
         return ""
     return dump_yaml(value, one_line=True).removesuffix("\n...\n").strip()
@@ -93,7 +96,7 @@ def _one_line(text: str) -> str:
 
 
 def _printable(text: str) -> str:
-    """Names of folders may hold line breaks and escapes, which would end or spoil a comment."""
+    """Replace characters that could end or spoil a comment; folder names may contain them."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 

@@ -1,6 +1,6 @@
-"""The sections of the config that speak of a trained model: export, quantization, pruning.
+"""The config sections about a trained model: export, quantization, pruning.
 
-They change nothing in the training, and may be given anew with each command.
+They do not affect training, and each command may set them again.
 """
 
 from __future__ import annotations
@@ -9,73 +9,77 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from mnft.config.section import Positive, Section, Share
+from mnft.config.section import Positive, Section, UnitInterval
 
 # The names of these sections in the config.
 AFTER_TRAINING = ("export", "quantize", "prune")
 
 
 class ExportConfig(Section):
-    """What an exported file must prove before `mnft export` hands it over."""
+    """The checks that a file must pass before `mnft export` keeps it."""
 
     images: Annotated[int, Field(ge=1)] = 512
-    """Val images that the trained model and the exported file are compared on, evenly over the
-    split; all where there are fewer."""
-    min_agreement: Share = 0.99
-    """Smallest share of these images on which both must name the same class."""
-    max_accuracy_drop: Share = 0.005
-    """Largest loss of accuracy on these images, as a share: 0.005 is half a point."""
+    """Number of val images on which the trained model and the exported file are compared, spread
+    evenly over the split; a smaller split is used whole."""
+    min_agreement: UnitInterval = 0.99
+    """Smallest fraction of these images on which both must predict the same class."""
+    max_accuracy_drop: UnitInterval = 0.005
+    """Largest loss of accuracy on these images, as a fraction: 0.005 is half a percentage point."""
 
 
 class QuantizeConfig(Section):
-    """How `mnft quantize` brings a model to int8, and what it may cost."""
+    """How `mnft quantize` converts a model to int8, and how much accuracy that may cost."""
 
     method: Literal["auto", "onnxruntime", "nncf", "nncf_onnx", "per_tensor"] = "auto"
-    """`onnxruntime` (its static quantizer, an ONNX file), `nncf` (with bias correction, an OpenVINO
-    file), `nncf_onnx` (the same as an ONNX file), `per_tensor` (onnxruntime with one scale a
-    layer, for comparison only); `auto` is nncf where it is installed, else onnxruntime."""
+    """`nncf` quantizes with bias correction and writes an OpenVINO file, `nncf_onnx` the same as an
+    ONNX file. `onnxruntime` uses ONNX Runtime's static quantizer and writes an ONNX file;
+    `per_tensor` is that with one scale per layer, for comparison only. `auto` is `nncf` if it is
+    installed, else `onnxruntime`."""
     images: Annotated[int, Field(ge=1)] = 300
-    """Training images for calibration, as many of each class."""
+    """Number of training images for calibration, equally many of each class."""
     calibration: Literal["mean", "minmax", "entropy", "percentile"] = "mean"
-    """How the range of each activation is found from these images: `mean` is that of the images'
-    own ranges, which cuts rare outliers."""
+    """How the range of each activation is computed from these images. `mean` takes the mean of the
+    ranges of the single images, which cuts off rare outliers."""
     reduce_range: bool = False
-    """Weights in 7 bits, for x86 processors without VNNI, whose sums overflow with 8."""
+    """Use 7 bits for weights. x86 processors without VNNI need this, because their sums overflow
+    with 8 bits."""
     keep_float: list[str] | None = None
-    """Names of layers, or of what they lie in, that stay in float (blocks.0, conv_stem); empty:
-    none at first, and where the loss is over the gate, those that lose most."""
+    """Layers that stay in float: their names, or the names of modules that contain them (blocks.0,
+    conv_stem). Empty: none at first; if accuracy drops too far, the layers that cost most."""
     float_layers: Annotated[int, Field(ge=0)] = 8
-    """How many of these at most."""
-    max_accuracy_drop: Share = 0.005
-    """Largest loss of accuracy on the val split, as a share: 0.005 is half a point."""
+    """Largest number of layers that are kept in float for that reason."""
+    max_accuracy_drop: UnitInterval = 0.005
+    """Largest loss of accuracy on the val split, as a fraction: 0.005 is half a percentage
+    point."""
     qat: Literal["auto", "never", "always"] = "auto"
-    """Quantization-aware fine-tuning: `auto` does it where the loss is over the gate otherwise."""
+    """Quantization-aware fine-tuning: `auto` does it only if accuracy drops too far without it."""
     qat_epochs: Annotated[int, Field(ge=1)] = 3
-    """Passes over the training images of that fine-tuning."""
+    """Epochs of quantization-aware fine-tuning."""
     qat_lr: Positive = 2e-4
-    """Its learning rate."""
+    """Learning rate of quantization-aware fine-tuning."""
 
 
 class PruneConfig(Section):
-    """How `mnft prune` takes channels out of a model, and how it is fine-tuned afterwards."""
+    """How `mnft prune` removes channels, and how it fine-tunes the model afterwards."""
 
     macs: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.7
-    """Share of the multiply-accumulates that is left; the result is at most that."""
+    """Fraction of the multiply-accumulates to keep; the result has at most that many."""
     steps: Annotated[int, Field(ge=1, le=10)] | None = None
-    """Times that channels are taken out and the model is fine-tuned; empty: one down to 0.6, two
-    down to 0.4, three below."""
+    """Number of times that channels are removed and the model is fine-tuned. Empty: one for macs of
+    0.6 or more, two down to 0.4, three below."""
     importance: Literal["taylor", "magnitude"] = "taylor"
-    """Which channels go first: `taylor`, those whose removal changes the loss on training images
-    least (to the first order); `magnitude`, those with the smallest weights."""
+    """Which channels are removed first. `taylor`: those whose removal changes the loss on training
+    images least, to the first order. `magnitude`: those with the smallest weights."""
     round_to: Annotated[int, Field(ge=1, le=64)] = 8
-    """Layers keep a multiple of this many channels. Runtimes are slow at odd widths; very small
-    networks, such as LeNet-5, need 1 or 2."""
+    """Layers keep a multiple of this many channels, because runtimes are slow at odd widths. Very
+    small networks, such as LeNet-5, need 1 or 2."""
     images: Annotated[int, Field(ge=2)] = 512
-    """Training images for the importance, and for new statistics of BatchNorm."""
+    """Number of training images that the importance and the new BatchNorm statistics are computed
+    from."""
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 10
-    """Passes over the training images of each fine-tuning (its train.epochs)."""
+    """Epochs of fine-tuning after each step."""
     lr: Positive | None = None
-    """Learning rate of each fine-tuning (its optim.lr); empty: half the run's own. All
-    layers learn at it, as all have changed."""
+    """Learning rate of the fine-tuning. Empty: half of the run's own. It holds for all layers,
+    because all of them have changed."""
     distill: bool = True
-    """The model that was given teaches the pruned ones (their distill.teacher)."""
+    """Use the model that is pruned as the teacher of the pruned ones."""

@@ -1,4 +1,4 @@
-"""Config file and overrides to one validated config; every problem is reported at once."""
+"""Load a config file and overrides into one validated config; report all problems at once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mnft.errors import ConfigError
 _SHOWN_CHARS = 80
 
 
-# What other tools call these keys.
+# Names of these keys in other tools.
 _OTHER_NAMES = {
     "learning_rate": "optim.lr",
     "optimizer": "optim.name",
@@ -52,27 +52,37 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> tuple[Confi
     """Read a config file, apply `section.key=value` overrides and validate the result.
 
     Args:
-        path: the YAML file; None begins with nothing.
-        overrides: values of `--set`, in order; a later one wins.
+        path: the YAML file; None to start from an empty config.
+        overrides: the values of `--set`, in order; a later one wins.
 
     Returns:
-        The config, and the source that knows the line of each key.
+        The config, and its source, which knows the line of each key.
 
     Raises:
-        ConfigError: with every problem found, each with its line, what was found and what is
-            allowed.
+        ConfigError: the config has problems. The message lists all of them, each with its line,
+            what was found and what is allowed.
     """
     source = Source() if path is None else parse_yaml(_read_text(path), path)
     for override in overrides:
-        _apply_override(source, override)
+        key_path, equals, text = override.partition("=")
+        keys = key_path.strip().split(".")
+        place = f"--set {override}"
+        if not equals or not all(keys):
+            hint = "for example --set optim.lr=3e-4"
+            raise ConfigError(f"{place}: expected section.key=value", hint=hint)
+        try:
+            value = parse_value(text)
+        except ValueError as error:
+            raise ConfigError(f"{place}: {error}") from error
+        source.override(tuple(keys), value, place)
     return validate(source), source
 
 
 def save_config(config: Config, path: Path) -> None:
-    """Write the resolved config; `load_config` reads it back to an equal config.
+    """Write the resolved config; `load_config` reads an equal config back.
 
-    Of the sections that speak of the trained model only what differs from the defaults is kept: a
-    later version may have better defaults, and they change nothing in the training.
+    In the sections about the trained model only values that differ from the defaults are written.
+    They do not affect training, and a later version of mnft may have better defaults.
     """
     values = config.model_dump()
     for name in AFTER_TRAINING:
@@ -81,10 +91,10 @@ def save_config(config: Config, path: Path) -> None:
 
 
 def validate(source: Source) -> Config:
-    """Validate written values.
+    """Validate the values of a source.
 
     Raises:
-        ConfigError: with every problem found.
+        ConfigError: the values have problems; the message lists all of them.
     """
     # An empty section (`optim:` and nothing below) means its defaults.
     values = {
@@ -103,12 +113,12 @@ def validate(source: Source) -> Config:
 
 
 def find_key(name: str, *, prefer: str = "", cutoff: float = 1.0) -> str | None:
-    """The key that a word means, such as epochs, batch-size, optim.lr or model.
+    """Find the key that a word means, such as epochs, batch-size, optim.lr or model.
 
     Args:
-        name: the word; `-` stands for `_`.
-        prefer: a section whose keys go before others of the same name.
-        cutoff: how like the word a key must be, up to 1.0 for equal.
+        name: the word, with `-` or `_`.
+        prefer: the section to prefer if several have a key of that name.
+        cutoff: the similarity that a key must have to the word, up to 1.0 for equality.
     """
     keys = describe.key_paths()
     keys.sort(key=lambda key: key.partition(".")[0] != prefer)
@@ -143,29 +153,14 @@ def _read_text(path: Path) -> str:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _apply_override(source: Source, override: str) -> None:
-    key_path, equals, text = override.partition("=")
-    keys = key_path.strip().split(".")
-    if not equals or not all(keys):
-        raise ConfigError(
-            f"--set {override}: expected section.key=value", hint="for example --set optim.lr=3e-4"
-        )
-    place = f"--set {override}"
-    try:
-        value = parse_value(text)
-    except ValueError as error:
-        raise ConfigError(f"{place}: {error}") from error
-    source.override(tuple(keys), value, place)
-
-
 def _problems(error: ValidationError, source: Source) -> list[str]:
-    """One line a problem; the branches of a union that all failed are one problem."""
+    """Describe each problem in one line; a union of which all branches failed is one problem."""
     found: dict[str, int] = {}
     for item in error.errors(include_url=False):
         loc = tuple(item["loc"])
         what = _what(item, ".".join(str(part) for part in loc[:2]))
         if item["type"] == "value_error" and len(loc) < 2:
-            # What a rule over several keys says opens with the key that is to blame.
+            # The message of a rule over several keys starts with the key to blame.
             key, _, what = what.partition(": ")
             loc = tuple(key.split("."))
         key_path = ".".join(str(part) for part in loc[:2])
@@ -190,7 +185,7 @@ def _what(item: Any, key_path: str) -> str:
 
 
 def _show(value: Any) -> str:
-    """A value as it is written in YAML, shortened."""
+    """Format a value as YAML, shortened."""
     text = repr(value) if isinstance(value, str) else dump_inline(value)
     text = "nothing" if value is None else text
     return text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "..."

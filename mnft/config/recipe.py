@@ -8,14 +8,14 @@ from typing import Any
 
 from mnft.config.schema import Config
 
-# Below, BatchNorm keeps its statistics. Compared with 1,600 and 1,200 images only; that it holds
-# for fewer, and no longer for many more, is an assumption.
+# With fewer images BatchNorm keeps its statistics. This was compared with 1,600 and 1,200 images
+# only; that it also helps with fewer, and no longer with many more, is an assumption.
 _FEW_IMAGES = 20_000
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One key that the recipe set: its path, its value, and why."""
+    """A key that the recipe sets, with its value and the reason."""
 
     key: str
     value: Any
@@ -25,17 +25,17 @@ class Choice:
 def apply_recipe(
     config: Config, *, num_images: int, linear_head: bool
 ) -> tuple[Config, list[Choice]]:
-    """Fill in what the user left open; what was written stays as it is.
+    """Fill in the keys that the user left out; written values are never changed.
 
-    The figures behind the choices are in benchmarks/.
+    The measurements behind the choices are in benchmarks/.
 
     Args:
-        config: as loaded.
-        num_images: in the train split.
-        linear_head: whether the head is one linear layer on features, which can be fitted alone.
+        config: the config as it was loaded.
+        num_images: number of images in the train split.
+        linear_head: whether the head is one linear layer, which can be fitted without the rest.
 
     Returns:
-        The config with every key resolved, and what was chosen (nothing for `plain`).
+        The config with every key resolved, and the choices that were made (none for `plain`).
     """
     proposed = _propose(config, num_images, linear_head)
     choices = [choice for choice in proposed if not _is_written(config, choice.key)]
@@ -51,86 +51,62 @@ def apply_recipe(
 
 
 def choose_batch_size(num_images: int) -> int:
-    """Images in a batch: a power of two that leaves a hundred updates an epoch or so, 16 to 256."""
+    """Choose a power of two from 16 to 256, with about 50 updates per epoch between these."""
     return int(2 ** min(8, max(4, round(math.log2(max(num_images, 1) / 50)))))
 
 
 def _propose(config: Config, num_images: int, linear_head: bool) -> list[Choice]:
+    """List what the recipe would choose if nothing were written, except what makes no sense."""
     if config.recipe == "plain" or config.model.pretrained is False:
         return []
-    if linear_head and _only_the_head(config):
-        why = "the backbone is frozen, so its features need computing only once"
-        return [Choice("train.stages", ["head"], why)]
-    head = [] if config.train.stages else [_stages(config, linear_head)]
+    choices = []
+    freezes_backbone = config.model.freeze == "backbone"
+    if config.train.stages is None:
+        # Whoever sets epochs or an optimizer wants gradient steps, also on a frozen backbone.
+        sets_training = bool(_is_written(config, "train.epochs") or config.optim.model_fields_set)
+        if not linear_head:
+            stages, why = ["finetune"], "the head of this model cannot be fitted on its own"
+        elif freezes_backbone and not sets_training:
+            stages, why = ["head"], "the backbone is frozen: its features are computed only once"
+        elif freezes_backbone:
+            stages, why = ["finetune"], "only the head learns, as optim and train.epochs say"
+        else:
+            stages = ["head", "finetune"]
+            why = "a head fitted to the frozen features first keeps the pretrained layers from harm"
+        choices.append(Choice("train.stages", stages, why))
+        if stages == ["head"]:
+            return choices
     if config.train.stages == ["head"]:
-        return head
+        return choices
+    if not _is_written(config, "optim.name") or config.optim.name in {"adam", "adamw"}:
+        # The rates are Adam's: with another optimizer they would be wrong.
+        choices += [
+            Choice("optim.name", "adamw", "Adam with decoupled weight decay"),
+            Choice("optim.lr", 1e-3, "for the top layer; twice that undid the fitted head"),
+            Choice("optim.weight_decay", 0.01, "AdamW's usual value"),
+            Choice("optim.layer_decay", 0.75, "lower layers are more general and learn slower"),
+        ]
+    images = f"{num_images:,} images"
+    epochs = min(30, max(5, round(400 / math.sqrt(num_images))))
+    chosen = config.train.epochs if _is_written(config, "train.epochs") else epochs
+    warmup = min(1.0, round(0.2 * chosen, 2))
+    choices += [
+        Choice("train.epochs", epochs, f"{images}: the fewer images, the more epochs"),
+        Choice("schedule.name", "cosine", "ends with small steps"),
+        Choice("schedule.warmup_epochs", warmup, "Adam's averages need time to settle"),
+    ]
+    if num_images < _FEW_IMAGES:
+        why = "ImageNet's statistics are better than those of few images in small batches"
+        choices.append(Choice("model.freeze_batchnorm", True, why))
     return [
-        *head,
-        *_optimization(config),
-        *_schedule(config, num_images),
-        *_regularization(num_images),
-        Choice("train.batch_size", choose_batch_size(num_images), f"{num_images:,} images"),
+        *choices,
+        Choice("train.label_smoothing", 0.1, "some labels are wrong; confidence evens out"),
+        Choice("train.ema_decay", 0.99, "an average of about 100 updates is steadier"),
+        Choice("augment.scale", [0.35, 1.0], "milder crops than ImageNet's 0.08"),
+        Choice("train.batch_size", choose_batch_size(num_images), images),
     ]
 
 
 def _is_written(config: Config, key_path: str) -> bool:
     section, _, key = key_path.partition(".")
     return key in getattr(config, section).model_fields_set
-
-
-def _only_the_head(config: Config) -> bool:
-    """A frozen backbone, and no word on how to train the head by gradient steps."""
-    gradient = _is_written(config, "train.epochs") or config.optim.model_fields_set
-    frozen = config.model.freeze == "backbone"
-    return frozen and not gradient and not config.train.stages
-
-
-def _stages(config: Config, linear_head: bool) -> Choice:
-    if not linear_head:
-        why = "the head of this model cannot be fitted apart from its backbone"
-        return Choice("train.stages", ["finetune"], why)
-    if config.model.freeze == "backbone":
-        why = "only the head learns, as optim and train.epochs say"
-        return Choice("train.stages", ["finetune"], why)
-    why = "a head fitted to the frozen features first keeps the pretrained layers from damage"
-    return Choice("train.stages", ["head", "finetune"], why)
-
-
-def _optimization(config: Config) -> list[Choice]:
-    if _is_written(config, "optim.name") and config.optim.name not in {"adam", "adamw"}:
-        return []  # the rates below are Adam's
-    return [
-        Choice("optim.name", "adamw", "Adam with weight decay that is not scaled by its rates"),
-        Choice("optim.lr", 1e-3, "of the top layer; twice that was seen to undo the fitted head"),
-        Choice("optim.weight_decay", 0.01, "AdamW's usual value"),
-        Choice("optim.layer_decay", 0.75, "lower layers are general already: they learn slower"),
-    ]
-
-
-def _schedule(config: Config, num_images: int) -> list[Choice]:
-    epochs = min(30, max(5, round(400 / math.sqrt(num_images))))
-    chosen = config.train.epochs if _is_written(config, "train.epochs") else epochs
-    return [
-        Choice("train.epochs", epochs, f"{num_images:,} images: fewer images, more passes"),
-        Choice("schedule.name", "cosine", "ends with small steps"),
-        Choice(
-            "schedule.warmup_epochs",
-            min(1.0, round(0.2 * chosen, 2)),
-            "Adam's averages need a start",
-        ),
-    ]
-
-
-def _regularization(num_images: int) -> list[Choice]:
-    few = num_images < _FEW_IMAGES
-    why = "ImageNet's statistics are better than those of few images in small batches"
-    return [
-        *([Choice("model.freeze_batchnorm", True, why)] if few else []),
-        Choice("train.label_smoothing", 0.1, "some labels are wrong, and it evens out confidence"),
-        Choice(
-            "train.ema_decay",
-            0.99,
-            "an average over recent updates, at most a hundred or so, is steadier",
-        ),
-        Choice("augment.scale", [0.35, 1.0], "milder crops than ImageNet's 0.08"),
-    ]

@@ -1,4 +1,4 @@
-"""The typed config: every section and key, with its default, its range and what it means."""
+"""The typed config: every section and key with its default, range and meaning."""
 
 from __future__ import annotations
 
@@ -7,90 +7,88 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from mnft.config.edge import ExportConfig, PruneConfig, QuantizeConfig
-from mnft.config.section import Fraction, NotNegative, Positive, Section, Share
+from mnft.config.section import NotNegative, Positive, Section, UnitInterval, UnitIntervalOpen
 from mnft.preprocessing import MIN_CROP_PCT
 
-
-def _off_is_a_word(value: Any) -> Any:
-    """YAML 1.1 reads a plain `off` as false."""
-    return "off" if value is False else value
+# YAML 1.1 reads a plain `off` as false.
+_OrOff = Annotated[str, BeforeValidator(lambda value: "off" if value is False else value)]
 
 
 class DataConfig(Section):
-    """Where the images are, how they are split, and how they reach the model."""
+    """Where the images are, how they are split, and how they are loaded."""
 
     root: str
-    """Image folder: either `<class>/` folders, which are split in place, or `train/`, `val/` and
-    `test/` folders that hold them. A relative path is taken from the current folder."""
+    """Folder of images: one folder per class, which mnft splits in place, or `train/`, `val/` and
+    `test/` folders that hold such folders. A relative path starts at the current folder."""
     fetch: str | None = None
-    """Known data set to bring to `data.root` when that folder does not exist; the names are those
-    of `mnft data fetch --list`."""
+    """Data set (`mnft data fetch --list`) to download if `data.root` does not exist. Empty:
+    none."""
     img_size: Annotated[int, Field(ge=8, le=2048)] | None = None
-    """Height and width of the model's input in pixels (the resolution multiplier of the MobileNet
-    papers); empty: what the model was made for."""
+    """Height and width of the model's input in pixels. Empty: the model's own size."""
     val_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
-    """Share of each class that becomes the val split where the folder has none."""
-    test_fraction: Fraction = 0.15
-    """Share of each class that becomes the test split where the folder has no split at all."""
+    """Fraction of each class that becomes the val split if the folder has none."""
+    test_fraction: UnitIntervalOpen = 0.15
+    """Fraction of each class that becomes the test split if the folder has no splits at all."""
     split_seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of the split in place; the same seed and files give the same split on every machine."""
+    """Seed of the split. The same seed and files give the same split on every machine."""
     split_from: str | None = None
-    """Run whose split is taken over: images that it knows by content stay in the split that they
-    have there, and new ones are split as usual. A run that starts from, or learns from, the model
-    of that run then never meets images in test that the model was trained on. Empty: none."""
+    """Run whose split is kept: images that it has, by content, stay in their split there, and only
+    new images are split. Use it for a run that starts or learns from that run's model, so that no
+    test image was trained on. Empty: none."""
     on_bad_image: Literal["fail", "skip"] = "fail"
-    """What to do with files that cannot be decoded: `fail` stops before training with their list,
-    `skip` leaves them out and lists them in split.json."""
+    """What happens if files cannot be decoded: `fail` lists them and stops before training, `skip`
+    leaves them out and lists them in split.json."""
     exclude: str | None = None
-    """List of files to leave out, one path relative to `data.root` a line, as `mnft data check
-    --fix FILE` writes it; split.json names what it left out. Empty: none."""
+    """File that lists images to leave out, one path relative to `data.root` per line, as `mnft data
+    check --fix FILE` writes it. split.json records which ones were left out. Empty: none."""
     workers: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = "auto"
-    """Processes that decode and augment images; 0 does it in the main process; `auto` chooses from
-    the cores, at most 8 a training process."""
+    """Number of processes that decode and augment images; 0 does it in the main process. `auto`
+    chooses by the number of cores, at most 8 per training process."""
     crop_pct: Annotated[float, Field(ge=MIN_CROP_PCT, le=1.0)] | None = None
-    """Share of the resized image's side that the centre crop of evaluation keeps; empty: the
+    """Fraction of the resized image's side that evaluation's centre crop keeps. Empty: the
     model's."""
     interpolation: Literal["bilinear", "bicubic", "nearest"] | None = None
-    """Resampling of the resize; empty: the model's own."""
-    mean: Annotated[list[Share], Field(min_length=1, max_length=3)] | None = None
-    """Channel means, of values in 0..1, that normalisation subtracts; empty: the model's own."""
+    """Interpolation of the resize. Empty: the model's own."""
+    mean: Annotated[list[UnitInterval], Field(min_length=1, max_length=3)] | None = None
+    """Channel means that normalisation subtracts (pixels are 0 to 1). Empty: the model's own."""
     std: Annotated[list[Positive], Field(min_length=1, max_length=3)] | None = None
-    """Channel standard deviations that normalisation divides by; empty: the model's own."""
-    store: Annotated[str, BeforeValidator(_off_is_a_word)] = "auto"
-    """Decode each image once and keep its pixels in memory-mapped files that all epochs, runs and
-    processes share: `auto` in the cache folder ($MNFT_CACHE, or mnft in the user's cache folder),
-    `off` decodes in every epoch, or the path of a folder for them. A run without it trains on the
-    same batches bit for bit; only a GPU that holds stored images rounds pixels differently."""
+    """Channel standard deviations that normalisation divides by. Empty: the model's own."""
+    store: _OrOff = "auto"
+    """Decode each image only once and keep the pixels in memory-mapped files that all epochs, runs
+    and processes share. `auto` puts them into the cache folder ($MNFT_CACHE, or mnft in the user's
+    cache folder); a path names another folder; `off` decodes in every epoch. Batches are the same
+    bit for bit, except that a GPU that keeps stored images in its memory rounds pixels
+    differently."""
     store_limit_gb: Positive = 20.0
-    """Largest size of that folder in gigabytes; the files used longest ago make room, and images
-    that would not fit are decoded in every epoch, which is slower and changes nothing else."""
+    """Largest size of that folder in gigabytes. The files that were used longest ago make room.
+    Images that do not fit are decoded in every epoch, which only costs time."""
 
 
 class AugmentConfig(Section):
-    """How training images are varied; evaluation images never are."""
+    """Augmentation of training images; evaluation images are never augmented."""
 
-    scale: Annotated[list[Share], Field(min_length=2, max_length=2)] = [0.35, 1.0]
-    """Smallest and largest share of the image's area that RandomResizedCrop keeps. ImageNet
-    training uses [0.08, 1.0]; fine-tuning on few images wants the milder default."""
+    scale: Annotated[list[UnitInterval], Field(min_length=2, max_length=2)] = [0.35, 1.0]
+    """Smallest and largest fraction of the image's area that RandomResizedCrop keeps. ImageNet
+    training uses [0.08, 1.0]; fine-tuning on few images works better with the milder default."""
     ratio: Annotated[list[Positive], Field(min_length=2, max_length=2)] = [0.75, 1.3333333333333333]
     """Smallest and largest aspect ratio of that crop."""
-    hflip: Share = 0.5
-    """Probability of a left-right flip; 0 where left and right differ in meaning (digits, text)."""
-    vflip: Share = 0.0
+    hflip: UnitInterval = 0.5
+    """Probability of a left-right flip; 0 if mirrored images mean something else (digits, text)."""
+    vflip: UnitInterval = 0.0
     """Probability of an upside-down flip."""
     color_jitter: NotNegative = 0.0
-    """Strength of random brightness, contrast and saturation (0.4 is usual)."""
+    """Strength of random changes of brightness, contrast and saturation (0.4 is common)."""
     policy: Literal["none", "rand_augment", "trivial_augment", "aug_mix"] = "none"
     """Automatic augmentation policy of torchvision: RandAugment, TrivialAugmentWide or AugMix."""
     magnitude: Annotated[int, Field(ge=0, le=30)] = 9
-    """Strength of RandAugment's operations, 0 to 30 (AugMix: a third of it, at most 10)."""
-    random_erasing: Share = 0.0
+    """Strength of RandAugment's operations, 0 to 30. AugMix uses a third of it, at most 10."""
+    random_erasing: UnitInterval = 0.0
     """Probability that a random rectangle is replaced by the mean colour."""
     mixup: NotNegative = 0.0
-    """Alpha of mixup, which blends pairs of images and targets (0.2 is usual); 0 is off."""
+    """Alpha of mixup, which blends pairs of images and targets (0.2 is common); 0 is off."""
     cutmix: NotNegative = 0.0
-    """Alpha of cutmix, which pastes a rectangle of another image (1.0 is usual); 0 is off. With
-    mixup as well, each batch takes one of the two at random."""
+    """Alpha of cutmix, which pastes a rectangle of another image (1.0 is common); 0 is off. If
+    mixup is on too, each batch uses one of the two at random."""
 
     @field_validator("scale", "ratio")
     @classmethod
@@ -103,34 +101,34 @@ class AugmentConfig(Section):
     @classmethod
     def _not_empty(cls, value: list[float]) -> list[float]:
         if value[1] == 0:
-            raise ValueError(f"found {value}, the largest share must be above 0")
+            raise ValueError(f"found {value}, the largest fraction must be above 0")
         return value
 
 
 class ModelConfig(Section):
-    """Which network, from which weights, and which part of it learns."""
+    """The network, its initial weights, and which part of it is trained."""
 
     name: str = "mobilenetv2_100"
-    """Any name that timm.create_model takes (`mnft models` lists them), `hf-hub:ORG/NAME`, or
+    """A name that timm.create_model takes (`mnft models` lists them), `hf-hub:ORG/NAME`, or
     `local-dir:PATH` for a model folder."""
     pretrained: bool | str = True
-    """`true` for the weights that belong to the name (downloaded or from its folder), `false` for
-    random weights, or the path of a weights file (.safetensors, or a state dict of torch)."""
+    """`true` for the weights that belong to the name (downloaded, or from its folder), `false` for
+    random weights, or the path of a weights file (safetensors, or a torch state dict)."""
     freeze: Literal["none", "backbone"] | Annotated[int, Field(ge=1)] = "none"
-    """What stays as it is: `none`, `backbone` (all but the classifier), or the number of leading
-    groups (1 is the stem, 2 the stem and the first stage, and so on). Frozen BatchNorm keeps its
-    statistics."""
+    """What is not trained: `none`, `backbone` (everything except the classifier), or the number of
+    leading groups (1 is the stem, 2 the stem and the first stage, and so on). Frozen BatchNorm
+    layers keep their statistics."""
     freeze_batchnorm: bool = False
-    """BatchNorm layers keep the statistics that they were loaded with, and use them in training
-    too; their scales and shifts still learn."""
+    """Keep the statistics of all BatchNorm layers, also in training. Scales and shifts still
+    learn."""
     in_chans: Literal[1, 3] = 3
-    """Channels of the input: 3 is RGB, 1 turns the images grey."""
-    drop_rate: Fraction | None = None
-    """Dropout before the classifier; empty: the model's own."""
-    drop_path_rate: Fraction | None = None
-    """Stochastic depth; empty: the model's own."""
+    """Input channels: 3 is RGB, 1 converts the images to grey."""
+    drop_rate: UnitIntervalOpen | None = None
+    """Dropout before the classifier. Empty: the model's own."""
+    drop_path_rate: UnitIntervalOpen | None = None
+    """Rate of stochastic depth. Empty: the model's own."""
     kwargs: dict[str, Any] = {}
-    """Further keyword arguments for timm.create_model, saved with the model."""
+    """More keyword arguments for timm.create_model; they are saved with the model."""
 
 
 class OptimConfig(Section):
@@ -139,38 +137,38 @@ class OptimConfig(Section):
     name: str = "adam"
     """Any optimizer of timm (timm.optim.list_optimizers()): adam, adamw, sgd, rmsprop, lamb..."""
     lr: Positive = 1e-3
-    """Learning rate that warmup leads up to and the schedule starts from. The epochs of warmup are
-    part of the schedule: `cosine` and `poly` have already begun to fall when it ends."""
+    """Learning rate at the end of warmup, from which the schedule starts. Warmup epochs count as
+    part of the schedule, so `cosine` and `poly` have already fallen a little when it ends."""
     weight_decay: NotNegative = 0.0
-    """Weight decay; never on biases and normalisation layers."""
+    """Weight decay; biases and normalisation layers have none."""
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
-    """Momentum, for the optimizers that have one."""
-    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)] | None = None
-    """Adam's two decay rates; empty: the optimizer's own."""
+    """Momentum, for optimizers that have one."""
+    betas: Annotated[list[UnitIntervalOpen], Field(min_length=2, max_length=2)] | None = None
+    """Adam's two decay rates. Empty: the optimizer's own."""
     eps: Positive | None = None
-    """Adam's epsilon; empty: the optimizer's own."""
+    """Adam's epsilon. Empty: the optimizer's own."""
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    """Layer-wise learning rate decay: each group of layers learns this factor slower than the one
-    above it (0.75 is usual for fine-tuning); empty: one rate for all."""
+    """Layer-wise learning rate decay: the rate of each group of layers is that of the group above
+    it times this factor (0.75 is common for fine-tuning). Empty: one rate for all layers."""
 
 
 class ScheduleConfig(Section):
     """The learning rate over the epochs, built by timm's create_scheduler_v2."""
 
     name: Literal["none", "cosine", "step", "multistep", "poly", "plateau"] = "none"
-    """Shape of the schedule after warmup; `none` keeps the rate."""
+    """Shape of the schedule after warmup; `none` keeps the learning rate."""
     warmup_epochs: NotNegative = 0.0
     """Epochs of linear warmup, the first of train.epochs; schedules and milestones count them."""
     warmup_lr: NotNegative = 1e-6
     """Learning rate that warmup starts from."""
     min_lr: NotNegative = 0.0
-    """Learning rate that cosine, poly and plateau do not go below."""
+    """Smallest learning rate of cosine, poly and plateau."""
     decay_epochs: Positive = 10.0
-    """Epochs between the decays of `step`."""
+    """Epochs between two decays of `step`."""
     decay_milestones: list[Annotated[int, Field(ge=1)]] = [30, 60, 90]
     """Epochs after which `multistep` decays."""
     decay_rate: Positive = 0.1
-    """Factor of `step`, `multistep` and `plateau`; the power of `poly`."""
+    """Decay factor of `step`, `multistep` and `plateau`; exponent of `poly`."""
     patience_epochs: Annotated[int, Field(ge=0)] = 5
     """Epochs without improvement of eval.monitor before `plateau` decays."""
 
@@ -181,51 +179,52 @@ class TrainConfig(Section):
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 10
     """Passes over the training images."""
     stages: Annotated[list[Literal["head", "finetune"]], Field(min_length=1)] | None = None
-    """What is trained one after the other: `head` fits the classifier to features of the frozen
-    backbone, which are computed once; `finetune` trains all that model.freeze leaves, for
-    train.epochs. Empty: what the recipe chooses."""
+    """Stages of training, in order. `head` fits the classifier to features of the frozen backbone,
+    which are computed once; `finetune` trains everything that model.freeze leaves free, for
+    train.epochs. Empty: the recipe chooses."""
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 32
-    """Images that make one update: the total over all processes and accumulated parts. `auto`
-    takes a size by the number of images, as large as the device's memory allows."""
+    """Images per update: the total over all processes and accumulated parts. `auto` chooses by the
+    number of images, within the memory of the device."""
     accumulation_steps: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Parts that a process cuts its batch into to save memory; the gradient stays that of the whole
-    batch. `auto` does so only on the CPU if BatchNorm is fixed and a batch would keep over 3 GB."""
-    label_smoothing: Fraction = 0.0
-    """Share of each target that is spread over all classes."""
+    """Number of parts that each process splits its batch into to save memory; the gradient is still
+    that of the whole batch. `auto` splits only on the CPU, if BatchNorm is fixed and a batch would
+    keep over 3 GB."""
+    label_smoothing: UnitIntervalOpen = 0.0
+    """Fraction of each target that is spread over all classes."""
     class_weights: Literal["none", "balanced"] = "none"
-    """`balanced` weighs the loss of each class by the inverse of its number of images."""
+    """`balanced` weights the loss of each class by the inverse of its number of images."""
     sampler: Literal["shuffle", "balanced"] = "shuffle"
-    """`balanced` draws every class equally often; `shuffle` takes every image once an epoch."""
+    """`balanced` draws every class equally often; `shuffle` uses every image once per epoch."""
     clip_grad: Positive | None = None
-    """Largest norm of the gradient; a longer one is scaled down to it."""
+    """Largest norm of the gradient; longer gradients are scaled down to it. Empty: no limit."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of training: `auto` takes bf16 where the processor has it natively, fp16 with a
-    loss scaler on older GPUs, and else fp32. Weights are always kept in fp32."""
+    """Arithmetic of training. `auto` uses bf16 if the processor supports it natively, fp16 with a
+    loss scaler on older GPUs, and otherwise fp32. Weights are always kept in fp32."""
     channels_last: bool = True
-    """Keep images and weights in the channels-last layout, which convolutions run faster in."""
+    """Use the channels-last memory layout, in which convolutions run faster."""
     compile: bool | Literal["auto"] = "auto"
-    """Compile the model with torch.compile; `auto` does it on a GPU where the run is long enough to
-    repay the minute that it takes. Where compiling fails, a warning says why and the run goes on
-    without it."""
+    """Compile the model with torch.compile. `auto` does it on a GPU if the run is long enough to
+    make up for the minute that it takes. If compiling fails, the run continues without it, with a
+    warning."""
     start_size: Annotated[float, Field(gt=0.25, le=1.0)] = 1.0
-    """Progressive resizing: side of the images in the first epoch as a share of data.img_size; it
-    grows evenly and is whole in the last third of the epochs. Smaller images train faster."""
+    """Progressive resizing, which saves time: side of the images in the first epoch as a fraction
+    of data.img_size. It grows steadily and reaches full size for the last third of the epochs."""
     deterministic: bool = False
-    """Use deterministic algorithms alone, so that a GPU repeats a run bit for bit; slower there.
-    The CPU does so anyway, with the same number of threads, which this fixes too."""
+    """Use only deterministic algorithms, so that a GPU repeats a run bit for bit, more slowly. A
+    CPU does so anyway with the same number of threads, which this key fixes."""
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    """Keep an exponential moving average of the weights with this decay (reached gradually), and
-    evaluate and save the average; empty: off."""
+    """Decay of an exponential moving average of the weights, reached gradually. The average is what
+    is evaluated and saved. Empty: no average."""
     early_stopping: Annotated[int, Field(ge=1)] | None = None
-    """Stop after this many epochs without improvement of eval.monitor; empty: never."""
+    """Stop after this many epochs without improvement of eval.monitor. Empty: never."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Seed of initial weights, order and augmentation."""
+    """Seed of initial weights, image order and augmentation."""
     threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
-    """Threads that compute on the CPU. `auto` takes all cores, and fewer in epochs that begin while
-    other processes disturb them; OMP_NUM_THREADS or train.deterministic fixes the number. Results
-    are the same to the last bit for the same number only."""
+    """Number of CPU threads. `auto` uses all cores, but fewer in epochs that start while other
+    processes slow them down; OMP_NUM_THREADS or train.deterministic fixes the number. Results are
+    bit-identical only for the same number of threads."""
     device: str = "auto"
-    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes a GPU when there is one."""
+    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`; `auto` uses a GPU if there is one."""
 
     @field_validator("stages")
     @classmethod
@@ -245,47 +244,47 @@ class TrainConfig(Section):
 
 
 class DistillConfig(Section):
-    """Learning from a larger model as well as from the labels (Hinton, Vinyals, Dean 2015)."""
+    """Distillation: learning from a larger model and the labels (Hinton, Vinyals, Dean 2015)."""
 
     teacher: str | None = None
-    """A run or model folder that knows the same classes, or a name as in model.name, whose head is
-    then fitted to the training images first; empty: no distillation."""
+    """A run or model folder with the same classes, or a name as in model.name, whose model first
+    gets a head fitted to the training images. Empty: no distillation."""
     temperature: Positive = 2.0
-    """Divides the logits of both before they are compared; above 1 shows more of what the teacher
-    holds for possible."""
-    weight: Share = 0.5
-    """Share of the loss that compares with the teacher; the rest is the cross-entropy."""
+    """Both models' logits are divided by this before they are compared. Values above 1 show more of
+    how the teacher ranks the other classes."""
+    weight: UnitInterval = 0.5
+    """Weight of the comparison with the teacher in the loss; the rest is the cross-entropy."""
 
 
 class EvalConfig(Section):
-    """How models are judged, in training and by `mnft eval`."""
+    """How models are evaluated, during training and by `mnft eval`."""
 
     monitor: Literal["accuracy", "macro_f1", "loss"] = "accuracy"
-    """Figure on the val split that chooses the best epoch, early stopping and plateau. Of epochs
-    with the same figure the one with the lowest loss is the best, of equal losses the later one."""
+    """Metric on the val split that selects the best epoch and controls early stopping and plateau.
+    Among epochs with the same value the one with the lowest loss is the best, then the latest."""
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Images in one evaluation batch of a process; does not change the result. `auto` takes 64, and
-    up to 256 where a GPU evaluates stored images. On the CPU they go through the model in parts
-    with the pixels of 32 images of 224 x 224."""
+    """Images per evaluation batch and process; it does not change the result. `auto` is 64, and up
+    to 256 if a GPU evaluates stored images. On the CPU a batch goes through the model in parts,
+    each with the pixels of 32 images of 224 x 224."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
-    """Arithmetic of evaluation; fp32 is what the saved model gives elsewhere (to the precision of
-    TF32 on GPUs, whose convolutions use it unless torch is told otherwise)."""
+    """Arithmetic of evaluation. With fp32 the results are those of the saved model anywhere else
+    (on GPUs to the precision of TF32, which torch uses for convolutions by default)."""
 
 
 class RunConfig(Section):
-    """What a run writes, and where."""
+    """Where a run writes its files, and which."""
 
     dir: str = "runs"
-    """Folder that run folders go to."""
+    """Folder that contains the run folders."""
     name: str | None = None
-    """Name of the run folder; empty: the config file's name, numbered if it is taken. A name that
-    is written here and is taken is an error: nothing is overwritten."""
+    """Name of the run folder. Empty: the config file's name, with a number if that exists. It is an
+    error if a name given here exists already: nothing is overwritten."""
     snapshot_minutes: Positive | None = 10.0
-    """Minutes between two saved states within an epoch, so that a long epoch is not lost; the end
-    of each epoch is saved anyway, together with the next one's where an epoch takes less than five
-    seconds. Empty: none. Several processes save whole epochs only."""
+    """Minutes between saved states within an epoch, so that a long epoch is not lost. Empty: none.
+    The state at the end of an epoch is always saved, but epochs shorter than five seconds are saved
+    several at a time. Runs with several processes save only whole epochs."""
     tensorboard: bool | None = None
-    """Write TensorBoard event files; empty: when the `log` extra is installed."""
+    """Write TensorBoard event files. Empty: if the `log` extra is installed."""
 
     @field_validator("name")
     @classmethod
@@ -296,13 +295,13 @@ class RunConfig(Section):
 
 
 class Config(Section):
-    """A whole run."""
+    """The whole config of a run."""
 
     recipe: Literal["auto", "plain"] = "auto"
-    """`auto` chooses what you do not write, by the model and the number of images, and says why:
-    for pretrained models the stages, learning rates by layer, schedule, averaging, augmentation.
-    `plain` is Adam and cross-entropy with the defaults below, as in textbooks; so is `auto` for
-    random weights."""
+    """`auto` chooses the keys that you leave out, by the model and the number of images, and says
+    why. For pretrained models these are the stages, learning rates per layer, schedule, weight
+    averaging and augmentation. `plain` is Adam and cross-entropy with the defaults below, as in
+    textbooks; for random weights, so is `auto`."""
     data: DataConfig
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
@@ -316,8 +315,8 @@ class Config(Section):
     prune: PruneConfig = PruneConfig()
     run: RunConfig = RunConfig()
 
-    # The message of a rule over several keys opens with the key that is to blame: `load` takes
-    # the line from it.
+    # The message of a rule over several keys starts with the key to blame; `load` finds the line
+    # by it.
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> Config:

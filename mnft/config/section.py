@@ -1,4 +1,4 @@
-"""What all sections of the config share: strictness, and the usual ranges."""
+"""The base class of all config sections, and the ranges that many keys have."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
+UnitIntervalOpen = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NotNegative = Annotated[float, Field(ge=0.0)]
 
 
 class Section(BaseModel):
-    """What all sections share: unknown keys are refused and values cannot change afterwards."""
+    """A section of the config. Unknown keys are refused, and values never change after loading."""
 
     model_config = ConfigDict(
         extra="forbid",

@@ -1,4 +1,4 @@
-"""YAML text to plain values, with the line of every key; the safe subset that configs need."""
+"""Read YAML into plain values with the line of every key; only the safe part that configs need."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ KeyPath = tuple[str | int, ...]
 
 @dataclass
 class Source:
-    """Values as they were written, and where each of them was written.
+    """The values of a config as they were written, and where each was written.
 
     Attributes:
         values: nested dicts and lists.
-        places: for each key path the place a person looks at: "line 7" or "--set optim.lr=1".
-        path: the config file; None when the values come from the command line alone.
+        places: the place of each key path for messages: "line 7" or "--set optim.lr=1".
+        path: the config file; None if all values come from the command line.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -34,10 +34,10 @@ class Source:
     path: Path | None = None
 
     def place(self, key_path: KeyPath) -> str | None:
-        """The place of a key, or of the nearest section that is written as a whole.
+        """The place of a key, or of the nearest section around it that was written.
 
-        A section that is there only because `--set` gave one of its other keys is no such place:
-        the flag has nothing to do with the key.
+        A section that exists only because `--set` gave another of its keys does not count: that
+        flag has nothing to do with this key.
         """
         for length in range(len(key_path), 0, -1):
             if (place := self.places.get(key_path[:length])) is not None:
@@ -47,7 +47,7 @@ class Source:
 
     @contextmanager
     def locating(self) -> Iterator[None]:
-        """Put the file, line and key in front of errors that name a config key."""
+        """Add the file, line and key to errors that name a config key."""
         try:
             yield
         except MnftError as error:
@@ -64,8 +64,13 @@ class Source:
     def override(self, key_path: tuple[str, ...], value: Any, place: str) -> None:
         """Set a value, and forget the places of what it replaces.
 
+        Args:
+            key_path: the section and the key, or the key.
+            value: the new value.
+            place: where the value was written, for messages.
+
         Raises:
-            ConfigError: the path leads through a value that is no section.
+            ConfigError: the path leads through a value that is not a section.
         """
         section = self.values
         for length, key in enumerate(key_path[:-1], start=1):
@@ -100,7 +105,7 @@ _EXPONENT = re.compile(r"^[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$")
 
 
 def _resolvers() -> _Resolvers:
-    """SafeLoader's, but 1e-3 is a number (YAML 1.1 wants 1.0e-3) and 2026-01-31 a text."""
+    """SafeLoader's rules, except that 1e-3 is a number (not only 1.0e-3) and 2026-01-31 a text."""
     resolvers: _Resolvers = {
         first: [(tag, pattern) for tag, pattern in known if not tag.endswith(":timestamp")]
         for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -111,7 +116,7 @@ def _resolvers() -> _Resolvers:
 
 
 def _decimal_resolvers() -> _Resolvers:
-    """The same without YAML 1.1's 0x10 (16), 010 (8), 0b11 (3) and 1:30 (90): those are texts."""
+    """The same rules, except that 0x10 (16), 010 (8), 0b11 (3) and 1:30 (90) are texts."""
     resolvers = {}
     for first, known in _resolvers().items():
         others = [(t, p) for t, p in known if t not in {_INT_TAG, _FLOAT_TAG} or p is _EXPONENT]
@@ -120,24 +125,24 @@ def _decimal_resolvers() -> _Resolvers:
 
 
 def is_odd_number(text: str) -> bool:
-    """Whether a text is a number in a notation that YAML 1.1 has and configs have not."""
+    """Whether a text is a number in a notation of YAML 1.1 that configs do not allow."""
     return bool(_ODD_NUMBER.match(text))
 
 
 class _Loader(yaml.SafeLoader):
-    """What reads configs."""
+    """The YAML loader for configs."""
 
     yaml_implicit_resolvers = _decimal_resolvers()
 
 
 class _Dumper(yaml.SafeDumper):
-    """What writes configs; it quotes each text that this or any YAML loader takes for a number."""
+    """The YAML writer for configs. It quotes texts that any YAML loader takes for numbers."""
 
     yaml_implicit_resolvers = _resolvers()
 
 
 def dump_yaml(values: Any, *, one_line: bool = False) -> str:
-    """Plain values as YAML that `parse_yaml` and `parse_value` read back."""
+    """Write plain values as YAML that `parse_yaml` and `parse_value` read back."""
     text: str = yaml.dump(
         values,
         Dumper=_Dumper,
@@ -150,15 +155,16 @@ def dump_yaml(values: Any, *, one_line: bool = False) -> str:
 
 
 def dump_inline(value: Any) -> str:
-    """A plain value on one line, as `--set key=TEXT` takes it."""
+    """Write a plain value on one line, as `--set key=TEXT` takes it."""
     return dump_yaml(value, one_line=True).removesuffix("\n...\n").strip()
 
 
 def parse_yaml(text: str, path: Path) -> Source:
-    """Read a config file's text.
+    """Read the text of a config file.
 
     Raises:
-        ConfigError: not YAML, not a mapping, a key twice, an alias, or nested too deep.
+        ConfigError: the text is not YAML or not a mapping, has a key twice or an alias, or is
+            nested too deep.
     """
     source = Source(path=path)
     try:
@@ -176,17 +182,17 @@ def parse_yaml(text: str, path: Path) -> Source:
 
 
 def parse_value(text: str) -> Any:
-    """The value of `--set key=TEXT`, read as YAML; an empty one is None.
+    """Read the value of `--set key=TEXT` as YAML; an empty one is None.
 
     Raises:
-        ValueError: the text is not YAML, or holds what a config file may not hold either.
+        ValueError: the text is not YAML, or holds something that config files may not hold.
     """
     node = _compose(text)
     return None if node is None else _read(node, (), Source(), set())
 
 
 class _ProblemError(ValueError):
-    """What is wrong with YAML text, and in which line (from 1, None if unknown)."""
+    """A problem of YAML text, with its line (from 1; None if unknown)."""
 
     def __init__(self, message: str, line: int | None = None, hint: str | None = None) -> None:
         super().__init__(message)
@@ -224,7 +230,22 @@ def _read(node: yaml.Node, key_path: KeyPath, source: Source, seen: set[int]) ->
         raise _ProblemError(f"configs have no use for the tag {tag}", _line(node))
     seen.add(id(node))
     if isinstance(node, yaml.MappingNode):
-        return _read_mapping(node, key_path, source, seen)
+        values: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = key_node.value
+            if not isinstance(key, str):
+                raise _ProblemError("keys are plain words", _line(key_node))
+            path = (*key_path, key)
+            if key in values:
+                raise _ProblemError(
+                    f"the key {'.'.join(map(str, path))} stands twice, first in "
+                    f"{source.places[path]}",
+                    _line(key_node),
+                    hint="take one of them away",
+                )
+            source.places[path] = f"line {_line(key_node)}"
+            values[key] = _read(value_node, path, source, seen)
+        return values
     source.places.setdefault(key_path, f"line {_line(node)}")
     if isinstance(node, yaml.SequenceNode):
         return [_read(n, (*key_path, i), source, seen) for i, n in enumerate(node.value)]
@@ -236,23 +257,3 @@ def _read(node: yaml.Node, key_path: KeyPath, source: Source, seen: set[int]) ->
         raise _ProblemError(f"{shown!r} cannot be read as a value", _line(node)) from error
     finally:
         loader.dispose()
-
-
-def _read_mapping(
-    node: yaml.MappingNode, key_path: KeyPath, source: Source, seen: set[int]
-) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for key_node, value_node in node.value:
-        key = key_node.value
-        if not isinstance(key, str):
-            raise _ProblemError("keys are plain words", _line(key_node))
-        if key in values:
-            twice, first = ".".join(map(str, (*key_path, key))), source.places[(*key_path, key)]
-            raise _ProblemError(
-                f"the key {twice} stands twice, first in {first}",
-                _line(key_node),
-                hint="take one of them away",
-            )
-        source.places[(*key_path, key)] = f"line {_line(key_node)}"
-        values[key] = _read(value_node, (*key_path, key), source, seen)
-    return values

@@ -18,6 +18,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from mnft.console.wrap import wrap
 from mnft.errors import Interrupted, MnftError
 from mnft.text import GAP, split_columns
 
@@ -25,7 +26,10 @@ from mnft.text import GAP, split_columns
 # for bytes that are no UTF-8 and which no stream takes.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _NAMED_BREAK = re.compile(r"\n(?!  |\Z)")
+# The first column of lines such as "recipe   train.epochs: 20".
+_COLUMN = re.compile(r"\S+ {2,}")
 _UNLIMITED = 1_000_000
+_FULL_WIDTH = 80
 # The console of the bar that is on the screen: another one would write into the bar's line.
 live_bars: list[Console] = []
 
@@ -33,16 +37,15 @@ live_bars: list[Console] = []
 def show_error(error: MnftError | Interrupted) -> None:
     """Print `error: ...` and its hint to stderr."""
     label = "stopped" if isinstance(error, Interrupted) else "error"
-    _say(Text.assemble((f"{label}: ", "bold red"), clean(error.message)))
-    hint = getattr(error, "hint", None)
-    if hint:
-        _say(Text.assemble(("hint: ", "bold cyan"), clean(hint)))
+    _say(error.message, label=f"{label}: ", style="bold red")
+    if hint := getattr(error, "hint", None):
+        _say(hint, label="hint: ", style="bold cyan")
 
 
 def clean(text: str) -> str:
     """The text without the characters that would steer a terminal.
 
-    The lines of a message are indented but for the first; any other line break is part of a name,
+    All lines of a message except the first are indented; any other line break is part of a name,
     which must not look like a message of its own.
     """
     return _NAMED_BREAK.sub(r"\\n", _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text))
@@ -55,17 +58,23 @@ def clean_line(text: str) -> str:
 
 def warn(message: str) -> None:
     """Print `warning: ...` to stderr."""
-    _say(Text.assemble(("warning: ", "bold yellow"), clean(message)))
+    _say(message, label="warning: ", style="bold yellow")
 
 
-def note(message: str) -> None:
-    """Print a plain line to stderr."""
-    _say(Text(clean(message)))
+def note(message: str, *, detail: str = "") -> None:
+    """Print a plain line to stderr.
+
+    Args:
+        message: the line.
+        detail: what follows it, except on a terminal of fewer than 80 columns.
+    """
+    has_room = get_console(stderr=True).width >= _FULL_WIDTH
+    _say(f"{message}  {detail}" if detail and has_room else message)
 
 
 def done(message: str) -> None:
     """Print a line that tells of a success to stderr."""
-    _say(Text(clean(message), style="bold green"))
+    _say(message, style="bold green")
 
 
 def show_data(line: str) -> None:
@@ -133,12 +142,9 @@ def show_table(
 def show_facts(facts: Mapping[str, object], *, to_stderr: bool = False) -> None:
     """Print names and values in two columns."""
     width = max(map(len, facts), default=0) + 2
-    console = get_console(stderr=to_stderr)
     for name, value in facts.items():
-        console.print(
-            Text.assemble((f"{clean_line(name):<{width}}", "dim"), clean_line(str(value))),
-            soft_wrap=True,
-        )
+        label = f"{clean_line(name):<{width}}"
+        _say(clean_line(str(value)), label=label, style="dim", to_stderr=to_stderr)
 
 
 @contextmanager
@@ -197,5 +203,21 @@ def get_console(*, stderr: bool) -> Console:
     return console
 
 
-def _say(text: Text) -> None:
-    get_console(stderr=True).print(text, soft_wrap=True)
+def _say(message: str, *, label: str = "", style: str = "", to_stderr: bool = True) -> None:
+    """Print a message; a terminal gets line breaks between words, any other stream none.
+
+    Args:
+        message: the text; its lines after the first are indented.
+        label: text in front of it, which the following lines are indented to.
+        style: rich's style of the label, or of the whole where there is no label.
+        to_stderr: the stream.
+    """
+    console = get_console(stderr=to_stderr)
+    first, *others = clean(message).split("\n")
+    indent = len(label) or (len(found[0]) if (found := _COLUMN.match(first)) else 0)
+    lines = wrap(label + first, console.width, indent=indent)
+    for line in others:
+        lines += wrap(line, console.width, indent=len(line) - len(line.lstrip()) + 2)
+    text = Text("\n".join(lines), style="" if label else style)
+    text.stylize(style, 0, len(label))
+    console.print(text, soft_wrap=True)

@@ -1,9 +1,8 @@
-"""Image folders: which files are images, of which class, in which split; no pixel is read."""
+"""What every reader of image folders shares: which files are images, and how they are listed."""
 
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,43 +12,16 @@ from mnft.text import count
 
 IMAGE_SUFFIXES = frozenset(
     [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".gif",
-        ".webp",
-        ".bmp",
-        ".dib",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-        ".pnm",
-        ".avif",
-        ".heic",
-        ".heif",
-        ".hif",
-        ".jp2",
-        ".mpo",
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".bmp", ".dib", ".tif"),
+        *(".tiff", ".ppm", ".pgm", ".pnm", ".avif", ".heic", ".heif", ".hif", ".jp2", ".mpo"),
     ]
 )
-SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
 _SYSTEM_NAMES = frozenset({"thumbs.db", "desktop.ini", "__macosx", "@eadir", "lost+found"})
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """One file that its ending calls an image.
+    """One file that its extension calls an image.
 
     Attributes:
         path: relative to the root, with forward slashes.
@@ -65,7 +37,7 @@ class ImageFile:
 
 @dataclass(frozen=True, slots=True)
 class FolderScan:
-    """What a folder holds.
+    """What a folder holds, as a reader gives it; no pixel was read.
 
     Attributes:
         root: the folder.
@@ -91,41 +63,15 @@ class FolderScan:
         return sorted({i.class_name for i in images if split is None or i.split == split})
 
 
-def scan_folder(root: Path) -> FolderScan:
-    """Find the images below `root`, which holds class folders or split folders with such.
-
-    Folders in class folders belong to the class; symbolic links are followed; hidden and system
-    files are passed over.
-
-    Raises:
-        DataError: no such folder, no class folder, split and class folders side by side, a class
-            named like a split, or two folders for one split or class.
-    """
-    check_folder(root)
-    splits = {d.name: SPLIT_NAMES[d.name.lower()] for d in _folders(root) if _is_split(d)}
-    classes = [d.name for d in _folders(root) if not _is_split(d)]
-    if not splits:
-        return _collect(root, [(root, None)])
-    if classes:
-        raise DataError(
-            f"{root}: split folders ({', '.join(sorted(splits))}) stand beside other folders "
-            f"({_some(classes)}); a split never becomes a class",
-            hint="keep either class folders or split folders there, and rename or move the others",
-        )
-    if len(set(splits.values())) < len(splits):
-        raise DataError(f"{root}: two folders for one split: {', '.join(sorted(splits))}")
-    return _collect(root, [(root / name, split) for name, split in splits.items()])
-
-
 def check_folder(root: Path, *, key: str | None = None) -> None:
-    """Refuse a folder of images that is not there.
+    """Refuse a folder of images that does not exist.
 
     Args:
         root: the folder.
-        key: of the config, that names it.
+        key: the config key that names it.
 
     Raises:
-        DataError: it is not there, a file, or cannot be read.
+        DataError: no such folder, a file, or a folder that cannot be read.
     """
     if not _is_folder(root):
         what = "is a file, expected a folder" if root.exists() else "no such folder"
@@ -141,87 +87,62 @@ def describe_scan(scan: FolderScan) -> str:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The files below a folder that their endings call images, in the order of their paths.
+    """The files below a folder that their extensions call images, in the order of their paths.
 
     Raises:
         DataError: a folder that cannot be read.
     """
-    found = [f for f in _walk(folder, frozenset()) if f.suffix.lower() in IMAGE_SUFFIXES]
-    return sorted(found, key=lambda file: file.relative_to(folder).as_posix())
+    images = [file for file in walk(folder) if file.suffix.lower() in IMAGE_SUFFIXES]
+    return sorted(images, key=lambda file: file.relative_to(folder).as_posix())
 
 
-def _collect(root: Path, parts: list[tuple[Path, str | None]]) -> FolderScan:
-    images: list[ImageFile] = []
-    empty: list[tuple[str | None, str]] = []
-    loose = [f for folder in {root, *(part for part, _ in parts)} for f in _files(folder)]
-    ignored = [file.relative_to(root).as_posix() for file in loose]
-    for part, split in parts:
-        above = frozenset(os.path.realpath(folder) for folder in (root, part))
-        class_folders = _class_folders(part)
-        for name, folder in class_folders.items():
-            before = len(images)
-            for file in _walk(folder, above):
-                path = file.relative_to(root).as_posix()
-                if file.suffix.lower() in IMAGE_SUFFIXES:
-                    images.append(ImageFile(path, name, split))
-                else:
-                    ignored.append(path)
-            if len(images) == before:
-                empty.append((split, name))
-    images.sort(key=lambda image: image.path)
-    return FolderScan(root, tuple(images), tuple(sorted(empty, key=str)), tuple(sorted(ignored)))
+def walk(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """All files below a folder.
 
+    Args:
+        folder: the folder.
+        above: real paths of the folders that it lies in; a link to one of them is not followed.
 
-def _class_folders(part: Path) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for folder in _folders(part):
-        name = unicodedata.normalize("NFC", folder.name)
-        if _is_split(folder):
-            raise DataError(
-                f"{folder}: a folder named like a split stands among the classes",
-                hint="rename it if it is a class, or move it out",
-            )
-        if name in found:
-            raise DataError(
-                f"{part}: two folders are the same class name in Unicode: "
-                f"{_describe_name(found[name])} and {_describe_name(folder)}",
-                hint="they look alike: tell them apart by their number of files, and move all "
-                "images into one of them",
-            )
-        found[name] = folder
-    if not found:
-        loose = [e.name for e in _entries(part) if e.suffix.lower() in IMAGE_SUFFIXES]
-        what = f"{count(len(loose), 'image')} but no class folders" if loose else "no class folders"
-        raise DataError(
-            f"{part}: found {what}, expected one folder a class", hint="such as roses/ and tulips/"
-        )
-    return found
-
-
-def _describe_name(folder: Path) -> str:
-    """A name with its letters spelt out, in which of Unicode's forms it is, and its files."""
-    form = "composed" if unicodedata.is_normalized("NFC", folder.name) else "decomposed"
-    return f"{folder.name!a} ({form}, {count(len(_entries(folder)), 'file')})"
-
-
-def _walk(folder: Path, above: frozenset[str]) -> Iterator[Path]:
-    """All files below a folder; a link that leads back into its own path is not followed."""
+    Raises:
+        DataError: a folder that cannot be read.
+    """
     real = os.path.realpath(folder)
     if real in above:
         return
-    for entry in _entries(folder):
+    for entry in list_entries(folder):
         if _is_folder(entry):
-            yield from _walk(entry, above | {real})
+            yield from walk(entry, above | {real})
         elif _is_file(entry):
             yield entry
 
 
-def _folders(folder: Path) -> list[Path]:
-    return [entry for entry in _entries(folder) if _is_folder(entry)]
+def list_folders(folder: Path) -> list[Path]:
+    """The folders directly in a folder, sorted by name."""
+    return [entry for entry in list_entries(folder) if _is_folder(entry)]
 
 
-def _files(folder: Path) -> list[Path]:
-    return [entry for entry in _entries(folder) if _is_file(entry)]
+def list_files(folder: Path) -> list[Path]:
+    """The files directly in a folder, sorted by name."""
+    return [entry for entry in list_entries(folder) if _is_file(entry)]
+
+
+def list_entries(folder: Path) -> list[Path]:
+    """What a folder holds, sorted by name, without hidden and system files.
+
+    Raises:
+        DataError: it cannot be read, or a name in it is not valid UTF-8.
+    """
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read: {error.strerror}") from error
+    entries = [
+        e for e in entries if not e.name.startswith(".") and e.name.lower() not in _SYSTEM_NAMES
+    ]
+    for entry in entries:
+        if entry.name != entry.name.encode("utf-8", "replace").decode("utf-8"):
+            raise DataError(f"{folder}: the name {entry.name!r} is not valid UTF-8; rename it")
+    return entries
 
 
 def _is_folder(entry: Path) -> bool:
@@ -232,29 +153,5 @@ def _is_folder(entry: Path) -> bool:
 
 
 def _is_file(entry: Path) -> bool:
-    """Whether it is a file, or a link to nothing: that is reported as unreadable, not ignored."""
+    """Whether it is a file, or a broken link, which is reported as unreadable, not ignored."""
     return entry.is_file() or (entry.is_symlink() and not entry.exists())
-
-
-def _entries(folder: Path) -> list[Path]:
-    try:
-        entries = sorted(folder.iterdir())
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be read: {error.strerror}") from error
-    entries = [e for e in entries if not e.name.startswith(".") and not _is_system(e)]
-    for entry in entries:
-        if entry.name != entry.name.encode("utf-8", "replace").decode("utf-8"):
-            raise DataError(f"{folder}: the name {entry.name!r} is not valid UTF-8; rename it")
-    return entries
-
-
-def _is_split(folder: Path) -> bool:
-    return folder.name.lower() in SPLIT_NAMES
-
-
-def _is_system(entry: Path) -> bool:
-    return entry.name.lower() in _SYSTEM_NAMES
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")

@@ -98,7 +98,7 @@ def load_settings(opened: Opened, overrides: Sequence[str]) -> tuple[Config, Sou
     return load_config(None, ["data.root=.", *overrides])
 
 
-def spell(folder: Path) -> str:
+def portable_path(folder: Path) -> str:
     """A path that still says something elsewhere: as given, but for `.` and `..`."""
     return str(folder if folder.name not in {"", ".."} else folder.resolve())
 
@@ -133,5 +133,5 @@ def default_target(opened: Opened, name: str) -> Path:
     folder = opened.bundle.folder
     if opened.manifest is not None and folder.resolve() != opened.run.best.resolve():
         name = f"{folder.resolve().name}-{name}"
-    parent = opened.run.path if opened.manifest is not None else Path(spell(folder))
+    parent = opened.run.path if opened.manifest is not None else Path(portable_path(folder))
     return parent / "exports" / name

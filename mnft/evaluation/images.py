@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mnft.data.folder import scan_folder
-from mnft.data.inspection import inspect_files
 from mnft.data.lineage import shorten
-from mnft.data.manifest import Manifest, Sample, find_changes
+from mnft.data.manifest import Manifest, Sample, list_changes
+from mnft.data.readers import class_folders
+from mnft.data.scan_files import scan_files
 from mnft.errors import CheckpointError, DataError
 from mnft.evaluation.checkpoint import Opened
 from mnft.reporter import Reporter
@@ -122,7 +122,7 @@ def _find_recorded(run: RunFolder, recorded: Manifest, split: str, limit: int | 
             f"{run.split}: no {split} split, it has {', '.join(recorded.splits)}",
             hint="choose one with --split, or other images with --data DIR",
         )
-    if changes := find_changes(recorded, samples):
+    if changes := list_changes(recorded, samples):
         raise DataError(
             f"{recorded.root}: {len(changes)} of the {len(samples)} {split} images are not what "
             "they were when the run began:\n  " + "\n  ".join(changes[:10]),
@@ -156,7 +156,7 @@ def select_images(
         DataError: no such split, neither test nor val where no split is asked for, no images, or
             classes that the model does not know.
     """
-    scan = scan_folder(root)
+    scan = class_folders.read(root)
     if scan.splits and split is None:
         split = next((name for name in ("test", "val") if name in scan.splits), None)
         if split is None:
@@ -177,7 +177,7 @@ def select_images(
             hint=f"the model knows {', '.join(class_names[:10])}"
             + (", ..." if len(class_names) > 10 else ""),
         )
-    inspections = inspect_files(root, [image.path for image in chosen], on_progress)
+    inspections = scan_files(root, [image.path for image in chosen], on_progress)
     problems = {path: i.problem for path, i in inspections.items() if i.problem is not None}
     samples = [
         Sample(i.path, i.class_name, split or "all", inspections[i.path].sha256)

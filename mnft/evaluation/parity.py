@@ -10,7 +10,7 @@ import numpy as np
 
 from mnft.config.edge import ExportConfig
 from mnft.config.schema import Config
-from mnft.data.folder import scan_folder
+from mnft.data.readers import class_folders
 from mnft.errors import GateError
 from mnft.evaluation.checkpoint import Opened
 from mnft.evaluation.images import Selection, find_images
@@ -141,7 +141,7 @@ def find_comparison_images(
     opened: Opened, data: Path | None, split: str | None, config: Config, reporter: Reporter
 ) -> Selection:
     """At most `export.images` images of the val split (or of a folder), evenly over the classes."""
-    if split is None and (data is None or "val" in scan_folder(data).splits):
+    if split is None and (data is None or "val" in class_folders.read(data).splits):
         split = "val"
     chosen = find_images(opened, data, split, reporter, limit=config.export.images)
     if len(chosen.samples) < _FEW_IMAGES:

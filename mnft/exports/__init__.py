@@ -1,1 +1,1 @@
-"""Files for other runtimes: one module a format."""
+"""Model files for other runtimes: one module a format, and the table of formats."""

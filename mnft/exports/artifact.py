@@ -13,12 +13,13 @@ from typing import Any
 import mnft
 from mnft import files
 from mnft.errors import CheckpointError
+from mnft.exports.formats import FORMATS
 from mnft.preprocessing import Preprocessing
 
 RECORD = "model.json"
 LABELS = "labels.txt"
 PARITY = "parity.json"
-QUANTIZATION = "quantization.json"  # of `mnft quantize` alone
+QUANTIZATION = "quantization.json"  # only `mnft quantize` writes it
 INPUT_NAME = "image"
 # How `data.decode` brings an image to 8-bit RGB; decoders of apps may do otherwise.
 DECODING = {
@@ -28,9 +29,9 @@ DECODING = {
     "cmyk": "through the colour profile where there is one",
     "animation": "the first frame",
 }
-# What files that carry words say, by `describe_metadata`.
+# What `describe_metadata` puts into files whose format has a place for it.
 METADATA = ("architecture", "class_names", "preprocessing", "embedded_preprocessing")
-# What model.json says of how the file is used.
+# The parts of model.json that say how the file is used; `record_sha256` covers them.
 _SUMMED = (
     "format",
     "file",
@@ -43,24 +44,26 @@ _SUMMED = (
     "input",
     "output",
 )
+_EXPORT_AGAIN = "export the model again"
 
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """What an exported file takes and gives; all that an app must know.
+    """What an exported file takes and gives: all that an app must know.
 
     Attributes:
         format: a name of `formats.FORMATS`.
         file: name of the model file in its folder.
         architecture: timm's name.
         class_names: in the order of the outputs.
-        preprocessing: of images; with `embedded`, its normalisation is in the file.
+        preprocessing: how an image becomes an input; with `embedded`, its normalisation is in the
+            file.
         embedded: the file takes uint8 pixels (B, H, W, C) and gives probabilities; otherwise
             normalised float32 pixels in `layout`, and logits.
-        layout: of the input, "NCHW" or "NHWC".
-        dynamic_batch: any number of images at once; otherwise one.
+        layout: layout of the input, "NCHW" or "NHWC".
+        dynamic_batch: whether the file takes any number of images at once; otherwise one.
         precision: "fp32", "fp16" or "int8".
-        source: the model that it was made from: folder, SHA-256 of the weights.
+        source: the model that the file was made from: folder, SHA-256 of the weights.
         facts: how it was made: packages with versions, calibration and the like.
     """
 
@@ -83,7 +86,7 @@ class Artifact:
 
     @property
     def input_shape(self) -> tuple[int | str, ...]:
-        """With "batch" where any number of images goes."""
+        """Shape of the input, with "batch" where the file takes any number of images."""
         channels, height, width = self.preprocessing.input_size
         batch: int | str = "batch" if self.dynamic_batch else 1
         if self.layout == "NHWC":
@@ -91,14 +94,78 @@ class Artifact:
         return (batch, channels, height, width)
 
 
+def set_facts(artifact: Artifact, **facts: Any) -> Artifact:
+    """Return the artifact with further facts."""
+    return replace(artifact, facts={**artifact.facts, **facts})
+
+
 def write_record(folder: Path, artifact: Artifact) -> None:
     """Write labels.txt and model.json beside a model file that is there already."""
-    files.write_text(folder / LABELS, _list_labels(artifact))
-    files.write_json(folder / RECORD, _as_json(folder, artifact))
+    model = folder / artifact.file
+    colours = "grey" if artifact.preprocessing.input_size[0] == 1 else "RGB"
+    values = f"{colours} pixels, 0 to 255"
+    if not artifact.embedded:
+        values = f"{colours} pixels divided by 255, less mean, divided by std"
+    record = {
+        "format": artifact.format,
+        "file": artifact.file,
+        "mnft_version": mnft.__version__,
+        "architecture": artifact.architecture,
+        "precision": artifact.precision,
+        "class_names": list(artifact.class_names),
+        "preprocessing": {
+            **asdict(artifact.preprocessing),
+            "resize": _describe_resize(artifact.preprocessing),
+        },
+        "decoding": dict(DECODING),
+        "embedded_preprocessing": artifact.embedded,
+        "input": {
+            "name": INPUT_NAME,
+            "dtype": "uint8" if artifact.embedded else "float32",
+            "layout": artifact.layout,
+            "shape": list(artifact.input_shape),
+            "values": values,
+        },
+        "output": {
+            "name": artifact.output_name,
+            "dtype": "float32",
+            "shape": [artifact.input_shape[0], len(artifact.class_names)],
+        },
+        "size_bytes": compute_size(model),
+        "sha256": compute_sha256(model),
+        "source": dict(artifact.source),
+        "facts": dict(artifact.facts),
+    }
+    files.write_text(folder / LABELS, _format_labels(artifact))
+    files.write_json(folder / RECORD, record | {"record_sha256": _sum_record(record)})
+
+
+def _describe_resize(preprocessing: Preprocessing) -> dict[str, Any]:
+    """The size that an image is resized to before its centre is cut out, and how."""
+    _, *sides = preprocessing.input_size
+    height, width = (math.floor(side / preprocessing.crop_pct) for side in sides)
+    how = {
+        "center": "until it covers this size, keeping its aspect",
+        "squash": "to this size",
+        "border": "until it fits in this size, keeping its aspect; then bordered with the mean",
+    }[preprocessing.crop_mode]
+    return {"width": width, "height": height, "how": how, "antialias": True}
+
+
+def _format_labels(artifact: Artifact) -> str:
+    # One name a line: a line break within a name would shift all that follow.
+    names = [" ".join(name.splitlines()) for name in artifact.class_names]
+    return "".join(f"{name}\n" for name in names)
+
+
+def _sum_record(values: Mapping[str, Any]) -> str:
+    """SHA-256 of what an app must know; where the file came from, and from whom, may change."""
+    text = json.dumps({key: values.get(key) for key in _SUMMED}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_artifact(folder: Path) -> Artifact:
-    """Read model.json.
+    """Read model.json, and check that the files beside it belong to it.
 
     Raises:
         CheckpointError: it is missing or damaged, the model file is missing, or is not the one
@@ -122,27 +189,27 @@ def read_artifact(folder: Path) -> Artifact:
             facts=dict(values["facts"]),
         )
         expected = str(values["sha256"])
-        own_sum = values.get("record_sha256")
+        expected_record = values.get("record_sha256")  # older exports have none
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder}: {RECORD} is missing, so it is no export") from error
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: damaged: {error or type(error).__name__}") from error
+    model = folder / artifact.file
     # A damaged record must not lead out of the folder.
-    if Path(artifact.file).name != artifact.file or not (folder / artifact.file).exists():
+    if Path(artifact.file).name != artifact.file or not model.exists():
         raise CheckpointError(f"{folder}: {artifact.file!r}, which {RECORD} names, is missing")
-    weights = Path(artifact.file).with_suffix(".bin")
-    if artifact.format == "openvino" and not (folder / weights).is_file():
+    weights = _weights_beside(model)
+    if weights is not None and not weights.is_file():
         raise CheckpointError(
-            f"{folder}: {str(weights)!r}, which holds the weights of {artifact.file}, is missing",
+            f"{folder}: {weights.name!r}, which holds the weights of {artifact.file}, is missing",
             hint="the two files belong together: copy both, or export the model again",
         )
-    if compute_sha256(folder / artifact.file) != expected:
+    if compute_sha256(model) != expected:
         raise CheckpointError(
-            f"{folder / artifact.file}: not the file that {RECORD} was written for "
-            "(its SHA-256 differs)",
-            hint="export the model again",
+            f"{model}: not the file that {RECORD} was written for (its SHA-256 differs)",
+            hint=_EXPORT_AGAIN,
         )
-    if own_sum is not None and own_sum != _sum_record(values):
+    if expected_record is not None and expected_record != _sum_record(values):
         raise CheckpointError(
             f"{path}: changed since it was written, so labels or preprocessing may be wrong",
             hint="export the model again; where it was changed on purpose, take record_sha256 out",
@@ -151,48 +218,22 @@ def read_artifact(folder: Path) -> Artifact:
     return artifact
 
 
-def find_artifact(path: Path) -> Path | None:
-    """The export folder that `--ckpt` means: itself, or that of the model file; None for others."""
-    files.recover_folder(path)
-    if (path / RECORD).is_file():
-        return path
-    # A Core ML file is a folder.
-    return path.parent if path.exists() and _names_file(path.parent / RECORD, path.name) else None
-
-
-def is_export(folder: Path) -> bool:
-    """Whether a folder holds an export and nothing else, so that it may be replaced."""
+def _check_labels(folder: Path, artifact: Artifact) -> None:
+    """Compare labels.txt, which apps read, with model.json; an app's folder may lack it."""
     try:
-        model = json.loads((folder / RECORD).read_text(encoding="utf-8"))["file"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return False
-    weights = Path(str(model)).with_suffix(".bin").name
-    own = {RECORD, LABELS, PARITY, QUANTIZATION, str(model), weights}
-    # What a file manager leaves (.DS_Store) goes with it.
-    return {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")} <= own
-
-
-def compute_sha256(path: Path) -> str:
-    """Of a model file; of a model that is a folder or has a file of weights, over all of it."""
-    digest = hashlib.sha256()
-    for part in _parts(path):
-        digest.update(part.relative_to(path.parent).as_posix().encode() + b"\0")
-        digest.update(part.read_bytes())
-    return digest.hexdigest()
-
-
-def compute_size(path: Path) -> int:
-    """Bytes of a model file, with its file of weights or all that its folder holds."""
-    return sum(part.stat().st_size for part in _parts(path))
-
-
-def set_facts(artifact: Artifact, **facts: Any) -> Artifact:
-    """The same with further facts."""
-    return replace(artifact, facts={**artifact.facts, **facts})
+        text = (folder / LABELS).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / LABELS}: damaged: {error}") from error
+    if text.splitlines() != _format_labels(artifact).splitlines():
+        raise CheckpointError(
+            f"{folder / LABELS}: not the class names of {RECORD}", hint=_EXPORT_AGAIN
+        )
 
 
 def describe_metadata(artifact: Artifact) -> dict[str, str]:
-    """Class names and preprocessing for formats whose files carry words."""
+    """Class names and preprocessing, for formats whose files have a place for them."""
     values = (
         artifact.architecture,
         json.dumps(list(artifact.class_names), ensure_ascii=False),
@@ -206,120 +247,80 @@ def check_metadata(folder: Path, artifact: Artifact, metadata: Mapping[str, str]
     """Compare model.json with what the model file says of itself.
 
     Args:
-        folder: of the export.
-        artifact: what its model.json says.
-        metadata: of the file; empty where its format has none.
+        folder: the folder of the export.
+        artifact: the content of its model.json.
+        metadata: the content of the model file's metadata; empty where its format has none.
 
     Raises:
         CheckpointError: they differ.
     """
+
+    def parse(text: str) -> Any:
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+
     for name, text in describe_metadata(artifact).items():
-        if name in metadata and _parse(metadata[name]) != _parse(text):
+        if name in metadata and parse(metadata[name]) != parse(text):
             raise CheckpointError(
                 f"{folder / RECORD}: its {name} is not that of {artifact.file}, which says "
                 f"{metadata[name][:200]}",
-                hint="export the model again",
+                hint=_EXPORT_AGAIN,
             )
 
 
-def _parse(text: str) -> Any:
+def find_artifact(path: Path) -> Path | None:
+    """The export folder that a path names: itself, or that of the model file; None for others."""
+    files.recover_folder(path)
+    if (path / RECORD).is_file():
+        return path
+    # A model file may be a folder, as Core ML's is.
+    return path.parent if path.exists() and _read_file_name(path.parent) == path.name else None
+
+
+def _read_file_name(folder: Path) -> str | None:
+    """The name of the model file in a folder's model.json; None where it names none."""
     try:
-        return json.loads(text)
-    except ValueError:
-        return text
+        return str(json.loads((folder / RECORD).read_text(encoding="utf-8"))["file"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
-def _list_labels(artifact: Artifact) -> str:
-    # One name a line: a line break within a name would shift all that follow.
-    names = [" ".join(name.splitlines()) for name in artifact.class_names]
-    return "".join(f"{name}\n" for name in names)
-
-
-def _check_labels(folder: Path, artifact: Artifact) -> None:
-    """Compare labels.txt, which apps read, with model.json; an app's folder may lack it."""
-    try:
-        text = (folder / LABELS).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / LABELS}: damaged: {error}") from error
-    if text.splitlines() != _list_labels(artifact).splitlines():
-        raise CheckpointError(
-            f"{folder / LABELS}: not the class names of {RECORD}", hint="export the model again"
-        )
-
-
-def _sum_record(values: Mapping[str, Any]) -> str:
-    """SHA-256 of what an app must know; where the file came from, and from whom, may change."""
-    text = json.dumps({key: values.get(key) for key in _SUMMED}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _names_file(record: Path, name: str) -> bool:
-    try:
-        values = json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+def is_export(folder: Path) -> bool:
+    """Whether a folder holds an export and nothing else, so that it may be replaced."""
+    name = _read_file_name(folder)
+    if name is None:
         return False
-    return isinstance(values, dict) and values.get("file") == name
+    weights = _weights_beside(folder / name)
+    known = {LABELS, PARITY, QUANTIZATION, name} | ({weights.name} if weights else set())
+    return files.holds_only(folder, known, RECORD)
+
+
+def compute_sha256(path: Path) -> str:
+    """SHA-256 of a model file, with its file of weights or all that its folder holds."""
+    digest = hashlib.sha256()
+    for part in _parts(path):
+        digest.update(part.relative_to(path.parent).as_posix().encode() + b"\0")
+        digest.update(part.read_bytes())
+    return digest.hexdigest()
+
+
+def compute_size(path: Path) -> int:
+    """Bytes of a model file, with its file of weights or all that its folder holds."""
+    return sum(part.stat().st_size for part in _parts(path))
 
 
 def _parts(path: Path) -> list[Path]:
     if path.is_dir():
         return sorted(part for part in path.rglob("*") if part.is_file())
-    weights = path.with_suffix(".bin")  # OpenVINO's
-    return [path, weights] if path.suffix == ".xml" and weights.is_file() else [path]
+    weights = _weights_beside(path)
+    return [path, weights] if weights is not None and weights.is_file() else [path]
 
 
-def _as_json(folder: Path, artifact: Artifact) -> dict[str, Any]:
-    model = folder / artifact.file
-    values = {
-        "format": artifact.format,
-        "file": artifact.file,
-        "mnft_version": mnft.__version__,
-        "architecture": artifact.architecture,
-        "precision": artifact.precision,
-        "class_names": list(artifact.class_names),
-        "preprocessing": {
-            **asdict(artifact.preprocessing),
-            "resize": _describe_resize(artifact.preprocessing),
-        },
-        "decoding": dict(DECODING),
-        "embedded_preprocessing": artifact.embedded,
-        "input": _describe_input(artifact),
-        "output": {
-            "name": artifact.output_name,
-            "dtype": "float32",
-            "shape": [artifact.input_shape[0], len(artifact.class_names)],
-        },
-        "size_bytes": compute_size(model),
-        "sha256": compute_sha256(model),
-        "source": dict(artifact.source),
-        "facts": dict(artifact.facts),
-    }
-    return values | {"record_sha256": _sum_record(values)}
-
-
-def _describe_input(artifact: Artifact) -> dict[str, Any]:
-    colours = "grey" if artifact.preprocessing.input_size[0] == 1 else "RGB"
-    values = f"{colours} pixels, 0 to 255"
-    if not artifact.embedded:
-        values = f"{colours} pixels divided by 255, less mean, divided by std"
-    return {
-        "name": INPUT_NAME,
-        "dtype": "uint8" if artifact.embedded else "float32",
-        "layout": artifact.layout,
-        "shape": list(artifact.input_shape),
-        "values": values,
-    }
-
-
-def _describe_resize(preprocessing: Preprocessing) -> dict[str, Any]:
-    """The size that an image is brought to before its centre is cut, and what is done to it."""
-    _, *sides = preprocessing.input_size
-    height, width = (math.floor(side / preprocessing.crop_pct) for side in sides)
-    how = {
-        "center": "until it covers this size, keeping its aspect",
-        "squash": "to this size",
-        "border": "until it fits in this size, keeping its aspect; then bordered with the mean",
-    }[preprocessing.crop_mode]
-    return {"width": width, "height": height, "how": how, "antialias": True}
+def _weights_beside(path: Path) -> Path | None:
+    """The second file of a model whose format keeps the weights apart; it may be missing."""
+    for fmt in FORMATS.values():
+        if fmt.weights_suffix and path.suffix == Path(fmt.file).suffix:
+            return path.with_suffix(fmt.weights_suffix)
+    return None

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from mnft.exports.artifact import INPUT_NAME, Artifact, describe_metadata
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-def _to_coreml(graph: nn.Module, example: Tensor, artifact: Artifact, path: Path) -> None:
+
+def write(graph: nn.Module, example: Tensor, artifact: Artifact, path: Path) -> None:
+    """Write an ML program for iOS 16 and later, one image at a time."""
     import coremltools
+    import torch
 
     image = example[:1].float() if artifact.embedded else example[:1]
     traced = torch.jit.trace(graph, image, check_trace=False)  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""The torch module that is exported: the model alone, or with normalisation and softmax."""
+"""The torch module that is exported: the bare model, or with normalisation and softmax."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class EmbeddedModel(nn.Module):
 
     Args:
         model: normalised images (B, C, H, W) to logits (B, K).
-        preprocessing: its normalisation.
-        layout: of the pixels.
+        preprocessing: the normalisation that goes into the module.
+        layout: layout of the pixels, "NCHW" or "NHWC".
     """
 
     scale: Tensor
@@ -26,7 +26,7 @@ class EmbeddedModel(nn.Module):
         super().__init__()
         self.model = model
         self.layout = layout
-        # In one multiplication and one addition, as (x / 255 - mean) / std.
+        # (x / 255 - mean) / std in one multiplication and one addition.
         std = torch.tensor(preprocessing.std)
         mean = torch.tensor(preprocessing.mean)
         self.register_buffer("scale", (1 / (255 * std)).view(-1, 1, 1))
@@ -55,19 +55,19 @@ class ChannelsLastModel(nn.Module):
 def build_graph(
     model: nn.Module, preprocessing: Preprocessing, *, embed: bool, layout: str = "NCHW"
 ) -> tuple[nn.Module, Tensor]:
-    """A copy of the model to export, in evaluation mode on the CPU, and two images for tracing.
+    """Copy the model to export, in evaluation mode on the CPU, and make two images for tracing.
 
     Args:
-        model: stays as it is.
-        preprocessing: of its input.
-        embed: pixels in 0..255 in (uint8 for tracing), probabilities out.
-        layout: of the input, "NCHW" or "NHWC".
+        model: a timm model, which stays as it is.
+        preprocessing: the preprocessing of its input.
+        embed: whether pixels in 0..255 go in (uint8 for tracing) and probabilities come out.
+        layout: layout of the input, "NCHW" or "NHWC".
     """
     # Contiguous: some exporters write the memory format of the weights into the graph.
     plain = copy.deepcopy(model).cpu().eval().to(memory_format=torch.contiguous_format)
     for module in plain.modules():
         if getattr(module, "inplace", False):
-            # The same graph, but torch.export takes twice as long for operators in place.
+            # The graph is the same, but torch.export takes twice as long for in-place operators.
             setattr(module, "inplace", False)  # noqa: B010 - to mypy an attribute is a module
     channels, height, width = preprocessing.input_size
     generator = torch.Generator().manual_seed(0)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mnft.errors import CheckpointError
+from mnft.errors import CheckpointError, foreign
 from mnft.exports.artifact import RECORD, Artifact, check_metadata, read_artifact
 from mnft.exports.formats import Session
 from mnft.exports.session import open_session
-from mnft.failures import is_out_of_memory
 from mnft.model.bundle import Bundle
 
 _DAMAGED_HINT = f"{RECORD} was changed after the export: export the model again"
@@ -26,7 +23,7 @@ class RuntimeModel(nn.Module):
     Args:
         session: the file in its runtime.
         artifact: what the file takes and gives.
-        folder: of the export, for errors.
+        folder: the folder of the export, for messages.
     """
 
     mean: Tensor
@@ -34,49 +31,41 @@ class RuntimeModel(nn.Module):
 
     def __init__(self, session: Session, artifact: Artifact, folder: Path) -> None:
         super().__init__()
-        self._folder = folder
+        self._file = folder / artifact.file
         self._session = session
         self._artifact = artifact
-        own = artifact.preprocessing
-        self.register_buffer("mean", torch.tensor(own.mean).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(own.std).view(-1, 1, 1))
+        self.register_buffer("mean", torch.tensor(artifact.preprocessing.mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(artifact.preprocessing.std).view(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         """From normalised images (B, C, H, W) to (B, K) logits.
 
-        Of a file that normalises itself and ends in a softmax the normalisation is undone, which
-        gives the very pixels back, and the logarithms of the probabilities stand for the logits.
+        For a file that normalises pixels itself and ends in a softmax, the normalisation is undone,
+        which gives back the exact pixels, and the logarithms of the probabilities stand for the
+        logits.
         """
         if self._artifact.embedded:
             images = ((images * self.std + self.mean) * 255).round().clamp(0, 255).to(torch.uint8)
         if self._artifact.layout == "NHWC":
             images = images.permute(0, 2, 3, 1)
-        outputs = self._run(np.ascontiguousarray(images.cpu().numpy()))
+        array = np.ascontiguousarray(images.cpu().numpy())
+        shape = " x ".join(map(str, array.shape[1:]))
+        what = f"{self._file} does not take inputs of {shape}, as {RECORD} says"
+        with foreign(what, CheckpointError, hint=_DAMAGED_HINT):
+            if self._artifact.dynamic_batch:
+                outputs = self._session.run(array)
+            else:  # a copy of each, as the runtime may write the next one to the same place
+                rows = [self._session.run(array[i : i + 1]).copy() for i in range(len(array))]
+                outputs = np.concatenate(rows)
         if outputs.ndim != 2 or outputs.shape[1] != len(self._artifact.class_names):
             raise CheckpointError(
-                f"{self._folder / self._artifact.file} gives {outputs.shape[-1]} values an image, "
-                f"but {RECORD} names {len(self._artifact.class_names)} classes",
+                f"{self._file} gives {outputs.shape[-1]} values an image, but {RECORD} names "
+                f"{len(self._artifact.class_names)} classes",
                 hint=_DAMAGED_HINT,
             )
         logits = torch.from_numpy(outputs.astype(np.float32)).to(images.device)
-        # A probability that was rounded to 0 has a finite logarithm too.
+        # A probability that was rounded to 0 needs a finite logarithm too.
         return logits.clamp_min(torch.finfo().tiny).log() if self._artifact.embedded else logits
-
-    def _run(self, array: NDArray[Any]) -> NDArray[Any]:
-        try:
-            if self._artifact.dynamic_batch:
-                return self._session.run(array)
-            rows = [self._session.run(array[i : i + 1]).copy() for i in range(len(array))]
-            return np.concatenate(rows)
-        except (RuntimeError, ValueError) as error:
-            if is_out_of_memory(error):
-                raise
-            shape = " x ".join(map(str, array.shape[1:]))
-            raise CheckpointError(
-                f"{self._folder / self._artifact.file} does not take inputs of {shape}, as "
-                f"{RECORD} says",
-                hint=_DAMAGED_HINT,
-            ) from error
 
 
 def load_exported(folder: Path, *, threads: int | None = None) -> Bundle:

@@ -1,29 +1,29 @@
-"""OpenVINO files (`.xml` and `.bin`), run by OpenVINO."""
+"""OpenVINO files (`.xml` with `.bin` beside it), run by OpenVINO."""
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from mnft import files
 from mnft.exports.artifact import INPUT_NAME, METADATA, Artifact, describe_metadata
-from mnft.exports.quiet import _refusing, forbid_telemetry
+from mnft.exports.formats import Session
+from mnft.exports.quiet import forbid_telemetry
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
-def _to_openvino(graph: nn.Module, example: Tensor, artifact: Artifact, path: Path) -> None:
+def write(graph: nn.Module, example: Tensor, artifact: Artifact, path: Path) -> None:
+    """Write the .xml and the .bin file, with class names and preprocessing in the .xml."""
     forbid_telemetry()
     import openvino
 
-    failures = openvino.frontend
-    with _refusing(failures.OpConversionFailure, failures.GeneralFailure):
-        model = openvino.convert_model(graph, example_input=example, input=[-1, *example.shape[1:]])
+    model = openvino.convert_model(graph, example_input=example, input=[-1, *example.shape[1:]])
     model.inputs[0].get_tensor().set_names({INPUT_NAME})
     model.outputs[0].get_tensor().set_names({artifact.output_name})
     for name, value in describe_metadata(artifact).items():
@@ -31,8 +31,24 @@ def _to_openvino(graph: nn.Module, example: Tensor, artifact: Artifact, path: Pa
     openvino.save_model(model, path, compress_to_fp16=False)
 
 
+def open(path: Path, threads: int | None) -> Session:
+    """Compile an OpenVINO file for the CPU."""
+    # Its default is bf16 on processors that have it, whose answers differ from the file's.
+    config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
+    if threads:
+        config["INFERENCE_NUM_THREADS"] = threads
+    model = _core().read_model(path)
+    metadata = {
+        name: model.get_rt_info(["mnft", name]).astype(str)
+        for name in METADATA
+        if model.has_rt_info(["mnft", name])
+    }
+    compiled = _core().compile_model(model, "CPU", config)
+    return Session(run=lambda images: np.array(compiled(images)[0]), metadata=metadata)
+
+
 @functools.cache
-def get_openvino_core() -> Any:
+def _core() -> Any:
     """The one `openvino.Core` of this process.
 
     Each core's CPU plugin sets a stack for signals, and at its end puts back the one before, which
@@ -45,26 +61,8 @@ def get_openvino_core() -> Any:
     return openvino.Core()
 
 
-class _OpenVino:
-    def __init__(self, path: Path, threads: int | None) -> None:
-        # Its default is bf16 on processors that have it, whose answers differ from the file's.
-        config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
-        if threads:
-            config["INFERENCE_NUM_THREADS"] = threads
-        model = get_openvino_core().read_model(path)
-        self.metadata: Mapping[str, str] = {
-            name: model.get_rt_info(["mnft", name]).astype(str)
-            for name in METADATA
-            if model.has_rt_info(["mnft", name])
-        }
-        self._model = get_openvino_core().compile_model(model, "CPU", config)
-
-    def run(self, images: NDArray[Any]) -> NDArray[Any]:
-        return np.array(self._model(images)[0])
-
-
 def read_openvino(path: Path) -> Any:
-    """An ONNX file as an OpenVINO model."""
+    """Read an ONNX file as an OpenVINO model."""
     forbid_telemetry()
     import openvino
 

@@ -1,4 +1,4 @@
-"""Tool-chains without their chatter on the terminal, and without reports over the network."""
+"""Keep tool-chains from writing to the terminal, and from reporting over the network."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hold back the warnings and logs of tool-chains, which do not concern the user, for a while.
+    """Hold back the warnings and logs of tool-chains, which do not concern the user.
 
-    `mnft -v` shows them, and what goes to stdout (progress bars of NNCF) on stderr: mnft's stdout
-    is for data.
+    `mnft -v` shows them, and shows on stderr what goes to stdout (NNCF's progress bars): mnft's
+    stdout is for data.
     """
     verbose = _is_verbose()
     with contextlib.redirect_stdout(sys.stderr if verbose else io.StringIO()):
@@ -36,9 +36,9 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """`quiet`, and what native code and progress bars write on stderr is held back too.
+    """Like `quiet`, and hold back what native code and progress bars write to stderr.
 
-    Nothing of mnft's own may be shown meanwhile.
+    mnft's own messages would be lost in it too.
     """
     if _is_verbose():
         with _diverted(1, os.dup(2)), quiet():
@@ -59,7 +59,7 @@ def _is_verbose() -> bool:
 
 @contextmanager
 def _diverted(descriptor: int, target: int) -> Iterator[None]:
-    """Let a file descriptor lead elsewhere for a while; `target` is closed."""
+    """Point a file descriptor at another one, which is closed."""
     saved = os.dup(descriptor)
     _flush()
     os.dup2(target, descriptor)
@@ -86,24 +86,3 @@ def forbid_telemetry() -> None:
     """
     # None makes `import` raise ModuleNotFoundError; a caller that has imported it keeps it.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-
-
-# What tracers and tool-chains raise on models that they cannot take.
-REFUSED = (
-    RuntimeError,
-    ValueError,
-    TypeError,
-    NotImplementedError,
-    LookupError,
-    AttributeError,
-    AssertionError,
-)
-
-
-@contextmanager
-def _refusing(*errors: type[Exception]) -> Iterator[None]:
-    """The errors of a tool-chain that have no base but Exception."""
-    try:
-        yield
-    except errors as error:
-        raise RuntimeError(str(error)) from error

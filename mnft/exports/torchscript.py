@@ -2,38 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from mnft.exports.artifact import Artifact
+from mnft.exports.formats import Session
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
 
 
-def _to_torchscript(graph: nn.Module, example: Tensor, _artifact: Artifact, path: Path) -> None:
+def write(graph: nn.Module, example: Tensor, _artifact: Artifact, path: Path) -> None:
+    """Write a traced and frozen module."""
+    import torch
+
     with torch.inference_mode(False), torch.no_grad():
         # Unchecked: a second and third run would say less than the comparison on real images.
         traced = torch.jit.trace(graph, example, check_trace=False)  # type: ignore[no-untyped-call]
         torch.jit.freeze(traced).save(str(path))
 
 
-class _TorchScript:
-    metadata: Mapping[str, str] = {}
+def open(path: Path, threads: int | None) -> Session:
+    """Load a file into torch."""
+    import torch
 
-    def __init__(self, path: Path, threads: int | None) -> None:
-        import torch
+    from mnft.device.select import keep_freed_memory
 
-        if threads:
-            torch.set_num_threads(threads)
-        module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
-        self._module = module.eval()
-        self._from_numpy = torch.from_numpy
-        self._inference_mode = torch.inference_mode
+    # As `mnft eval` does; without it torch is several times slower on large batches.
+    keep_freed_memory()
+    if threads:
+        torch.set_num_threads(threads)
+    module = torch.jit.load(str(path), map_location="cpu").eval()  # type: ignore[no-untyped-call]
 
-    def run(self, images: NDArray[Any]) -> NDArray[Any]:
-        with self._inference_mode():
-            return np.asarray(self._module(self._from_numpy(images)).numpy())
+    def run(images: NDArray[Any]) -> NDArray[Any]:
+        with torch.inference_mode():
+            return np.asarray(module(torch.from_numpy(images)).numpy())
+
+    return Session(run)

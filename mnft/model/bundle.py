@@ -1,4 +1,4 @@
-"""The model folder that plain timm opens: weights, timm's config.json and mnft's record."""
+"""The model folder, which plain timm opens: weights, timm's config.json and mnft's record."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import timm
 import timm.data
@@ -27,7 +27,7 @@ from mnft.preprocessing import PREPROCESSING_KEYS, Preprocessing
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 RECORD = "mnft.json"
-# What timm and safetensors were seen to raise on damaged weights and configs.
+# Exceptions that timm and safetensors have raised on damaged weights and configs.
 _DAMAGED = (
     SafetensorError,
     RuntimeError,
@@ -42,15 +42,15 @@ _DAMAGED = (
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """All that belongs to a model beside its weights.
+    """Everything that belongs to a model except its weights.
 
     Attributes:
-        architecture: timm's name.
-        model_args: keyword arguments of timm.create_model beside the number of classes.
-        preprocessing: of the input.
-        class_names: in the order of the outputs.
-        pretrained_cfg: timm's description of the model that it was made from.
-        pruned: it has fewer channels than the architecture.
+        architecture: timm's name of the architecture.
+        model_args: keyword arguments of timm.create_model, except the number of classes.
+        preprocessing: how an image becomes the model's input.
+        class_names: class names in the order of the outputs.
+        pretrained_cfg: timm's description of the model that this one started from.
+        pruned: whether the model has fewer channels than its architecture.
     """
 
     architecture: str
@@ -63,7 +63,7 @@ class ModelCard:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A model folder that was opened; the model is on the CPU, in evaluation mode."""
+    """An opened model folder; the model is on the CPU, in evaluation mode."""
 
     folder: Path
     model: nn.Module
@@ -79,21 +79,33 @@ def save_bundle(
     """Write a model folder, all of it or nothing.
 
     Args:
-        folder: takes the place of an older one.
+        folder: where to write the folder; an older one is replaced.
         state: the model's state dict, on any device.
-        card: what belongs to the model.
-        record: mnft's own facts, such as the epoch and its metrics; goes to mnft.json with the
-            version of mnft and the SHA-256 of the weights and of what config.json says of them.
+        card: the rest of the model; it becomes config.json.
+        record: mnft's own facts, such as the epoch and its metrics. They become mnft.json, together
+            with mnft's version and the SHA-256 of the weights and of the parts of config.json.
     """
+    kept = ("fixed_input_size", "pool_size", "first_conv", "classifier", "license")
+    inherited = {k: card.pretrained_cfg[k] for k in kept if card.pretrained_cfg.get(k) is not None}
+    num_classes = len(card.class_names)
+    config = {
+        "architecture": card.architecture,
+        "num_classes": num_classes,
+        "label_names": list(card.class_names),
+        "model_args": dict(card.model_args),
+        "pretrained_cfg": inherited
+        | {"num_classes": num_classes}
+        | card.preprocessing.as_pretrained_cfg(),
+        **({"mnft": MARK} if card.pruned else {}),
+    }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with files.atomic_folder(folder) as temporary:
         try:
             save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
-        except SafetensorError as error:  # of a full disk it makes no OSError
+        except SafetensorError as error:  # also raised for a full disk, instead of an OSError
             found = re.search(r"os error (\d+)", str(error))
             number = int(found[1]) if found else errno.EIO
             raise OSError(number, os.strerror(number), str(folder / WEIGHTS)) from error
-        config = _timm_config(card)
         files.write_json(temporary / CONFIG, config)
         sha256 = hashlib.sha256((temporary / WEIGHTS).read_bytes()).hexdigest()
         head = {
@@ -105,24 +117,33 @@ def save_bundle(
 
 
 def load_bundle(folder: Path) -> Bundle:
-    """Open a model folder, pruned or not.
+    """Open a model folder.
 
     Raises:
-        CheckpointError: not a model folder, or a damaged one.
+        CheckpointError: it is not a model folder, or it is damaged.
     """
     files.recover_folder(folder)
     config = _read_json(folder / CONFIG)
     if not (folder / WEIGHTS).is_file():
         raise CheckpointError(f"{folder}: {WEIGHTS} is missing")
-    class_names = config.get("label_names")
-    if not _are_names(class_names) or len(class_names) != config.get("num_classes"):
+    names = config.get("label_names")
+    class_names = tuple(names) if isinstance(names, list) else ()
+    named = names and all(isinstance(name, str) for name in class_names)
+    if not named or len(class_names) != config.get("num_classes"):
         raise CheckpointError(
             f"{folder / CONFIG}: no label_names for its {config.get('num_classes')} classes",
             hint="folders that mnft trains have them; to start from other weights, give the "
             "folder to `mnft train` as model.name: local-dir:FOLDER",
         )
     record = _read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
-    _check_weights(folder, record)
+    if (expected := record.get("sha256")) is not None:
+        with (folder / WEIGHTS).open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if found != expected:
+            raise CheckpointError(
+                f"{folder / WEIGHTS}: damaged: it is not what was written",
+                hint=f"where it was changed on purpose, take sha256 out of {folder / RECORD}",
+            )
     _check_config(folder, config, record)
     try:
         model = _create(folder, pruned=is_pruned(config))
@@ -134,28 +155,16 @@ def load_bundle(folder: Path) -> Bundle:
         folder=folder,
         model=model.eval(),
         architecture=config["architecture"],
-        class_names=tuple(class_names),
+        class_names=class_names,
         preprocessing=preprocessing,
         record=record,
     )
 
 
-def _check_weights(folder: Path, record: Mapping[str, Any]) -> None:
-    """Compare the weights with the SHA-256 that was taken when they were written."""
-    if (expected := record.get("sha256")) is None:
-        return
-    with (folder / WEIGHTS).open("rb") as stream:
-        if hashlib.file_digest(stream, "sha256").hexdigest() != expected:
-            raise CheckpointError(
-                f"{folder / WEIGHTS}: damaged: it is not what was written",
-                hint=f"where it was changed on purpose, take sha256 out of {folder / RECORD}",
-            )
-
-
 def _sum_config(config: Mapping[str, Any]) -> dict[str, str]:
-    """SHA-256 of each part of config.json that decides what the weights take and give.
+    """SHA-256 of each part of config.json that the meaning of inputs and outputs depends on.
 
-    Of the values, not of the text: a licence may be added, and the file be formatted anew.
+    The values are hashed, not the text: the file may be reformatted, and a licence added.
     """
     cfg = config.get("pretrained_cfg")
     own = cfg if isinstance(cfg, Mapping) else {}
@@ -169,7 +178,7 @@ def _sum_config(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _check_config(folder: Path, config: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-    """Compare config.json with the sums that were taken when it was written."""
+    """Compare config.json with the hashes that were computed when it was written."""
     expected = record.get("config_sha256")
     known = expected if isinstance(expected, Mapping) else {}
     found = _sum_config(config)
@@ -187,26 +196,6 @@ def _create(folder: Path, *, pruned: bool) -> nn.Module:
         input_size = timm.data.resolve_model_data_config(model)["input_size"]
         load_pruned(model, folder / WEIGHTS, input_size)
     return model
-
-
-def _are_names(value: Any) -> TypeGuard[list[str]]:
-    return isinstance(value, list) and all(isinstance(name, str) for name in value)
-
-
-def _timm_config(card: ModelCard) -> dict[str, Any]:
-    kept = ("fixed_input_size", "pool_size", "first_conv", "classifier", "license")
-    inherited = {k: card.pretrained_cfg[k] for k in kept if card.pretrained_cfg.get(k) is not None}
-    num_classes = len(card.class_names)
-    return {
-        "architecture": card.architecture,
-        "num_classes": num_classes,
-        "label_names": list(card.class_names),
-        "model_args": dict(card.model_args),
-        "pretrained_cfg": inherited
-        | {"num_classes": num_classes}
-        | card.preprocessing.as_pretrained_cfg(),
-        **({"mnft": MARK} if card.pruned else {}),
-    }
 
 
 def _read_json(path: Path) -> dict[str, Any]:

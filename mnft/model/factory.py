@@ -1,4 +1,4 @@
-"""Model names to models with a new head, their weights, and the preprocessing they expect."""
+"""Build a model from the `model` section: architecture, weights, head, expected preprocessing."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from timm.models import get_deprecated_models
 from torch import nn
 
 from mnft.config.schema import ModelConfig
-from mnft.errors import ModelError
-from mnft.model.pruned import find_pruned, read_shapes, shrink
+from mnft.errors import ModelError, first_line
+from mnft.failures import is_out_of_memory
+from mnft.model.freeze import evaluating
+from mnft.model.pruned import read_shapes, shrink
 from mnft.model.sources import (
     check_name,
+    find_pruned,
     find_weights_file,
     go_offline_if_unreachable,
     has_fixed_input,
@@ -28,11 +31,11 @@ from mnft.model.sources import (
     normalise,
     read_label_names,
 )
-from mnft.model.weights import WeightsReport, classifier_names, load_weights
+from mnft.model.weights import layer_names, load_weights
 from mnft.preprocessing import Preprocessing
 
 _LOGGER = logging.getLogger(__name__)
-# Arguments of timm.create_model that mnft gives itself, and what the user sets in their place.
+# Arguments of timm.create_model that mnft sets itself, and what the user sets instead.
 _NOT_IN_KWARGS = {
     "in_chans": "set model.in_chans instead",
     "num_classes": "the classes of the data decide it",
@@ -41,7 +44,7 @@ _NOT_IN_KWARGS = {
     "drop_rate": "set model.drop_rate instead",
     "drop_path_rate": "set model.drop_path_rate instead",
     "img_size": "set data.img_size instead",
-    # With these timm would read weights of its own choice, past mnft's checks.
+    # With these timm would load weights that mnft has not checked.
     **dict.fromkeys(
         (
             "checkpoint_path",
@@ -59,16 +62,16 @@ _NOT_IN_KWARGS = {
 
 @dataclass(frozen=True, slots=True)
 class BuiltModel:
-    """A model and what is needed to build it again.
+    """A model, and what is needed to build it again.
 
     Attributes:
-        model: with a head of `num_classes` outputs, in training mode, on the CPU.
-        preprocessing: what the model expects of its input.
-        architecture: timm's name.
-        model_args: keyword arguments of timm.create_model beside the number of classes.
-        weights: where the weights came from, in words.
+        model: a model with `num_classes` outputs, in training mode, on the CPU.
+        preprocessing: the preprocessing that the model expects.
+        architecture: timm's name of the architecture.
+        model_args: keyword arguments of timm.create_model, except the number of classes.
+        weights: a description of where the weights came from, for people.
         pretrained_cfg: timm's description of the model.
-        pruned: it has fewer channels than the architecture.
+        pruned: whether the model has fewer channels than its architecture.
     """
 
     model: nn.Module
@@ -88,76 +91,101 @@ def build_model(
     img_size: int | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> BuiltModel:
-    """Create a timm model with a classifier of `num_classes` outputs and load its weights.
+    """Create a timm model with a classifier of `num_classes` outputs, and load its weights.
 
     Args:
-        config: the `model` section.
-        num_classes: outputs of the head.
-        class_names: in the order of the outputs; weights whose `label_names` are the same keep
-            their head, all others get a new one.
-        img_size: height and width of the input in pixels; None takes the model's own.
-        overrides: preprocessing that differs from the model's own: mean, std, interpolation,
-            crop_pct; None values are passed over.
+        config: the `model` section of the config.
+        num_classes: number of outputs of the head.
+        class_names: class names in the order of the outputs. Weights whose `label_names` are the
+            same keep their head; all others get a new one.
+        img_size: height and width of the input in pixels; None for the model's own size.
+        overrides: preprocessing that differs from the model's own (mean, std, interpolation,
+            crop_pct); None values are ignored.
 
     Raises:
-        ModelError: unknown name, no weights to be had, weights that do not fit.
+        ModelError: the name is unknown, or the weights are missing or do not fit.
     """
     asked, config = config.name, normalise(config)
     if get_deprecated_models().get(asked.partition(".")[0]):
         _LOGGER.warning("timm now calls %s %s", asked, config.name)
     check_name(config.name)
     architecture, source_args = load_source(config.name)
-    model_args = _model_args(config, architecture, img_size)
+    _check_kwargs(config)
+    # in_chans is always given: otherwise the one that a model folder was saved with would decide.
+    args: dict[str, Any] = {**config.kwargs, "in_chans": config.in_chans}
+    if config.drop_rate is not None:
+        args["drop_rate"] = config.drop_rate
+    if config.drop_path_rate is not None:
+        args["drop_path_rate"] = config.drop_path_rate
+    if img_size is not None and has_fixed_input(architecture):
+        args["img_size"] = img_size  # position embeddings and the like depend on it
     # Weights of a folder or file are loaded by mnft, which refuses to load half of them.
     weights_file = find_weights_file(config)
-    model = _create(config, num_classes, model_args, pretrained=weights_file is None)
+    model = _create(config, num_classes, args, pretrained=weights_file is None)
     preprocessing = _resolve_preprocessing(model, config.in_chans, img_size, overrides or {})
     pruned = _shrink(model, config, weights_file, preprocessing)
     if img_size is not None:
         _check_size(model, preprocessing)
-    model_args = source_args | model_args
+    model_args = source_args | args
     weights = "random weights"
     if weights_file is not None:
-        report = _load_file(model, weights_file, class_names)
-        model_args |= report.model_args
-        weights = _describe_weights(report, weights_file, config)
-        if report.head_replaced:
-            _quieten_head(model)
+        weights, new_args = _load_file(model, config, weights_file, class_names)
+        model_args |= new_args
     elif config.pretrained:
-        _quieten_head(model)
-        weights = f"pretrained weights of {_tagged_name(model)}, new head"
+        _init_small_head(model)
+        tag = model.pretrained_cfg.get("tag")
+        name = model.pretrained_cfg["architecture"] + (f".{tag}" if tag else "")
+        weights = f"pretrained weights of {name}, new head"
     cfg = model.pretrained_cfg
     architecture = cfg["architecture"]
     return BuiltModel(model, preprocessing, architecture, model_args, weights, cfg, pruned)
 
 
+def _load_file(
+    model: Any, config: ModelConfig, path: Path, class_names: tuple[str, ...] | None
+) -> tuple[str, Mapping[str, Any]]:
+    """Load a weights file; give a description of it, and arguments to save with the model."""
+    keep_head = class_names is not None and read_label_names(path.parent) == list(class_names)
+    classifier = layer_names(model, "classifier")
+    try:
+        report = load_weights(model, path, classifier=classifier, keep_head=keep_head)
+    except ModelError as error:
+        error.key = "model.pretrained"
+        raise
+    if report.head_replaced:
+        _init_small_head(model)
+    from_hub = config.pretrained is True and config.name.startswith("hf-hub:")
+    description = f"{report.loaded} tensors from {config.name if from_hub else path}"
+    if report.source_format != "timm":
+        description += f" ({report.source_format})"
+    head = "new head" if report.head_replaced else "its head too"
+    return f"{description}, {head}", report.model_args
+
+
 def _check_size(model: Any, preprocessing: Preprocessing) -> None:
-    """Refuse a size that the layers cannot take: smaller than a kernel, no multiple of a window."""
+    """Refuse an image size that the layers cannot take, such as one smaller than a kernel."""
     channels, height, width = preprocessing.input_size
     if (height, width) == tuple(model.pretrained_cfg["input_size"][1:]):
         return
-    model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(model):
             model(torch.zeros(1, channels, height, width))
     except (RuntimeError, ValueError, ArithmeticError, AssertionError) as error:
-        if "alloc" in str(error):  # too little memory, which `guard` explains
+        if is_out_of_memory(error):  # which is not the size's fault
             raise
         raise ModelError(
             f"the model cannot take images of {width} x {height} pixels: "
-            f"{next(iter(str(error).splitlines()), '')}",
+            f"{first_line(error, default='')}",
             hint="leave data.img_size out for the size that it was made for",
             key="data.img_size",
         ) from error
-    finally:
-        model.train()
 
 
 def check_model(config: ModelConfig) -> None:
-    """Refuse an unknown name or a missing weights file, before any work is done.
+    """Check the model's name, arguments and weights file, before any work is done.
 
     Raises:
-        ModelError: with a suggestion.
+        ModelError: one of them is unknown or missing; the hint suggests another.
     """
     config = normalise(config)
     check_name(config.name)
@@ -176,26 +204,13 @@ def _check_kwargs(config: ModelConfig) -> None:
             raise ModelError(f"{key} has no place here", hint=hint, key="model.kwargs")
 
 
-def _model_args(config: ModelConfig, architecture: str, img_size: int | None) -> dict[str, Any]:
-    _check_kwargs(config)
-    # Always given: else the in_chans that a model folder was saved with would decide.
-    args: dict[str, Any] = {**config.kwargs, "in_chans": config.in_chans}
-    if config.drop_rate is not None:
-        args["drop_rate"] = config.drop_rate
-    if config.drop_path_rate is not None:
-        args["drop_path_rate"] = config.drop_path_rate
-    if img_size is not None and has_fixed_input(architecture):
-        args["img_size"] = img_size  # position embeddings and the like depend on it
-    return args
-
-
 def _shrink(
     model: nn.Module, config: ModelConfig, weights_file: Path | None, preprocessing: Preprocessing
 ) -> bool:
-    """Cut the model to the widths of a pruned one, where the config names one."""
+    """Cut the model to the widths of a pruned one, if the config names one."""
     shapes_file = find_pruned(weights_file.parent) if weights_file else None
     if config.name.startswith("local-dir:"):
-        # The folder decides on the widths, also where other weights or random ones go into them.
+        # The folder decides the widths, even if the weights are others or random.
         shapes_file = find_pruned(Path(config.name.removeprefix("local-dir:"))) or shapes_file
     if shapes_file is None:
         return False
@@ -205,23 +220,6 @@ def _shrink(
         error.key = "model.name"
         raise
     return True
-
-
-def _load_file(model: Any, path: Path, class_names: tuple[str, ...] | None) -> WeightsReport:
-    keep_head = class_names is not None and read_label_names(path.parent) == list(class_names)
-    try:
-        return load_weights(model, path, classifier=classifier_names(model), keep_head=keep_head)
-    except ModelError as error:
-        error.key = "model.pretrained"
-        raise
-
-
-def _describe_weights(report: WeightsReport, path: Path, config: ModelConfig) -> str:
-    from_hub = config.pretrained is True and config.name.startswith("hf-hub:")
-    words = f"{report.loaded} tensors from {config.name if from_hub else path}"
-    if report.source_format != "timm":
-        words += f" ({report.source_format})"
-    return words + (", new head" if report.head_replaced else ", its head too")
 
 
 def _create(
@@ -248,19 +246,14 @@ def _create(
         ) from error
 
 
-def _tagged_name(model: Any) -> str:
-    cfg = model.pretrained_cfg
-    return ".".join(part for part in (cfg["architecture"], cfg.get("tag")) if part)
+def _init_small_head(model: nn.Module) -> None:
+    """Initialise a new head on pretrained features with small weights.
 
-
-def _quieten_head(model: nn.Module) -> None:
-    """Give a new head on pretrained features small weights.
-
-    timm draws the head of its EfficientNets and MobileNets from +-1/sqrt(num_classes): with 1,280
-    features the first losses are several times ln(num_classes), and their gradients damage the
-    pretrained layers below before the head has learned anything.
+    timm draws the head of its EfficientNets and MobileNets from +-1/sqrt(num_classes). With 1,280
+    features the first losses are then several times ln(num_classes), and their gradients damage
+    the pretrained layers below before the head has learned anything.
     """
-    for name in classifier_names(model):
+    for name in layer_names(model, "classifier"):
         for module in model.get_submodule(name).modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.01)

@@ -1,4 +1,4 @@
-"""Which part of a model learns; what is frozen keeps its weights and its BatchNorm statistics."""
+"""Freezing: which part of a model is trained, and which keeps its weights and statistics."""
 
 from __future__ import annotations
 
@@ -14,20 +14,38 @@ from mnft.errors import ModelError
 
 
 def freeze(model: nn.Module, what: str | int) -> list[str]:
-    """Stop gradients of a part of a timm model.
+    """Freeze a part of a timm model: its parameters get no gradients.
 
     Args:
-        model: a timm model.
-        what: "none", "backbone" (all but the classifier), or the number of leading groups, which
-            timm's `group_matcher(coarse=True)` tells: the stem, then the stages.
+        model: a timm model; changed in place.
+        what: "none", "backbone" (everything except the classifier), or the number of leading
+            groups of timm's `group_matcher(coarse=True)`: the stem, then the stages.
 
     Returns:
-        Names of the frozen parameters.
+        The names of the frozen parameters.
 
     Raises:
-        ModelError: more groups than the model has, or nothing left to learn.
+        ModelError: the model has fewer groups, or nothing would be left to train.
     """
-    frozen = _frozen_names(model, what)
+    timm_model: Any = model
+    frozen: set[str] = set()
+    if what == "backbone":
+        classifier = timm_model.get_classifier()
+        parts = classifier if isinstance(classifier, tuple) else (classifier,)
+        head = {id(parameter) for part in parts for parameter in part.parameters()}
+        frozen = {name for name, p in model.named_parameters() if id(p) not in head}
+    elif what != "none":
+        matcher = timm_model.group_matcher(coarse=True)
+        groups: dict[int, list[str]] = group_parameters(model, matcher)
+        order = sorted(groups)
+        # The last group is what follows the stages: the classifier, its norm and convolution.
+        if int(what) >= len(order):
+            raise ModelError(
+                f"found {what}, expected at most {len(order) - 1}: this model has the stem and "
+                f"{len(order) - 2} stages before its head",
+                key="model.freeze",
+            )
+        frozen = {name for group in order[: int(what)] for name in groups[group]}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -36,14 +54,14 @@ def freeze(model: nn.Module, what: str | int) -> list[str]:
 
 
 def set_training_mode(model: nn.Module, *, freeze_batchnorm: bool = False) -> None:
-    """Put a model in training mode, but for the modules whose parameters are all frozen.
+    """Put a model in training mode, except the modules whose parameters are all frozen.
 
-    Those stay in evaluation mode: BatchNorm keeps its statistics, dropout inside does nothing.
+    Those stay in evaluation mode: BatchNorm keeps its statistics, and dropout does nothing.
 
     Args:
-        model: changed in place.
-        freeze_batchnorm: let all BatchNorm layers keep their statistics; their scales and shifts
-            learn where they are not frozen.
+        model: a model; changed in place.
+        freeze_batchnorm: whether all BatchNorm layers keep their statistics. Their scales and
+            shifts are still trained unless they are frozen.
     """
     model.train()
     for module in model.modules():
@@ -55,32 +73,9 @@ def set_training_mode(model: nn.Module, *, freeze_batchnorm: bool = False) -> No
             module.eval()
 
 
-def _frozen_names(model: Any, what: str | int) -> set[str]:
-    if what == "none":
-        return set()
-    if what == "backbone":
-        head = {id(parameter) for parameter in _classifier(model).parameters()}
-        return {name for name, p in model.named_parameters() if id(p) not in head}
-    groups: dict[int, list[str]] = group_parameters(model, model.group_matcher(coarse=True))
-    order = sorted(groups)
-    # The last group holds what comes after the stages: the classifier, its norm and convolution.
-    if int(what) >= len(order):
-        raise ModelError(
-            f"found {what}, expected at most {len(order) - 1}: this model has the stem and "
-            f"{len(order) - 2} stages before its head",
-            key="model.freeze",
-        )
-    return {name for group in order[: int(what)] for name in groups[group]}
-
-
-def _classifier(model: Any) -> nn.Module:
-    classifier: nn.Module | tuple[nn.Module, ...] = model.get_classifier()
-    return nn.ModuleList(classifier) if isinstance(classifier, tuple) else classifier
-
-
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; each module gets back the mode that it had."""
+    """Put a model in evaluation mode for a block; then each module gets its own mode back."""
     mode = {module: module.training for module in model.modules()}
     model.eval()
     try:

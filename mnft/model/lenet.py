@@ -1,19 +1,19 @@
-"""LeNet-5, the first convolutional network in wide use, as a model that timm creates by name.
+"""LeNet-5, the first widely used convolutional network, as a model that timm creates by name.
 
 Importing this module registers `lenet5` with timm, unless timm has a model of that name.
 
 Reference: Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-Based Learning Applied to
 Document Recognition", Proceedings of the IEEE 86(11), 1998, section II-B.
 
-As in the paper: the sizes of all layers, 5x5 convolutions without padding, average pooling by
-two, tanh. Taken otherwise, as is usual today:
+The sizes of all layers, the 5x5 convolutions without padding, the average pooling by two and the
+tanh are those of the paper. The following differs, as is usual today:
 
 - the pooling layers have no trainable coefficient and bias and no squashing function after them;
 - C3 sees all six maps of S2, not the subsets of the paper's Table I;
 - tanh(a), not 1.7159 tanh(2a/3), with PyTorch's initialisation;
 - the output layer is linear, for cross-entropy, not Euclidean radial basis functions;
 - inputs have three channels unless `in_chans` says otherwise (the paper: one), in [-1, 1];
-- with `img_size` other than 32, C5 is a full connection to the whole of S4.
+- if `img_size` is not 32, C5 is fully connected to the whole of S4.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class LeNet5(nn.Module):
     The input size is fixed when the model is built, as `fc1` depends on it.
 
     Args:
-        num_classes: classes; 0 leaves the classifier out.
-        in_chans: channels of the input.
+        num_classes: number of classes; 0 leaves the classifier out.
+        in_chans: number of input channels.
         img_size: height and width of the input, at least 16; one number for a square.
-        drop_rate: dropout in front of the classifier (not in the paper).
+        drop_rate: probability of dropout before the classifier (not in the paper).
 
     Raises:
         ModelError: `img_size` leaves nothing after the two pooling layers.
@@ -87,22 +87,22 @@ class LeNet5(nn.Module):
         self.reset_classifier(num_classes)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:  # noqa: ARG002
-        """Tell timm which parameters make a layer; coarse and fine grouping are the same here."""
+        """Tell timm which parameters form a layer; coarse and fine groups are the same here."""
         return {
             "stem": r"^conv1",
             "blocks": [(r"^conv2", (0,)), (r"^fc1", (1,)), (r"^fc2", (2,))],
         }
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the convolutions in the backward pass rather than keep their activations."""
+        """Recompute the convolutions in the backward pass instead of keeping their activations."""
         self.grad_checkpointing = enable
 
     def get_classifier(self) -> nn.Module:
-        """Give the last layer."""
+        """The last layer."""
         return self.classifier
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:  # noqa: ARG002
-        """Replace the last layer with a fresh one of `num_classes`; LeNet-5 has no global pool."""
+        """Replace the last layer by a new one; LeNet-5 has no global pooling."""
         self.num_classes = num_classes
         like = self.fc2.weight
         self.classifier = (
@@ -112,7 +112,7 @@ class LeNet5(nn.Module):
         )
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """Images (B, C, H, W) to the maps of S4: (B, 16, 5, 5) where H and W are 32."""
+        """Compute the maps of S4 from images (B, C, H, W): (B, 16, 5, 5) if H and W are 32."""
         layers = [self.conv1, self.act1, self.pool1, self.conv2, self.act2, self.pool2]
         if self.grad_checkpointing and self.training:
             maps: torch.Tensor = checkpoint_seq(layers, x)
@@ -122,7 +122,7 @@ class LeNet5(nn.Module):
         return x
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """Maps of S4 to logits (B, num_classes), or to the 84 values of F6 with `pre_logits`."""
+        """Compute logits (B, num_classes) from the maps of S4; with `pre_logits` F6's (B, 84)."""
         x = self.act3(self.fc1(x.flatten(1)))
         x = self.act4(self.fc2(x))
         x = self.head_drop(x)
@@ -132,12 +132,12 @@ class LeNet5(nn.Module):
         return logits
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Images (B, C, H, W) float, normalised, to logits (B, num_classes), unnormalised."""
+        """Compute logits (B, num_classes) from normalised images (B, C, H, W), float."""
         return self.forward_head(self.forward_features(x))
 
 
 def _pooled(size: int) -> int:
-    """The side of S4's maps: two times a 5x5 convolution without padding, then pooling by two."""
+    """The side of S4's maps, after two 5x5 convolutions without padding, each pooled by two."""
     return ((size - 4) // 2 - 4) // 2
 
 
@@ -159,12 +159,12 @@ default_cfgs = generate_default_cfgs(
 
 
 def lenet5(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """LeNet-5; `timm.create_model("lenet5", num_classes=10, in_chans=1, img_size=28)` and so on."""
+    """Build LeNet-5, as in `timm.create_model("lenet5", in_chans=1, img_size=28)`."""
     model: nn.Module = build_model_with_cfg(
         LeNet5, "lenet5", pretrained, feature_cfg={"out_indices": (0, 1)}, **kwargs
     )
     return model
 
 
-if not is_model("lenet5"):  # timm's own, or that of an earlier import, stays
+if not is_model("lenet5"):  # one that timm has already stays
     timm_register_model(lenet5)

@@ -1,4 +1,4 @@
-"""What a model costs: its parameters, and its multiply-accumulates for one image."""
+"""The cost of a model: its parameters, and its multiply-accumulates (MACs) for one image."""
 
 from __future__ import annotations
 
@@ -17,28 +17,34 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import mnft.model  # noqa: F401 - registers LeNet-5 and further widths with timm
-from mnft.errors import ModelError
+from mnft.errors import ModelError, foreign
+from mnft.model.freeze import evaluating
 
 DEFAULT_PATTERNS = ("lenet5", "mobilenetv[1-4]_*")
-
-# What models raise when they are asked for a size that they cannot take, or run on "meta".
-_REFUSED = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 
 
 def profile_model(
     name: str, *, img_size: int | None = None, num_classes: int | None = None
 ) -> ModelProfile:
-    """Measure a model that timm knows by name, without its weights and mostly without memory.
+    """Count the parameters and MACs of a timm model, without weights and mostly without memory.
 
     Args:
         name: a name of `timm.list_models()`, with or without a tag (`mobilenetv2_100.ra_in1k`).
-        img_size: height and width in pixels; None for the size in the model's own configuration.
-        num_classes: classes; None for the model's own number.
+        img_size: height and width of the input in pixels; None for the model's own size.
+        num_classes: number of classes; None for the model's own number.
 
     Raises:
         ModelError: the name is unknown, or the model cannot take images of that size.
     """
-    cfg = _find_cfg(name)
+    if not timm.is_model(name):
+        raise ModelError(f"unknown model {name!r}", hint=_suggest(name))
+    try:
+        cfg = get_pretrained_cfg(name)
+    except RuntimeError as error:
+        architecture = name.partition(".")[0]
+        tagged = timm.list_models(f"{architecture}.*", include_tags=True)
+        hint = f"its tags are {', '.join(tagged)}; without a tag, timm's default is taken"
+        raise ModelError(f"unknown tag in {name!r}", hint=hint) from error
     channels, height, width = cfg.input_size
     args: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     if img_size is not None:
@@ -46,27 +52,28 @@ def profile_model(
         if cfg.fixed_input_size:
             args["img_size"] = img_size
     input_size = (channels, height, width)
+    what = f"{name} cannot be measured on images of {height}x{width} pixels"
+    hint = f"its own size is {cfg.input_size[1]}x{cfg.input_size[2]}; try a multiple of 32"
     try:
-        params, macs = _measure(name, args, input_size)
-    except _REFUSED as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise ModelError(
-            f"{name} cannot be measured on images of {height}x{width} pixels: {reason}",
-            hint=f"its own size is {cfg.input_size[1]}x{cfg.input_size[2]}; try a multiple of 32",
-        ) from error
+        with foreign(what, ModelError, hint=hint):
+            params, macs = _measure_on("meta", name, args, input_size)
+    except ModelError:
+        # Some models read values while they are built or run, which "meta" tensors do not have.
+        with foreign(what, ModelError, hint=hint):
+            params, macs = _measure_on("cpu", name, args, input_size)
     return ModelProfile(name, params, macs, input_size, bool(timm.is_model_pretrained(name)))
 
 
 def list_profiles(
     pattern: str | None = None, *, img_size: int | None = None, num_classes: int | None = None
 ) -> Iterator[ModelProfile]:
-    """Measure the models whose names match, one by one, in timm's order.
+    """Profile the models whose names match a pattern, one by one, in timm's order.
 
     Args:
         pattern: shell wildcards over timm's names (`mobilenetv2*`); None for MobileNetV1 to V4
             and LeNet-5.
-        img_size: as in `profile_model`.
-        num_classes: as in `profile_model`.
+        img_size: height and width of the input in pixels; None for each model's own size.
+        num_classes: number of classes; None for each model's own number.
 
     Raises:
         ModelError: no name matches.
@@ -83,39 +90,25 @@ def list_profiles(
 def compute_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     """Count the multiply-accumulates of one image: convolutions, matrix products, attention.
 
-    Half of PyTorch's own count of floating-point operations. The model runs once, in evaluation
-    mode, on its own device (`meta` too), and is given back as it came.
+    This is half of the floating-point operations that PyTorch counts. The model runs once in
+    evaluation mode, on its own device (also on `meta`), and gets its mode back afterwards.
 
     Args:
-        model: takes images (1, C, H, W) in the type of its parameters.
-        input_size: (C, H, W).
+        model: a model that takes images (1, C, H, W) in the type of its parameters.
+        input_size: (C, H, W) of the model's input.
     """
     like = next(model.parameters())
     image = torch.zeros(1, *input_size, device=like.device, dtype=like.dtype)
-    # Detached, because the counter hooks inputs that require grad, and CaiT hands on a parameter.
+    # Detached: the counter hooks inputs that require grad, and CaiT passes a parameter on as one.
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        # As matrix products: torch 2.11 does not count the CPU's fused attention.
-        with (
-            torch.inference_mode(),
-            sdpa_kernel(SDPBackend.MATH),
-            FlopCounterMode(display=False) as counter,
-        ):
-            torch.func.functional_call(model, parameters, (image,))
-    finally:
-        for module, training in modes:
-            module.training = training
+    with (
+        torch.inference_mode(),
+        evaluating(model),
+        sdpa_kernel(SDPBackend.MATH),  # torch 2.11 does not count the CPU's fused attention
+        FlopCounterMode(display=False) as counter,
+    ):
+        torch.func.functional_call(model, parameters, (image,))
     return int(counter.get_total_flops()) // 2
-
-
-def _measure(name: str, args: dict[str, Any], input_size: tuple[int, int, int]) -> tuple[int, int]:
-    try:
-        return _measure_on("meta", name, args, input_size)
-    except _REFUSED:
-        # Some models read values while they are built or run, which "meta" tensors do not have.
-        return _measure_on("cpu", name, args, input_size)
 
 
 def _measure_on(
@@ -128,18 +121,6 @@ def _measure_on(
         return params, compute_macs(model, input_size)
 
 
-def _find_cfg(name: str) -> Any:
-    if not timm.is_model(name):
-        raise ModelError(f"unknown model {name!r}", hint=_suggest(name))
-    try:
-        return get_pretrained_cfg(name)
-    except RuntimeError as error:
-        architecture = name.partition(".")[0]
-        tagged = timm.list_models(f"{architecture}.*", include_tags=True)
-        hint = f"its tags are {', '.join(tagged)}; without a tag, timm's default is taken"
-        raise ModelError(f"unknown tag in {name!r}", hint=hint) from error
-
-
 def _suggest(name: str) -> str:
     close = difflib.get_close_matches(name, timm.list_models(), n=3)
     if close:
@@ -149,7 +130,7 @@ def _suggest(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ModelProfile:
-    """What a model costs: parameters, and multiply-accumulates of one image of `input_size`."""
+    """The parameters of a model, and its multiply-accumulates for one image of `input_size`."""
 
     name: str
     params: int

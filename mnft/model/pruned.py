@@ -1,13 +1,12 @@
 """Pruned models: an architecture with fewer channels, rebuilt from the shapes of its tensors.
 
-A pruned model folder is a model folder whose config.json says `"mnft": {"pruned": true}`: timm,
-which ignores that key, builds the architecture at its full width, and this module cuts it to the
-shapes in model.safetensors. No code and no pickle is stored.
+A pruned model folder is a model folder whose config.json says `"mnft": {"pruned": true}`: timm
+ignores that key and builds the architecture at its full width; this module then cuts it to the
+shapes in model.safetensors. Neither code nor a pickle is stored.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,37 +17,28 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mnft.errors import ModelError
+from mnft.errors import ModelError, foreign
+from mnft.model.freeze import evaluating
+from mnft.model.weights import layer_names
 
 MARK = {"pruned": True}
 
 Shape = tuple[int, ...]
-# What models were seen to raise when their layers do not fit together.
-_MISFIT = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError)
-# Widths that timm's models and their heads keep, for `reset_classifier`.
+# Attributes in which timm's models and heads keep the widths that `reset_classifier` reads.
 _HEAD_WIDTHS = ("head_hidden_size", "num_features", "in_features", "hidden_size")
 
 
 def is_pruned(config: Any) -> bool:
-    """Whether the content of a config.json has the mark of a pruned model."""
+    """Whether the content of a config.json marks a pruned model."""
     mark = config.get("mnft") if isinstance(config, Mapping) else None
     return isinstance(mark, Mapping) and mark.get("pruned") is True
 
 
-def find_pruned(folder: Path) -> Path | None:
-    """The weights of a pruned model folder; None where the folder is something else."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return folder / "model.safetensors" if is_pruned(config) else None
-
-
 def read_shapes(path: Path) -> dict[str, Shape]:
-    """The shape of each tensor of a safetensors file; reads its header alone.
+    """Read the shape of each tensor of a safetensors file; only the header is read.
 
     Raises:
-        ModelError: missing or damaged.
+        ModelError: the file is missing or damaged.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -59,12 +49,12 @@ def read_shapes(path: Path) -> dict[str, Shape]:
 
 
 def load_pruned(model: nn.Module, path: Path, input_size: tuple[int, int, int]) -> None:
-    """Cut a model to the shapes of a weights file, and load the file: all of it, or an error.
+    """Cut a model to the shapes of the tensors in a weights file, and load them all.
 
     Args:
         model: the architecture at its full width; changed in place.
         path: a safetensors file.
-        input_size: (C, H, W) of an image that the model takes.
+        input_size: (C, H, W) of the model's input.
 
     Raises:
         ModelError: the file is damaged, or does not belong to the architecture.
@@ -77,46 +67,39 @@ def load_pruned(model: nn.Module, path: Path, input_size: tuple[int, int, int]) 
 
 
 def shrink(model: nn.Module, shapes: Mapping[str, Shape], input_size: tuple[int, int, int]) -> None:
-    """Cut the tensors of a timm model to smaller shapes and set its widths right.
+    """Cut the tensors of a timm model to smaller shapes, and its layers' widths with them.
 
-    The classifier keeps its outputs and the first convolution its inputs, whatever the shapes say:
-    they follow from the classes and the images. Of every tensor the leading part is kept, so a
-    model with random weights stays one.
+    The number of classes and the number of input channels stay, whatever the shapes say: they
+    depend on the data. The leading part of every tensor is kept, so random weights stay random.
 
     Args:
-        model: changed in place; spoilt where an error is raised.
-        shapes: by name of the state dict; tensors that have no shape here stay as they are.
-        input_size: (C, H, W) of an image, to run the model once.
+        model: the model to cut, in place; it is unusable if an error is raised.
+        shapes: a shape for each name of the state dict; tensors that have none stay as they are.
+        input_size: (C, H, W) of the model's input. The model is run once to see that it works.
 
     Raises:
         ModelError: a tensor would have to grow or change its kind, or the layers do not fit
             together afterwards.
     """
     full_width = _head_width(model)
-    own_inputs, own_outputs = _names(model, "first_conv"), _names(model, "classifier")
+    first_convs, classifiers = layer_names(model, "first_conv"), layer_names(model, "classifier")
     for path, module in model.named_modules():
         before = {key: tuple(tensor.shape) for key, tensor in _tensors(module)}
         for key, tensor in list(_tensors(module)):
             name = f"{path}.{key}" if path else key
             shape = shapes.get(name, tuple(tensor.shape))
-            if any(path == head or path.startswith(f"{head}.") for head in own_outputs):
+            if any(path == head or path.startswith(f"{head}.") for head in classifiers):
                 shape = (*tensor.shape[:1], *shape[1:])
-            if path in own_inputs and key == "weight":
+            if path in first_convs and key == "weight":
                 shape = (*shape[:1], *tensor.shape[1:2], *shape[2:])
             _cut(module, key, tensor, shape, name)
         _set_widths(module, before)
-    _settle(model, input_size, full_width)
+    _run_and_set_head_widths(model, input_size, full_width)
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_parameters(recurse=False)
     yield from module.named_buffers(recurse=False)
-
-
-def _names(model: nn.Module, role: str) -> tuple[str, ...]:
-    cfg: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
-    names = cfg.get(role) or ()
-    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _cut(module: nn.Module, key: str, tensor: Tensor, shape: Shape, name: str) -> None:
@@ -137,7 +120,7 @@ def _cut(module: nn.Module, key: str, tensor: Tensor, shape: Shape, name: str) -
 
 
 def _set_widths(module: Any, before: Mapping[str, Shape]) -> None:
-    """Bring a layer's own numbers in line with its tensors."""
+    """Set the attributes in which a layer keeps its widths to the shapes of its tensors."""
     after = {key: tuple(tensor.shape) for key, tensor in _tensors(module)}
     if after == before:
         return
@@ -157,37 +140,28 @@ def _set_widths(module: Any, before: Mapping[str, Shape]) -> None:
         module.normalized_shape = after["weight"]
 
 
-def _settle(model: Any, input_size: tuple[int, int, int], full_width: int | None) -> None:
-    """Run the model once, which shows that its layers fit, and set the widths of its head."""
+def _run_and_set_head_widths(
+    model: Any, input_size: tuple[int, int, int], full_width: int | None
+) -> None:
+    """Run the model once to see that its layers fit, then set the widths of its features and head.
+
+    timm's `reset_classifier` reads these widths when the number of classes changes later.
+    """
     like = next(model.parameters())
     image = torch.zeros(1, *input_size, device=like.device, dtype=like.dtype)
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.inference_mode():
-            features = model.forward_features(image)
-            model.forward_head(features)
-    except _MISFIT as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise ModelError(
-            f"the layers of this pruned {type(model).__name__} do not fit together: {reason}",
-            hint="the weights belong to another architecture or data.img_size, or are damaged",
-        ) from error
-    finally:
-        for module, training in modes:
-            module.training = training
-    _set_head_widths(model, full_width, features)
-
-
-def _set_head_widths(model: Any, full: int | None, features: Any) -> None:
-    """Set what timm's `reset_classifier` reads: the widths of features and of the head."""
+    what = f"the layers of this pruned {type(model).__name__} do not fit together"
+    hint = "the weights belong to another architecture or data.img_size, or are damaged"
+    with foreign(what, ModelError, hint=hint), torch.inference_mode(), evaluating(model):
+        features = model.forward_features(image)
+        model.forward_head(features)
     head, width = model.get_classifier(), _head_width(model)
-    if full is not None:
+    if full_width is not None:
+        # Attributes that had the classifier's width follow it: those of the model, and those of
+        # the module that holds the classifier.
         owners = [module for module in model.modules() if head in list(module.children())]
         for module in {id(module): module for module in (*owners, model)}.values():
-            # Of the widths that it keeps, those that equalled the classifier's follow it.
             for name in _HEAD_WIDTHS:
-                if getattr(module, name, None) == full:
+                if getattr(module, name, None) == full_width:
                     setattr(module, name, width)
     if isinstance(features, Tensor) and hasattr(model, "num_features"):
         channels_first = features.ndim == 4 and getattr(model, "output_fmt", "NCHW") == "NCHW"
@@ -195,7 +169,7 @@ def _set_head_widths(model: Any, full: int | None, features: Any) -> None:
 
 
 def _head_width(model: Any) -> int | None:
-    """The inputs of the classifier; None where it is not one layer."""
+    """The number of inputs of the classifier; None if it is not a single layer."""
     head = model.get_classifier() if hasattr(model, "get_classifier") else None
     if isinstance(head, nn.Linear):
         return head.in_features

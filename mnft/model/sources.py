@@ -1,4 +1,4 @@
-"""Where a model comes from: timm's names, model folders, the hub, weights files."""
+"""Where a model comes from: timm's names, model folders, the Hugging Face hub, weights files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import difflib
 import json
 import os
 import socket
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,16 +17,17 @@ from timm.models import get_deprecated_models, load_model_config_from_hf
 
 from mnft.config.schema import ModelConfig
 from mnft.errors import ModelError
+from mnft.model.pruned import is_pruned
 
 _HUB_TIMEOUT_S = 5
 _WEIGHTS_NAMES = ("model.safetensors", "pytorch_model.bin")
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that timm does not know, or a folder that is no model folder.
+    """Check that timm knows a model name, or that a `local-dir:` name leads to a model folder.
 
     Raises:
-        ModelError: with a suggestion.
+        ModelError: it does not; the hint suggests a name.
     """
     if name.startswith("hf-hub:"):
         return
@@ -63,7 +63,7 @@ def check_name(name: str) -> None:
 
 
 def normalise(config: ModelConfig) -> ModelConfig:
-    """Expand `~`, and put timm's current names in the place of its deprecated ones."""
+    """Expand `~`, and replace names that timm has deprecated by its current ones."""
     name, pretrained = config.name, config.pretrained
     if name.startswith("hf_hub:"):
         name = name.replace("hf_hub:", "hf-hub:", 1)
@@ -80,7 +80,7 @@ def normalise(config: ModelConfig) -> ModelConfig:
 
 
 def has_pretrained_weights(name: str) -> bool:
-    """Say whether `model.pretrained: true` can be had for a name that `check_model` accepts."""
+    """Whether there are pretrained weights for a name that `check_model` accepts."""
     name = normalise(ModelConfig(name=name)).name
     if name.startswith("hf-hub:"):
         return True
@@ -91,25 +91,36 @@ def has_pretrained_weights(name: str) -> bool:
 
 
 def load_source(name: str) -> tuple[str, dict[str, Any]]:
-    """The architecture, and the `model_args` of the config.json that timm builds it from."""
+    """Give the architecture that a name means, and the `model_args` of its config.json."""
+    architecture, args = name, None
     if name.startswith("local-dir:"):
         config = _folder_config(_folder(name))
         architecture, args = str(config["architecture"]), config.get("model_args")
     elif name.startswith("hf-hub:"):
-        architecture, args = _load_hub_source(name)
-    else:
-        architecture, args = name, None
+        go_offline_if_unreachable()
+        try:
+            _, architecture, args = load_model_config_from_hf(name.removeprefix("hf-hub:"))
+        except OSError as error:
+            raise no_download(name) from error
+        except (ValueError, LookupError, AssertionError) as error:
+            raise ModelError(f"found {name!r}: {error}", key="model.name") from error
     return architecture, {k: v for k, v in (args or {}).items() if k != "num_classes"}
 
 
 def has_fixed_input(architecture: str) -> bool:
-    """Whether the architecture is built for one input size, as most ViTs are."""
+    """Whether a model of this architecture is built for one input size, as most ViTs are."""
     cfg = timm.get_pretrained_cfg(architecture.partition(".")[0], allow_unregistered=True)
     return bool(cfg is not None and cfg.fixed_input_size)
 
 
 def find_weights_file(config: ModelConfig) -> Path | None:
-    """The file that weights are to be read from; None leaves them to timm (or to chance)."""
+    """The file that mnft loads the weights from; None for timm's own and for random weights.
+
+    For an `hf-hub:` name the file is downloaded first.
+
+    Raises:
+        ModelError: the folder has no weights, or the download failed.
+    """
     if isinstance(config.pretrained, str):
         return Path(config.pretrained)
     if config.pretrained and config.name.startswith("local-dir:"):
@@ -119,12 +130,19 @@ def find_weights_file(config: ModelConfig) -> Path | None:
                 return folder / name
         raise ModelError(f"{folder} holds no weights, expected model.safetensors", key="model.name")
     if config.pretrained and config.name.startswith("hf-hub:"):
-        return _download_weights(config.name)
+        repo_id, _, revision = config.name.removeprefix("hf-hub:").partition("@")
+        failure: OSError | None = None
+        for name in _WEIGHTS_NAMES:
+            try:
+                return Path(hf_hub_download(repo_id, name, revision=revision or None))
+            except OSError as error:
+                failure = failure or error
+        raise no_download(config.name) from failure
     return None
 
 
 def find_start_folder(config: ModelConfig) -> Path | None:
-    """The folder on this machine that weights come from; None for published and random ones."""
+    """The local folder that weights come from; None for published and for random weights."""
     config = normalise(config)
     if isinstance(config.pretrained, str):
         return Path(config.pretrained).parent
@@ -134,16 +152,26 @@ def find_start_folder(config: ModelConfig) -> Path | None:
 
 
 def read_label_names(folder: Path) -> Any:
-    """The classes of the weights in a folder, by its config.json; None where they are not known."""
+    """The class names in a folder's config.json; None if there are none."""
+    return _read_config(folder).get("label_names")
+
+
+def find_pruned(folder: Path) -> Path | None:
+    """The weights file of a pruned model folder; None if the folder holds anything else."""
+    return folder / "model.safetensors" if is_pruned(_read_config(folder)) else None
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """Read a folder's config.json; a missing or damaged one is taken as empty."""
     try:
         content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
-    return content.get("label_names") if isinstance(content, dict) else None
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def go_offline_if_unreachable() -> None:
-    """Spare the user 45 seconds of retries where there is no internet; the cache is still used."""
+    """Use only the cache if the hub cannot be reached: its retries would take 45 seconds."""
     proxies = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
     if hub.HF_HUB_OFFLINE or any(os.environ.get(name) for name in proxies):
         return
@@ -156,7 +184,7 @@ def go_offline_if_unreachable() -> None:
 
 
 def no_download(name: str) -> ModelError:
-    """The error for weights that are neither in the cache nor to be had: what to bring."""
+    """Build the error for weights that are not cached and cannot be downloaded."""
     cfg = None if ":" in name else timm.get_pretrained_cfg(name, allow_unregistered=True)
     where = cfg.hf_hub_id if cfg is not None and cfg.hf_hub_id else name.removeprefix("hf-hub:")
     return ModelError(
@@ -170,35 +198,13 @@ def no_download(name: str) -> ModelError:
 
 
 def no_weights(name: str) -> ModelError:
-    """The error for an architecture that timm has no weights of."""
+    """Build the error for an architecture without pretrained weights in timm."""
     family = name.partition(".")[0].rstrip("0123456789")
     others = timm.list_pretrained(f"{family}*")[:4]
     hint = "set model.pretrained to false (random weights) or to the path of a weights file"
     if others:
         hint += f", or take one that has weights: {', '.join(others)}"
     return ModelError(f"there are no pretrained weights of {name}", hint=hint, key="model.name")
-
-
-def _load_hub_source(name: str) -> tuple[str, Mapping[str, Any] | None]:
-    go_offline_if_unreachable()
-    try:
-        _, architecture, args = load_model_config_from_hf(name.removeprefix("hf-hub:"))
-    except OSError as error:
-        raise no_download(name) from error
-    except (ValueError, LookupError, AssertionError) as error:
-        raise ModelError(f"found {name!r}: {error}", key="model.name") from error
-    return architecture, args
-
-
-def _download_weights(name: str) -> Path:
-    repo_id, _, revision = name.removeprefix("hf-hub:").partition("@")
-    failure: OSError | None = None
-    for file in _WEIGHTS_NAMES:
-        try:
-            return Path(hf_hub_download(repo_id, file, revision=revision or None))
-        except OSError as error:
-            failure = failure or error
-    raise no_download(name) from failure
 
 
 def _expand(path: str) -> str:

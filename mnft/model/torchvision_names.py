@@ -1,4 +1,4 @@
-"""Names of torchvision's MobileNetV2 and V3 weights, and what they are called in timm."""
+"""Rename the tensors of torchvision's MobileNetV2 and V3 weights to timm's names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ StateDict = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class TorchvisionLayout:
-    """How torchvision names a MobileNet: a key that tells, the last layer, what else differs."""
+    """How torchvision names the layers of a MobileNet.
+
+    Attributes:
+        name: a name for messages.
+        marker: a key that only this layout has.
+        head: the name of the last layer.
+        model_args: arguments that timm needs to build the same network.
+    """
 
     name: str
     marker: str
@@ -35,7 +42,7 @@ _TORCHVISION_LAYOUTS = (
 
 
 def recognise_torchvision(model: nn.Module, state: StateDict) -> TorchvisionLayout | None:
-    """The layout of a torchvision MobileNet's state dict that a timm MobileNet is to take."""
+    """The torchvision layout of a state dict for a timm MobileNet; None if it has another."""
     if not hasattr(model, "conv_stem") or "features.0.0.weight" not in state:
         return None
     return next((layout for layout in _TORCHVISION_LAYOUTS if layout.marker in state), None)
@@ -44,10 +51,16 @@ def recognise_torchvision(model: nn.Module, state: StateDict) -> TorchvisionLayo
 def rename_torchvision(
     model: nn.Module, state: StateDict, layout: TorchvisionLayout, path: Path
 ) -> StateDict:
-    """Give torchvision's tensors timm's names: both list the same layers in the same order.
+    """Give torchvision's tensors timm's names; both list the same layers in the same order.
+
+    Args:
+        model: the timm model that the tensors are for.
+        state: torchvision's state dict.
+        layout: the layout of `state`, as `recognise_torchvision` found it.
+        path: the weights file, for messages.
 
     Raises:
-        ModelError: the model pads otherwise, or has another number of layers.
+        ModelError: the model has another padding or another number of layers.
     """
     if any(isinstance(module, Conv2dSame) for module in model.modules()):
         raise ModelError(
@@ -79,7 +92,7 @@ def _module_of(key: str) -> str:
 
 
 def _torchvision_order(name: str) -> tuple[bool, list[tuple[bool, int, str]]]:
-    # safetensors files are sorted by name, so that 10 comes before 2: numbers restore the order.
+    # safetensors files are sorted by name, where 10 comes before 2: compare numbers as numbers.
     parts = [
         (not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in name.split(".")
     ]

@@ -1,7 +1,7 @@
-"""Start a model from a weights file: read it safely, fit it to the model, then load all or nothing.
+"""Load a weights file into a model: read it safely, check that it fits, then load all or nothing.
 
-Reads safetensors and torch files (tensors only, never pickled objects) with timm's names, with
-the names of an original release that timm converts, and with torchvision's MobileNet names.
+It reads safetensors and torch files (tensors only, never pickled objects). The tensors may have
+timm's names, the names of an original release that timm converts, or torchvision's MobileNet names.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -23,12 +23,12 @@ from safetensors.torch import load_file
 from timm.models import adapt_input_conv, clean_state_dict
 from torch import Tensor, nn
 
-from mnft.errors import ModelError
+from mnft.errors import ModelError, first_line
 from mnft.model.torchvision_names import StateDict, recognise_torchvision, rename_torchvision
 
-# Keys under which training scripts keep the weights; averaged weights first, as in timm.
+# Keys under which training scripts keep the weights. Averaged weights come first, as in timm.
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict")
-# What torch's and safetensors' readers were seen to raise on damaged files.
+# Exceptions that the readers of torch and safetensors have raised on damaged files.
 _DAMAGED = (
     SafetensorError,
     pickle.UnpicklingError,
@@ -42,17 +42,20 @@ _DAMAGED = (
     AttributeError,
     AssertionError,
 )
-_SHOWN = 4
+_SHOWN = 4  # keys named in a message
 
 
 @dataclass(frozen=True, slots=True)
 class WeightsReport:
     """What `load_weights` did.
 
-    `loaded` counts tensors. `head_replaced` says that the model keeps its own fresh classifier.
-    `source_format` is "timm", "original" (converted by timm), "torchvision-mobilenetv2" or
-    "torchvision-mobilenetv3". `model_args` must be saved with the model: with them
-    `timm.create_model` builds the network that these weights belong to.
+    Attributes:
+        loaded: number of tensors that were loaded.
+        head_replaced: whether the model keeps its own, newly initialised classifier.
+        source_format: "timm", "original" (converted by timm), "torchvision-mobilenetv2" or
+            "torchvision-mobilenetv3".
+        model_args: keyword arguments that `timm.create_model` needs to build the network that
+            these weights belong to; they must be saved with the model.
     """
 
     loaded: int
@@ -68,23 +71,24 @@ def load_weights(
     classifier: str | tuple[str, ...] | None,
     keep_head: bool = True,
 ) -> WeightsReport:
-    """Load a weights file into a timm model, or change nothing.
+    """Load a weights file into a timm model; where the file does not fit, change nothing.
 
-    The classifier is left as it is where the file has none or one of another shape, and where its
-    outputs mean other classes (`keep_head` false, as shapes cannot tell). The first
-    convolution is adapted from three to another number of input channels (`adapt_input_conv`).
-    Position embeddings and names of original releases are converted by timm's own
-    `checkpoint_filter_fn`. Every other difference is an error, found before anything is loaded.
-    torchvision's MobileNetV3 was trained with a BatchNorm epsilon of 1e-3: it is set on the model
-    and given back in `model_args`.
+    Two parts may differ. The model keeps its own classifier if the file has none, has one of
+    another shape, or has one for other classes (`keep_head` is false, since shapes cannot tell).
+    The first convolution is adapted if the file has three input channels and the model another
+    number (timm's `adapt_input_conv`). Position embeddings and the names of original releases are
+    converted by timm's `checkpoint_filter_fn`. Every other difference is an error.
+
+    torchvision trained MobileNetV3 with a BatchNorm epsilon of 1e-3. For such weights it is set on
+    the model and returned in `model_args`.
 
     Args:
-        model: a timm model.
-        path: a .safetensors file, or a torch file of tensors; `state_dict`, `model` and the like
-            are unwrapped, prefixes of DataParallel and torch.compile are dropped.
-        classifier: names of the classifier's modules, as in `classifier_names`; None or "" when
-            every key must fit.
-        keep_head: take the file's classifier where its shape fits.
+        model: a timm model; changed in place.
+        path: a .safetensors file, or a torch file of tensors. Tensors under `state_dict`, `model`
+            and similar keys are found, and the prefixes of DataParallel and torch.compile dropped.
+        classifier: names of the classifier's modules, as `layer_names(model, "classifier")` gives
+            them; None or "" if every key must fit.
+        keep_head: whether to use the file's classifier if its shape fits.
 
     Raises:
         ModelError: the file cannot be read, or does not fit the model.
@@ -104,14 +108,21 @@ def load_weights(
         fit, source_format = converted, "original"
     model.load_state_dict(fit.tensors, strict=False)
     if "bn_eps" in model_args:
-        _set_bn_eps(model, model_args["bn_eps"])
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eps = model_args["bn_eps"]
     return WeightsReport(len(fit.tensors), fit.head_replaced, source_format, dict(model_args))
 
 
-def classifier_names(model: nn.Module) -> tuple[str, ...]:
-    """Give the names of a timm model's classifier modules; most have one, a few two or none."""
+def layer_names(model: nn.Module, role: Literal["classifier", "first_conv"]) -> tuple[str, ...]:
+    """The names of the modules that have a role in a timm model; most have one, a few two or none.
+
+    Args:
+        model: a timm model; its `pretrained_cfg` names the modules.
+        role: "classifier", or "first_conv" for the layers that take the image.
+    """
     cfg: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
-    return _as_names(cfg.get("classifier"))
+    return _as_names(cfg.get(role))
 
 
 def _as_names(names: str | tuple[str, ...] | list[str] | None) -> tuple[str, ...]:
@@ -121,6 +132,7 @@ def _as_names(names: str | tuple[str, ...] | list[str] | None) -> tuple[str, ...
 
 
 def _read_state_dict(path: Path) -> StateDict:
+    """Read the tensors of a weights file, without running any code that it may hold."""
     if path.is_dir():
         raise ModelError(
             f"{path} is a folder, not a weights file",
@@ -129,40 +141,33 @@ def _read_state_dict(path: Path) -> StateDict:
     if not path.exists():
         raise ModelError(f"weights file {path} does not exist", hint="check the path")
     try:
-        checkpoint = _read_checkpoint(path)
+        # The content decides, not the extension: safetensors is a length of 8 bytes, then JSON.
+        with path.open("rb") as file:
+            is_safetensors = file.read(9)[8:] == b"{" or path.suffix == ".safetensors"
+        if is_safetensors:
+            checkpoint: Any = load_file(path)
+        else:
+            # timm's training script saves its Namespace. torch warns about damaged files before
+            # it raises.
+            with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+                warnings.simplefilter("ignore")
+                checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except _DAMAGED as error:
-        raise _describe_unreadable(path, error) from error
+        if objects := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise ModelError(
+                f"{path} holds Python objects ({objects[1]}); only files of tensors are loaded, "
+                "as objects could run code",
+                hint="where the model was saved, save its tensors: "
+                'torch.save(model.state_dict(), "weights.pth")',
+            ) from error
+        reason = first_line(error, limit=200)
+        if isinstance(error, pickle.UnpicklingError):
+            reason = "it is damaged or of another format"  # torch's text advises an unsafe load
+        raise ModelError(
+            f"{path} cannot be read as weights: {reason}",
+            hint="a safetensors file or a torch state dict is expected; is the download complete?",
+        ) from error
     return _unwrap(checkpoint, path)
-
-
-def _read_checkpoint(path: Path) -> Any:
-    # The content decides, not the suffix: safetensors is a length of 8 bytes, then JSON.
-    with path.open("rb") as file:
-        is_safetensors = file.read(9)[8:] == b"{" or path.suffix == ".safetensors"
-    if is_safetensors:
-        return load_file(path)
-    with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
-        # timm's training script saves its Namespace; torch warns about damaged files, then raises.
-        warnings.simplefilter("ignore")
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _describe_unreadable(path: Path, error: Exception) -> ModelError:
-    objects = re.search(r"GLOBAL ([\w.]+)", str(error))
-    if objects:
-        return ModelError(
-            f"{path} holds Python objects ({objects[1]}); only files of tensors are loaded, "
-            "as objects could run code",
-            hint="where the model was saved, save its tensors: "
-            'torch.save(model.state_dict(), "weights.pth")',
-        )
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    if isinstance(error, pickle.UnpicklingError):
-        reason = "it is damaged or of another format"  # torch's text advises to load it unsafely
-    return ModelError(
-        f"{path} cannot be read as weights: {reason}",
-        hint="a safetensors file or a torch state dict is expected; is the download complete?",
-    )
 
 
 def _unwrap(checkpoint: Any, path: Path) -> StateDict:
@@ -186,7 +191,7 @@ def _unwrap(checkpoint: Any, path: Path) -> StateDict:
 
 @dataclass(frozen=True, slots=True)
 class _Fit:
-    """What of a state dict goes into a model, and what does not fit."""
+    """Which tensors of a state dict a model can load, and which keys do not fit."""
 
     tensors: StateDict
     head_replaced: bool
@@ -229,8 +234,7 @@ def _compute_fit(
 
 def _adapt_first_conv(model: nn.Module, state: StateDict, own: StateDict) -> StateDict:
     adapted = dict(state)
-    cfg: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
-    for name in _as_names(cfg.get("first_conv")):
+    for name in layer_names(model, "first_conv"):
         key = f"{name}.weight"
         if key not in state or key not in own or state[key].ndim != 4 or own[key].ndim != 4:
             continue
@@ -241,14 +245,14 @@ def _adapt_first_conv(model: nn.Module, state: StateDict, own: StateDict) -> Sta
 
 
 def _filter_checkpoint(model: nn.Module, state: StateDict) -> StateDict:
-    """Let the module that defines a timm model convert a state dict, where it can."""
+    """Let the timm module that defines the model convert a state dict, if it can."""
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if convert is None:
         return state
     try:
         converted: StateDict = convert(dict(state), model)
     except (LookupError, RuntimeError, ValueError, TypeError, AttributeError, AssertionError):
-        # Made for known releases, it fails in its own ways on anything else: then nothing changes.
+        # It is written for known releases and fails in many ways on anything else.
         return state
     return converted
 
@@ -256,6 +260,7 @@ def _filter_checkpoint(model: nn.Module, state: StateDict) -> StateDict:
 def _describe_misfit(model: nn.Module, state: StateDict, fit: _Fit, path: Path) -> ModelError:
     cfg: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     name = cfg.get("architecture") or type(model).__name__
+    own: StateDict = model.state_dict()
     kinds = {
         "missing": fit.missing,
         "unexpected": fit.unexpected,
@@ -264,8 +269,13 @@ def _describe_misfit(model: nn.Module, state: StateDict, fit: _Fit, path: Path) 
     found = "; ".join(
         f"{len(keys)} {kind} ({_shorten(keys)})" for kind, keys in kinds.items() if keys
     )
+    first_convs = [f"{name}.weight" for name in layer_names(model, "first_conv")]
+    is_grey = any(
+        key in state and key in own and state[key].shape[1:2] == (1,) != own[key].shape[1:2]
+        for key in first_convs
+    )
     hint = "nothing was loaded; "
-    if _is_grey_for_colour(model, state):
+    if is_grey:
         hint += "its first convolution takes grey images: set model.in_chans: 1"
     elif len(fit.misshaped) == len(fit.tensors):
         hint += "the file belongs to another architecture"
@@ -274,21 +284,5 @@ def _describe_misfit(model: nn.Module, state: StateDict, fit: _Fit, path: Path) 
     return ModelError(f"{path} does not fit {name}: {found}", hint=hint)
 
 
-def _is_grey_for_colour(model: nn.Module, state: StateDict) -> bool:
-    cfg: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
-    own: StateDict = model.state_dict()
-    keys = [f"{name}.weight" for name in _as_names(cfg.get("first_conv"))]
-    return any(
-        key in state and key in own and state[key].shape[1:2] == (1,) != own[key].shape[1:2]
-        for key in keys
-    )
-
-
 def _shorten(keys: list[str]) -> str:
     return ", ".join(keys[:_SHOWN]) + (", ..." if len(keys) > _SHOWN else "")
-
-
-def _set_bn_eps(model: nn.Module, eps: float) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eps = eps

@@ -1,15 +1,15 @@
-"""MobileNet widths that the papers define and timm lacks, as models that timm creates by name.
+"""MobileNet widths that the papers define but timm lacks, as models that timm creates by name.
 
-Importing this module registers them with timm; a name that timm already has stays timm's.
+Importing this module registers them with timm; a name that timm has already is left as it is.
 
 - MobileNetV1 0.25, 0.5 and 0.75: Howard et al., "MobileNets", 2017, section 3.3 and Table 6.
-  The width multiplier thins every layer, also the first and the last.
+  The width multiplier thins every layer, including the first and the last.
 - MobileNetV2 1.3: Sandler et al., "MobileNetV2", 2018; its authors published 0.35, 0.5, 0.75,
   1.0, 1.3 and 1.4, and timm has the others. The last convolution grows with the width but never
   falls below 1280 channels (section 4, "Trade-off hyper parameters").
 - MobileNetV3-Large 0.35 and 0.5, MobileNetV3-Small 0.35: Howard et al., "Searching for
   MobileNetV3", 2019, Figure 7. Below 0.75 timm keeps the stem at 16 channels. The figure's 1.25
-  is left out: the paper does not say what becomes of the stem and the last layer there.
+  is left out: the paper does not give the widths of its stem and last layer.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ default_cfgs = generate_default_cfgs(
     }
 )
 
-# timm's generators are private, but they are the only way to its blocks with another width. They
-# are looked up when a model is built, so that a timm without them breaks these models alone.
+# timm's generators are private, but only they build its blocks at another width. They are looked
+# up when a model is built, so that a timm without them breaks only these models.
 _Generator = Callable[..., nn.Module]
 
 
@@ -119,5 +119,5 @@ def _mobilenetv3(variant: str, multiplier: float, **kwargs: Any) -> nn.Module:
 
 
 for _name in list(__all__):
-    if not is_model(_name):  # timm's own, or that of an earlier import, stays
+    if not is_model(_name):  # one that timm has already stays
         timm_register_model(globals()[_name])

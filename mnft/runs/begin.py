@@ -1,31 +1,126 @@
-"""From a config to a training that can begin: early checks, images, parts; for several commands."""
+"""From a config to a training that can begin: early checks, images, parts, and the run folder."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+from mnft import files
+from mnft.config.load import load_config, save_config
 from mnft.config.schema import Config
+from mnft.config.source import dump_yaml
 from mnft.data.fetch import catalog
-from mnft.data.manifest import Manifest, find_changes, load_manifest
+from mnft.data.manifest import Manifest, list_changes, load_manifest, save_manifest
 from mnft.data.prepare import prepare_manifest
 from mnft.device.machine import Machine, open_machine
 from mnft.device.ranks.distributed import Ranks, broadcast
 from mnft.errors import DataError
 from mnft.model.factory import check_model
 from mnft.reporter import Reporter
-from mnft.runs.folder import RunFolder, check_name_is_free
+from mnft.runs.folder import (
+    RunFolder,
+    check_name_is_free,
+    create_run,
+    default_name,
+    has_progress,
+)
+from mnft.runs.lock import RunLock
 from mnft.runs.parents import inherit
+from mnft.runs.resume import check_resumable, find_run
 from mnft.runs.tensorboard import wants_writer
 from mnft.tasks.classify.distill.teacher import check_teacher
 from mnft.text import count
 from mnft.training.build import build_training
 from mnft.training.inputs import UncheckedImages
 from mnft.training.optim import check_optimizer_name
+from mnft.training.state import load_state
 from mnft.training.training import Training
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A training, and the folder that it writes into.
+
+    Attributes:
+        folder: where everything is written; locked.
+        lock: the right to write there; only the main process holds it.
+        manifest: the images of each split.
+        training: all parts, in the state that the run continues from.
+        resumed: whether an earlier process began the run.
+    """
+
+    folder: RunFolder
+    lock: RunLock
+    manifest: Manifest
+    training: Training
+    resumed: bool
+
+
+@contextmanager
+def opened_run(
+    config_path: Path | None,
+    overrides: Sequence[str],
+    resume: Path | None,
+    ranks: Ranks,
+    reporter: Reporter,
+) -> Iterator[Run]:
+    """Begin a run, or resume one; inside the block its folder is locked.
+
+    A new folder is made last: whatever was wrong before has left nothing behind.
+
+    Args:
+        config_path: the config of a new run.
+        overrides: values of `--set`.
+        resume: a run, or AUTO for the newest one of the config.
+        ranks: the processes of the training; the main one makes and locks the folder.
+        reporter: told what was found.
+
+    Raises:
+        MnftError: the reason why the training cannot begin.
+    """
+    folder, sets = broadcast(ranks, lambda: find_run(config_path, overrides, resume))
+    resumed = folder is not None
+    with ExitStack() as stack:
+
+        def lock(folder: RunFolder) -> RunLock:
+            taken = RunLock(folder.path)
+            broadcast(ranks, taken.acquire)
+            stack.callback(taken.release)
+            return taken
+
+        # Before anything is read that another process may be writing.
+        held = lock(folder) if folder else None
+        path = folder.config if folder else config_path
+        assert path is not None
+        config, source = load_config(path, sets)
+        stack.enter_context(source.locating())
+        if folder:
+            check_resumable(config, folder)
+            if config.train.stages is None:  # a version that knew no stages began it
+                config = config.model_copy(update={"recipe": "plain"})
+        machine = check_early(config, ranks, resumed=resumed)
+        manifest, training = begin_training(config, folder, machine, reporter)
+        if folder and has_progress(folder):
+            load_state(training.state, folder.resume)
+
+        def fill(new: RunFolder) -> None:
+            files.write_text(new.written, dump_yaml(source.values))
+            save_config(training.config, new.config)
+            save_manifest(manifest, new.split)
+
+        if folder is None:
+            parent, name = Path(config.run.dir).expanduser(), config.run.name
+            folder = broadcast(
+                ranks,
+                lambda: create_run(parent, name=name, default_name=default_name(path), fill=fill),
+            )
+        yield Run(folder, held or lock(folder), manifest, training, resumed)
+
+
 def check_early(config: Config, ranks: Ranks, *, resumed: bool) -> Machine:
-    """Find what is wrong before the images are looked at.
+    """Find what is wrong before the images are read, as far as possible.
 
     Returns:
         The machine to train on.
@@ -53,20 +148,21 @@ def begin_training(
     machine: Machine,
     reporter: Reporter,
 ) -> tuple[Manifest, Training]:
-    """The images, and all that training on them takes.
+    """Find the images, and build everything that training on them needs.
 
-    Each image is decoded once: for the store, which finds those that cannot be. Only then all
-    are checked one by one, so that every bad file is named or left out.
+    Each image is decoded only once: the store decodes it, and finds the files that cannot be
+    decoded. Only where there is such a file are all checked one by one, so that each bad file is
+    named or left out.
     """
     if run_folder is None and config.data.store != "off":
         try:
-            return _prepare(config, None, machine, reporter, check_later=True)
+            return _build(config, None, machine, reporter, check_later=True)
         except UncheckedImages:
             pass
-    return _prepare(config, run_folder, machine, reporter, check_later=False)
+    return _build(config, run_folder, machine, reporter, check_later=False)
 
 
-def _prepare(
+def _build(
     config: Config,
     run_folder: RunFolder | None,
     machine: Machine,
@@ -75,8 +171,7 @@ def _prepare(
     check_later: bool,
 ) -> tuple[Manifest, Training]:
     manifest = broadcast(
-        machine.ranks,
-        lambda: _bring_manifest(config, run_folder, reporter, check_later=check_later),
+        machine.ranks, lambda: _find_manifest(config, run_folder, reporter, check_later=check_later)
     )
     training = build_training(
         config,
@@ -93,13 +188,13 @@ def _prepare(
     return manifest, training
 
 
-def _bring_manifest(
+def _find_manifest(
     config: Config, run_folder: RunFolder | None, reporter: Reporter, *, check_later: bool
 ) -> Manifest:
-    """The run's own manifest when it is resumed, or a new one from the folder."""
+    """The manifest of the run that is resumed, or a new one from the folder of images."""
     if run_folder:
         manifest = load_manifest(run_folder.split)
-        if changes := find_changes(manifest, manifest.split("train") + manifest.split("val")):
+        if changes := list_changes(manifest, manifest.split("train") + manifest.split("val")):
             raise DataError(
                 f"{manifest.root}: {count(len(changes), 'image')} changed since the run began:\n  "
                 + "\n  ".join(changes[:10]),
@@ -108,7 +203,7 @@ def _bring_manifest(
         return manifest
     root = Path(config.data.root).expanduser()
     if not root.exists() and config.data.fetch:
-        catalog.bring(config.data.fetch, root, reporter)
+        catalog.fetch(config.data.fetch, root, reporter=reporter)
     with reporter.track("checking images") as on_progress:
         manifest = prepare_manifest(config.data, on_progress, check_later=check_later)
     return inherit(manifest, config, reporter)

@@ -55,12 +55,12 @@ class RunFolder:
 
     @property
     def resume(self) -> Path:
-        """State to go on from."""
+        """The state that a training is resumed from."""
         return self.path / "resume.pt"
 
     @property
     def curve(self) -> Path:
-        """The picture of the training."""
+        """The plot of the training."""
         return self.path / "training_curve.png"
 
     @property
@@ -77,17 +77,13 @@ def create_run(
     Args:
         parent: `run.dir`.
         name: `run.name`; must not be taken.
-        default_name: taken when there is no name, with -2, -3 and so on behind it if need be.
-        fill: writes what the folder begins with.
+        default_name: the name of a run that is given none; -2, -3 and so on make it unique.
+        fill: called with the new folder, to write what it begins with.
 
     Raises:
         ConfigError: the name is taken, or the folder cannot be made.
     """
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = "is a file" if parent.is_file() else f"cannot be made: {error.strerror}"
-        raise ConfigError(f"{parent} {reason}", key="run.dir") from error
+    make_parent(parent)
     wanted = parent / (name or default_name)
     with ExitStack() as stack:
         try:
@@ -108,6 +104,25 @@ def create_run(
         return RunFolder(path)
 
 
+def make_parent(parent: Path) -> None:
+    """Make `run.dir`, the folder of all runs.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "is a file" if parent.is_file() else f"cannot be made: {error.strerror}"
+        raise ConfigError(f"{parent} {reason}", key="run.dir") from error
+
+
+def default_name(config_path: Path) -> str:
+    """The name of a run whose config gives none: that of the config file, or of its folder."""
+    is_generic = config_path.name == "config.yaml"
+    return config_path.resolve().parent.name if is_generic else config_path.stem
+
+
 def check_name_is_free(parent: Path, name: str | None) -> None:
     """Refuse a `run.name` that is taken, before any work is done.
 
@@ -121,7 +136,7 @@ def check_name_is_free(parent: Path, name: str | None) -> None:
 def _taken(path: Path) -> ConfigError:
     return ConfigError(
         f"{path} exists already",
-        hint=f"choose another name, delete it, or go on with it: mnft train --resume {path}",
+        hint=f"choose another name, delete it, or resume it: mnft train --resume {path}",
         key="run.name",
     )
 
@@ -152,7 +167,7 @@ def list_runs(parent: Path) -> list[RunFolder]:
 
 
 def has_progress(run: RunFolder) -> bool:
-    """Whether there is something to go on from; a run that was killed early begins again.
+    """Whether there is something to resume from; a run that was killed early begins again.
 
     A process saves the first state before it logs the first epoch, so an epoch in the log without
     any state is a loss, and models without both are of a first epoch that was being saved.
@@ -166,7 +181,7 @@ def read_log(run: RunFolder) -> list[dict[str, Any]]:
 
 
 def remove_leftovers(run: RunFolder) -> None:
-    """Remove what a crash left of the files that were being written; for who has the claim."""
+    """Remove what a crash left of the files that were being written; only its lock allows that."""
     files.remove_leftovers(
         [run.best, run.last, run.resume, run.log, run.config, run.written, run.split, run.curve],
     )
@@ -185,7 +200,7 @@ def find_bundle(path: Path) -> Path:
     if RunFolder(path).config.is_file():
         raise CheckpointError(
             f"{path} has no best model: it has not finished an epoch",
-            hint=f"go on with `mnft train --resume {path}`",
+            hint=f"resume it with `mnft train --resume {path}`",
         )
     if path.is_file():
         hint = f"name the folder: {path.parent}"

@@ -1,4 +1,4 @@
-"""Who writes into a run folder: one process at a time, as long as the folder is the same."""
+"""The lock on a run folder: one process at a time writes, as long as the folder is the same."""
 
 from __future__ import annotations
 
@@ -16,20 +16,47 @@ if sys.platform != "win32":
 _open: set[int] = set()
 
 
-class Claim:
-    """The right to write into a run folder.
+class RunLock:
+    """The right to write into a run folder, which lasts until the process ends, however it does.
 
     Args:
-        path: of the folder.
-        handle: the open folder; None where the system cannot tell folders apart.
+        path: the run folder.
     """
 
-    def __init__(self, path: Path, handle: int | None) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._handle = handle
+        self._handle: int | None = None  # the open folder; Windows opens none
+
+    def acquire(self) -> None:
+        """Take the lock.
+
+        Raises:
+            CheckpointError: another process has it.
+        """
+        if sys.platform == "win32":
+            return
+        self._handle = os.open(self._path, os.O_RDONLY)
+        _open.add(self._handle)
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.release()
+            raise CheckpointError(
+                f"{self._path}: another process is training this run",
+                hint="wait for it, or stop it first",
+            ) from error
+        except OSError:  # a file system without locks
+            pass
+
+    def release(self) -> None:
+        """Give the lock back, if it was taken."""
+        if self._handle is not None:
+            _open.discard(self._handle)
+            os.close(self._handle)
+            self._handle = None
 
     def check(self) -> None:
-        """Refuse to go on in a folder that is gone, or that is another one by now.
+        """Refuse to write into a folder that is gone, or that is another one by now.
 
         Raises:
             CheckpointError: it was removed, moved or replaced.
@@ -48,35 +75,22 @@ class Claim:
 
 
 @contextmanager
-def claimed(path: Path) -> Iterator[Claim]:
-    """Claim a run folder until the end, however the process ends.
+def locked(path: Path) -> Iterator[RunLock]:
+    """Hold the lock on a run folder inside the block.
 
     Raises:
         CheckpointError: another process has it.
     """
-    if sys.platform == "win32":  # which opens no folder
-        yield Claim(path, None)
-        return
-    handle = os.open(path, os.O_RDONLY)
-    _open.add(handle)
+    lock = RunLock(path)
+    lock.acquire()
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CheckpointError(
-                f"{path}: another process is training this run",
-                hint="wait for it, or stop it first",
-            ) from error
-        except OSError:  # a file system without locks
-            pass
-        yield Claim(path, handle)
+        yield lock
     finally:
-        _open.discard(handle)
-        os.close(handle)
+        lock.release()
 
 
 def _close_in_child() -> None:
-    # A loading process that outlives a killed training must not keep its claim.
+    # A loading process that outlives a killed training must not keep its lock.
     for handle in _open:
         os.close(handle)
     _open.clear()

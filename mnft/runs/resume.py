@@ -1,4 +1,4 @@
-"""Which run `--resume` means, and what may change when it goes on."""
+"""Which run `--resume` means, what may change in it, and what an interrupted one has saved."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mnft.config.edge import AFTER_TRAINING
 from mnft.config.load import load_config
 from mnft.config.schema import Config
 from mnft.config.source import dump_inline
-from mnft.errors import ConfigError, MnftError
+from mnft.errors import ConfigError, Interrupted, MnftError
 from mnft.runs.folder import RunFolder, list_runs, open_run, read_log
 from mnft.text import count
 from mnft.training.state import read_saved_progress
@@ -28,18 +28,18 @@ RESUMABLE = (
     "train.epochs",
     "train.threads",
 )
-_log = logging.getLogger(__name__)
+_LOGGER = logging.getLogger(__name__)
 
 
 def find_run(
     config_path: Path | None, overrides: Sequence[str], resume: Path | None
 ) -> tuple[RunFolder | None, Sequence[str]]:
-    """The run to go on with, and what is set anew in its config; no run where one begins.
+    """The run to resume, and the values to change in its config; None where a new one begins.
 
     Args:
-        config_path: of the command line; None with the path of a run.
+        config_path: the config of the command line; None with the path of a run.
         overrides: values of `--set`.
-        resume: a run, or AUTO for the newest of this config.
+        resume: a run, or AUTO for the newest one of the config.
 
     Raises:
         MnftError: there is no such run, or the config cannot be read.
@@ -100,6 +100,17 @@ def _check_not_edited(config: Config, run: RunFolder) -> None:
         )
 
 
+def describe_stop(error: BaseException, run: RunFolder) -> Interrupted:
+    """Say of a Ctrl-C or a signal what is saved, and how to resume the run."""
+    by, code = (error.by, error.exit_code) if isinstance(error, Interrupted) else ("Ctrl-C", 130)
+    # The state on the disk counts: the signal may have come while an epoch was saved.
+    done, partial = read_saved_progress(run.resume)
+    within = f" and {count(partial, 'update')} of the next" if partial else ""
+    message = f"by {by} after {count(done, 'epoch')}{within}"
+    command = f"resume with: mnft train --resume {run.path}"
+    return Interrupted(code, f"{message}; {command}", by=by)
+
+
 def find_differences(a: Config, b: Config) -> set[str]:
     """Keys of the training whose values differ."""
     keys = {key for key in describe.key_paths() if key.partition(".")[0] not in AFTER_TRAINING}
@@ -118,5 +129,5 @@ def _read_written(run: RunFolder) -> Config | None:
     try:
         return load_config(run.written)[0] if run.written.is_file() else None
     except MnftError as error:
-        _log.info("%s: passed over: %s", run.path, error.message)
+        _LOGGER.info("%s: passed over: %s", run.path, error.message)
         return None

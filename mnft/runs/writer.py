@@ -5,22 +5,29 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from mnft.errors import CheckpointError
+from mnft.config.load import save_config
+from mnft.data.lineage import pack
+from mnft.errors import CheckpointError, Interrupted, MnftError
 from mnft.model.bundle import ModelCard, save_bundle
 from mnft.results import EpochResult
-from mnft.runs.folder import RunFolder, log_epoch
-from mnft.runs.lock import Claim
-from mnft.signals import patiently
+from mnft.runs.begin import Run
+from mnft.runs.folder import RunFolder, log_epoch, log_event, reconcile_log, remove_leftovers
+from mnft.runs.lock import RunLock
+from mnft.runs.resume import describe_stop
+from mnft.runs.tensorboard import open_writer
+from mnft.signals import stop_request
 from mnft.tasks.base import Task
+from mnft.training.fit import out_of_patience
 from mnft.training.state import TrainState, copy_to_cpu, describe_state, save_state
 
+_log = logging.getLogger(__name__)
 _log = logging.getLogger(__name__)
 # Least seconds between two saves of finished epochs.
 SAVE_INTERVAL_S = 5.0
@@ -44,45 +51,45 @@ class _Unsaved:
 
 
 @dataclass
-class RunKeeper:
+class RunWriter:
     """Writes what each epoch leaves: models, resume state, log line, TensorBoard.
 
     Writing the models and the state takes as long as a short epoch. An epoch that ends within
     SAVE_INTERVAL_S of the last save is therefore logged, copied to memory, and written with the
-    next save. Used as a context manager, the keeper writes at the end what is in memory by then,
-    whatever the end is; only a process that is killed loses it, and computes it again.
+    next save. Used as a context manager, it writes at the end what is in memory by then, whatever
+    the end is; only a process that is killed loses that, and computes it again.
 
     Attributes:
-        run: where.
-        card: what belongs to the model.
-        facts: for mnft.json of the saved models, beside the epoch's result.
+        run: the folder to write into.
+        card: what a model folder says of the model beside its weights.
+        facts: entries of mnft.json beside the epoch's result.
         tensorboard: a SummaryWriter, or None.
-        claim: says whether the folder is still the run's own.
+        lock: proof that the folder is still the run's own.
     """
 
     run: RunFolder
     card: ModelCard
     facts: Mapping[str, Any] = field(default_factory=dict)
     tensorboard: Any = None
-    claim: Claim | None = None
+    lock: RunLock | None = None
     _unsaved: _Unsaved | None = field(default=None, init=False, repr=False)
     _saved_at: float = field(default=-math.inf, init=False, repr=False)
 
-    def __enter__(self) -> RunKeeper:
+    def __enter__(self) -> RunWriter:
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         if error is None:
-            with patiently():
+            with stop_request.deferred():
                 self._save()
             return
-        # What ended the training must be heard, not that the disk is full or memory short as well.
+        # The user must hear what ended the training, not that the disk or memory is full as well.
         with suppress(OSError, RuntimeError, MemoryError, CheckpointError):
             self._save()
 
-    def keep(self, state: TrainState, result: EpochResult) -> None:
+    def save_epoch(self, state: TrainState, result: EpochResult) -> None:
         """Save a finished epoch, or keep it in memory if the last save was a moment ago."""
-        self._check_claim()
+        self._check_lock()
         content = describe_state(state)
         is_due = time.monotonic() - self._saved_at >= SAVE_INTERVAL_S
         if not is_due:
@@ -108,13 +115,13 @@ class RunKeeper:
         """Write what is in memory; the state comes after the models that it refers to.
 
         Args:
-            state: a newer one than that in memory.
+            state: a newer state than the one in memory.
         """
-        # First of all, so that a second signal, which comes as an exception, ends it for good.
+        # Emptied first: after a second signal, which comes as an exception, nothing is retried.
         unsaved, self._unsaved = self._unsaved, None
         if unsaved is None and state is None:
             return
-        self._check_claim()
+        self._check_lock()
         if unsaved is not None:
             if unsaved.best is not None:
                 save_bundle(self.run.best, unsaved.best.weights, self.card, unsaved.best.record)
@@ -124,9 +131,64 @@ class RunKeeper:
         save_state(state, self.run.resume)
         self._saved_at = time.monotonic()
 
-    def _check_claim(self) -> None:
-        if self.claim is not None:
-            self.claim.check()
+    def _check_lock(self) -> None:
+        if self.lock is not None:
+            self.lock.check()
+
+
+@contextmanager
+def recorded(run: Run) -> Iterator[RunWriter]:
+    """Log how a training begins and how it ends; inside, a writer saves its epochs.
+
+    Raises:
+        Interrupted: Ctrl-C or a signal ended the training; the message says how to resume it.
+        MnftError: whatever ended it.
+    """
+    folder, training = run.folder, run.training
+    facts = {
+        "split_fingerprint": run.manifest.fingerprint,
+        "monitor": training.config.eval.monitor,
+        "trained_on": pack(run.manifest.trained_on),
+    }
+    tensorboard = open_writer(folder.path, training.config.run)
+    try:
+        _log_beginning(run)
+        with RunWriter(folder, training.card, facts, tensorboard, run.lock) as writer:
+            yield writer
+    except (MnftError, KeyboardInterrupt, Interrupted) as error:
+        # A full disk, or a folder that is gone, must not hide the error that ended the training.
+        with suppress(OSError, CheckpointError):
+            run.lock.check()
+            log_event(folder, "stop", {"reason": type(error).__name__, "message": str(error)})
+        if isinstance(error, MnftError):
+            raise
+        raise describe_stop(error, folder) from error
+    finally:
+        if tensorboard is not None:
+            tensorboard.close()
+    stopped_early = out_of_patience(training.state, training.options)
+    log_event(folder, "stop", {"reason": "early stopping" if stopped_early else "all epochs done"})
+
+
+def _log_beginning(run: Run) -> None:
+    folder, training = run.folder, run.training
+    config = training.config.model_dump()
+    if run.resumed:
+        remove_leftovers(folder)
+        save_config(training.config, folder.config)
+        reconcile_log(folder, training.state.results)
+        done, lr = len(training.state.history), training.state.schedule.lr
+        log_event(
+            folder, "resume", {**training.facts, "epochs_done": done, "lr": lr, "config": config}
+        )
+        return
+    recipe = {choice.key: choice.value for choice in training.choices}
+    reasons = {choice.key: choice.reason for choice in training.choices}
+    log_event(
+        folder,
+        "start",
+        {**training.facts, "recipe": recipe, "recipe_reasons": reasons, "config": config},
+    )
 
 
 def draw_curve(run: RunFolder, task: Task, results: Sequence[EpochResult], monitor: str) -> None:

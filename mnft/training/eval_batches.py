@@ -15,7 +15,7 @@ from mnft.data.batches.samplers import EvalSampler
 from mnft.data.batches.stored import StoredBatches
 from mnft.data.batches.workers import LoadedBatches, choose_workers
 from mnft.data.manifest import Sample
-from mnft.data.store.cache import find_cache_folder
+from mnft.data.store.cache import choose_cache_folder
 from mnft.data.store.geometry import EvalGeometry
 from mnft.data.store.store import Store, StoreUnavailable
 from mnft.device.machine import Machine
@@ -66,7 +66,7 @@ def open_eval_batches(
     geometry = EvalGeometry(preprocessing)
     if options.store != "off":
         try:
-            cache = find_cache_folder(options.store)
+            cache = choose_cache_folder(options.store)
             store = Store(cache, root, geometry, preprocessing.input_size[0])
             stored = store.open(list(samples))
         except StoreUnavailable:

@@ -11,8 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from mnft.data.batches.batch import Batch, Batches
-from mnft.data.batches.samplers import EpochSampler
+from mnft.data.batches.batch import Batch, Batches, TrainBatches
 from mnft.device.cpu.threads import Threads
 from mnft.device.memory import explaining_memory, peak_memory_mb, reset_peak_memory
 from mnft.device.select import seed_everything
@@ -20,7 +19,7 @@ from mnft.errors import Interrupted, ModelError, TrainError
 from mnft.reporter import Reporter
 from mnft.results import EpochResult, FitResult, StepProgress
 from mnft.seeding import derive_seed
-from mnft.signals import patiently
+from mnft.signals import stop_request
 from mnft.tasks.base import Loss
 from mnft.training.epoch.gradients import LoopOptions
 from mnft.training.epoch.loop import DIVERGED_HINT, LoopResult, train_one_epoch
@@ -29,10 +28,10 @@ from mnft.training.inference import run_model
 from mnft.training.state import TrainState
 
 
-class Keeper(Protocol):
+class Checkpointer(Protocol):
     """Writes down what an epoch leaves."""
 
-    def keep(self, state: TrainState, result: EpochResult) -> None:
+    def save_epoch(self, state: TrainState, result: EpochResult) -> None:
         """Log a finished epoch and save it, or hold it in memory until the next save."""
 
     def snapshot(self, state: TrainState) -> None:
@@ -75,12 +74,12 @@ class FitOptions:
 def fit(
     state: TrainState,
     forward: nn.Module,
-    train: Batches,
+    train: TrainBatches,
     val: Batches,
     criterion: Loss,
     options: FitOptions,
     *,
-    keeper: Keeper | None,
+    checkpointer: Checkpointer | None,
     reporter: Reporter,
 ) -> FitResult:
     """Train until the epochs are done or patience runs out; continues after `state.history`.
@@ -92,13 +91,12 @@ def fit(
         val: evaluation batches of the val split.
         criterion: summed loss.
         options: what stays the same.
-        keeper: writes files; None in processes that do not write.
+        checkpointer: writes files; None in processes that do not write.
         reporter: told of progress and epochs; silent in processes that do not speak.
 
     Raises:
         TrainError: the loss or the model's outputs are not finite; what was kept before stays.
     """
-    assert isinstance(train.sampler, EpochSampler)
     loop, machine = options.loop, options.loop.machine
     for epoch in range(len(state.history) + 1, options.epochs + 1):
         if out_of_patience(state, options):
@@ -117,8 +115,8 @@ def fit(
         seed_everything(seed)
         snapshots = None
         # Several processes would have to stop at the same update: they save only whole epochs.
-        if keeper is not None and machine.ranks.world_size == 1:
-            snapshots = Snapshots(state, keeper.snapshot, options.snapshot_minutes)
+        if checkpointer is not None and machine.ranks.world_size == 1:
+            snapshots = Snapshots(state, checkpointer.snapshot, options.snapshot_minutes)
 
         def on_step(step: int, steps: int, so_far: LoopResult, epoch: int = epoch) -> None:
             rate = so_far.num_images / max(so_far.seconds, 1e-9)
@@ -126,7 +124,7 @@ def fit(
 
         try:
             with (
-                patiently() if snapshots else nullcontext(),
+                stop_request.deferred() if snapshots else nullcontext(),
                 explaining_memory(machine.device, hint=_memory_hint(loop)),
             ):
                 trained = train_one_epoch(
@@ -143,8 +141,8 @@ def fit(
                 val_figures = evaluate(state.evaluated_model, val, loop)
         except (Interrupted, KeyboardInterrupt):
             # All updates are done: only the evaluation is left.
-            if keeper and state.partial is not None:
-                keeper.snapshot(state)
+            if checkpointer and state.partial is not None:
+                checkpointer.snapshot(state)
             raise
         state.partial = None
         # Where memory ran out, the next epoch need not find that out again.
@@ -167,9 +165,9 @@ def fit(
         state.history.append(result)
         state.best = result if result.is_best else state.best
         state.schedule.after_epoch(epoch, val_figures[options.monitor])
-        if keeper:
-            with patiently():
-                keeper.keep(state, result)
+        if checkpointer:
+            with stop_request.deferred():
+                checkpointer.save_epoch(state, result)
         reporter.on_epoch(result)
     return FitResult(list(state.history), state.best, out_of_patience(state, options))
 

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Literal
 
 from mnft.config.schema import Config
-from mnft.data.batches.batch import Batches, Growth, LoaderOptions
+from mnft.data.batches.batch import Batches, LoaderOptions, ProgressiveResize, TrainBatches
 from mnft.data.batches.raw import DecodedImages
 from mnft.data.batches.resample import DeviceImages
 from mnft.data.batches.samplers import EpochSampler, EvalSampler
 from mnft.data.batches.stored import StoredBatches, fits_on_device
 from mnft.data.batches.workers import LoadedBatches, choose_workers
 from mnft.data.manifest import Manifest, Sample
-from mnft.data.store.cache import find_cache_folder
+from mnft.data.store.cache import choose_cache_folder
 from mnft.data.store.geometry import EvalGeometry, TrainGeometry, choose_train_geometry
 from mnft.data.store.store import Geometry, Store, StoredImages, StoreUnavailable
 from mnft.data.transforms import build_train_transform
@@ -78,7 +78,7 @@ def open_inputs(
     """
     if config.data.store == "off":
         return Inputs(None, None, "off: every epoch decodes all images")
-    cache = find_cache_folder(config.data.store)
+    cache = choose_cache_folder(config.data.store)
     channels = preprocessing.input_size[0]
     geometries: tuple[tuple[Geometry, str], ...] = (
         (_train_geometry(config, preprocessing), "train"),
@@ -160,7 +160,7 @@ def build_train_batches(
     inputs: Inputs,
     machine: Machine,
     task: Task,
-) -> Batches:
+) -> TrainBatches:
     """The training batches of this process: shuffled, varied, mixed."""
     samples = manifest.split("train")
     labels = task.encode(samples)
@@ -174,7 +174,7 @@ def build_train_batches(
         weights=weights,
     )
     mix = task.build_mix(config.augment)
-    growth = Growth(config.train.start_size, config.train.epochs)
+    resize = ProgressiveResize(config.train.start_size, config.train.epochs)
     stored, whole = inputs.train, config.augment.policy == "none"
     # On a GPU, images that it cannot hold are varied by processes beside it.
     beside = machine.device.type == "cuda" and isinstance(stored, StoredImages)
@@ -188,7 +188,7 @@ def build_train_batches(
             channels_last=machine.channels_last,
             augment=config.augment,
             mix=mix,
-            growth=growth,
+            resize=resize,
         )
     assert not isinstance(stored, DeviceImages)
     return LoadedBatches(
@@ -202,7 +202,7 @@ def build_train_batches(
         augment=config.augment if whole else None,
         transform=None if whole else build_train_transform(config.augment, preprocessing),
         mix=mix,
-        growth=growth,
+        resize=resize,
     )
 
 

@@ -13,9 +13,9 @@ from mnft.device.ranks.distributed import broadcast
 from mnft.reporter import SILENT, Reporter
 from mnft.results import EpochResult, FitResult
 from mnft.seeding import derive_seed
-from mnft.signals import patiently
+from mnft.signals import stop_request
 from mnft.tasks.base import Features
-from mnft.training.fit import Keeper, fit, join_figures
+from mnft.training.fit import Checkpointer, fit, join_figures
 from mnft.training.head.cache import cached, compute_key
 from mnft.training.head.features import compute_features, set_head
 from mnft.training.training import Training
@@ -23,14 +23,16 @@ from mnft.training.training import Training
 _log = logging.getLogger(__name__)
 
 
-def train(training: Training, *, keeper: Keeper | None, reporter: Reporter) -> FitResult:
+def train(
+    training: Training, *, checkpointer: Checkpointer | None, reporter: Reporter
+) -> FitResult:
     """Run the stages that are not done yet.
 
     A run that was killed within the head stage begins it again, and comes to the same result.
 
     Args:
         training: its parts; the state is changed in place.
-        keeper: writes files; None in processes that do not write.
+        checkpointer: writes files; None in processes that do not write.
         reporter: told of progress and epochs; silent in processes that do not speak.
 
     Raises:
@@ -40,9 +42,9 @@ def train(training: Training, *, keeper: Keeper | None, reporter: Reporter) -> F
     try:
         if "head" in training.stages and state.head is None:
             state.head = state.best = train_head(training, reporter)
-            if keeper:
-                with patiently():
-                    keeper.keep(state, state.head)
+            if checkpointer:
+                with stop_request.deferred():
+                    checkpointer.save_epoch(state, state.head)
             reporter.on_epoch(state.head)
         if "finetune" not in training.stages:
             return FitResult([], state.best, stopped_early=False)
@@ -53,7 +55,7 @@ def train(training: Training, *, keeper: Keeper | None, reporter: Reporter) -> F
             training.val,
             training.criterion,
             training.options,
-            keeper=keeper,
+            checkpointer=checkpointer,
             reporter=reporter,
         )
     finally:
@@ -123,4 +125,22 @@ def _load_features(
         ),
         compute,
         machine.ranks,
+    )
+
+
+def compare_with_head(result: FitResult, training: Training) -> str | None:
+    """Say that fine-tuning did not improve on the fitted head, and what to try; else None."""
+    head, epochs = result.best, [r for r in result.epochs if r.stage != "head"]
+    if head is None or head.stage != "head" or not epochs:
+        return None
+    name = f"val_{training.options.monitor}"
+    choose = training.task.monitors[training.options.monitor]
+    epoch = choose(epochs, key=lambda result: result.figures[name])
+    shape = ".2%" if training.options.monitor == training.task.train_figures[1] else ".4f"
+    best, before = (format(result.figures[name], shape) for result in (epoch, head))
+    lr = training.config.optim.lr
+    return (
+        f"fine-tuning did not beat the head ({name} {best} in epoch {epoch.epoch}, the head "
+        f"{before}), so the best model is the head's; to try: a lower rate (--set "
+        f"optim.lr={lr / 3:.1g}), more epochs (--set train.epochs={2 * len(epochs)}), more images"
     )

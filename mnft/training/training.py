@@ -11,7 +11,7 @@ from torch import nn
 
 from mnft.config.recipe import Choice
 from mnft.config.schema import Config
-from mnft.data.batches.batch import Batches
+from mnft.data.batches.batch import Batches, TrainBatches
 from mnft.device.machine import Machine
 from mnft.model.bundle import ModelCard
 from mnft.tasks.base import Loss, Task
@@ -43,7 +43,7 @@ class Training:
     choices: Sequence[Choice]
     state: TrainState
     forward: nn.Module
-    train: Batches
+    train: TrainBatches
     train_view: Batches
     val: Batches
     criterion: Loss

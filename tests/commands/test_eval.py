@@ -92,6 +92,7 @@ def predictions(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
+@pytest.mark.plots
 def test_figures_are_those_of_scikit_learn_from_the_predictions(run: Path, evaluate: Cli) -> None:
     found = answer(evaluate(run, "--json"))
     rows = predictions(run / "eval")

@@ -171,8 +171,7 @@ def test_the_bar_is_gone_when_rows_are_written(
 
     rows_of = command._rows
     names = [image(f"{n}.png", n) for n in range(7)]
-    reporter = type(command.console.REPORTER)
-    monkeypatch.setattr(reporter, "track", lambda _, description: progress(description))
+    monkeypatch.setattr(command.console.REPORTER, "track", progress)
     monkeypatch.setattr(command, "_CHUNK", 3)
     monkeypatch.setattr(command, "_rows", give)
     monkeypatch.setattr(command, "_is_pipe", lambda _stream: to_pipe, raising=False)

@@ -13,8 +13,9 @@ import timm
 import torch
 
 from mnft.compare import process as latency_process
-from mnft.compare.latency import Latency, Plan, Variant, compute_ratio, measure, measure_each
+from mnft.compare.latency import Latency, Plan, compute_ratio, measure, measure_each
 from mnft.compare.process import WorkerProcess
+from mnft.compare.variants import Variant
 from mnft.compare.worker import run_turn
 from mnft.errors import ExportError
 from mnft.exports.artifact import write_record
@@ -22,6 +23,7 @@ from mnft.exports.convert import convert
 from mnft.exports.formats import FORMATS
 from mnft.model.bundle import ModelCard, load_bundle, save_bundle
 from mnft.preprocessing import Preprocessing
+from mnft.reporter import Reporter
 
 CLASSES = ("blue", "green", "red")
 
@@ -110,7 +112,7 @@ def test_memory_is_read_before_the_large_batches(variants, tmp_path):
 
 
 def test_a_file_of_one_image_at_a_time_gets_no_batches(variants, tmp_path):
-    (single,) = measure(variants("single"), threads=1, rounds=2, calls=2, batch_size=8)
+    (single,) = measure(variants("single"), Plan(threads=1, rounds=2, calls=2, batch_size=8))
     assert single.batch_size == 1
     assert single.images_per_s == pytest.approx(1000)
     assert {r["batch_size"] for _, _, r in read_log(tmp_path) if "memory" not in r} == {1}
@@ -154,17 +156,18 @@ def test_no_process_is_left(variants, monkeypatch):
     stop = WorkerProcess.stop
     monkeypatch.setattr(WorkerProcess, "stop", lambda self: (stop(self), stopped.append(self)))
 
-    def interrupt(_done, _total):
-        raise KeyboardInterrupt
+    class Interrupting(Reporter):
+        def track(self, description):
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        measure_each(variants("fast", "slow"), Plan(threads=1), on_progress=interrupt)
+        measure_each(variants("fast", "slow"), Plan(threads=1), Interrupting())
     assert len(set(stopped)) == 2
 
 
 def test_measure_raises_the_first_failure(variants):
     with pytest.raises(ExportError, match="dies: "):
-        measure(variants("fast", "dies"), threads=1, rounds=1, calls=1)
+        measure(variants("fast", "dies"), Plan(threads=1, rounds=1, calls=1, batch_size=1))
 
 
 def test_nothing_is_measured_of_nothing():
@@ -215,10 +218,7 @@ def test_torch_and_files_are_measured(folders):
     names = ("best", "onnx", "torchscript")
     results = measure(
         [Variant(name, folders / name) for name in names],
-        threads=1,
-        rounds=2,
-        calls=2,
-        batch_size=4,
+        Plan(threads=1, rounds=2, calls=2, batch_size=4),
     )
     assert [result.label for result in results] == list(names)
     for result in results:

@@ -21,10 +21,18 @@ from PIL import Image
 from support.images import COLOURS, write_image
 from typer.testing import Result
 
-from mnft.commands import compare as command
+from mnft.compare import judging
 from mnft.compare.files import COLUMNS, COMPARISON_FILES, Setting, write_comparison
 from mnft.compare.latency import Latency, Plan
-from mnft.compare.rows import Facts, Row, check_class_names, compare, find_front, find_slow_int8
+from mnft.compare.rows import (
+    Facts,
+    Row,
+    check_class_names,
+    compare,
+    compute_front,
+    describe_slow_int8,
+)
+from mnft.compare.variants import Variant
 from mnft.data.manifest import Manifest, Sample, save_manifest
 from mnft.errors import CheckpointError, ExportError
 from mnft.exports.artifact import Artifact, write_record
@@ -54,7 +62,7 @@ def latency(ms: float, label: str = "x") -> Latency:
 
 def row(name: str, correct: int, ms: float, **facts: object) -> Row:
     own = replace(FACTS, **facts)
-    return Row(name, Path(name), own, evaluation(correct), latency(ms))
+    return Row(Variant(name, Path(name)), own, evaluation(correct), latency(ms))
 
 
 # --- the front
@@ -64,7 +72,7 @@ def test_front_by_hand():
     #        best cost, dominated, on it, as dear and worse, most accurate
     costs = [1.0, 2.0, 3.0, 3.0, 9.0]
     gains = [0.5, 0.4, 0.7, 0.6, 0.9]
-    assert find_front(costs, gains) == [True, False, True, False, True]
+    assert compute_front(costs, gains) == [True, False, True, False, True]
 
 
 @pytest.mark.parametrize(
@@ -79,7 +87,7 @@ def test_front_by_hand():
     ],
 )
 def test_front_with_ties(costs, gains, front):
-    assert find_front(costs, gains) == front
+    assert compute_front(costs, gains) == front
 
 
 points = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12)
@@ -88,7 +96,7 @@ points = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, m
 @given(points)
 def test_front_properties(pairs):
     costs, gains = zip(*pairs, strict=True)
-    front = find_front(costs, gains)
+    front = compute_front(costs, gains)
     chosen = sorted({pair for pair, on in zip(pairs, front, strict=True) if on})
     # Along the front both grow strictly, and each other point is beaten by one of the front.
     assert all(a[0] < b[0] and a[1] < b[1] for a, b in itertools.pairwise(chosen))
@@ -98,11 +106,11 @@ def test_front_properties(pairs):
 
 
 def test_rows_without_figures_are_on_no_front_and_the_first_complete_one_is_the_reference():
-    failed = Row("failed", Path("f"), FACTS, evaluation(100), None, "no runtime")
+    failed = Row(Variant("failed", Path("f")), FACTS, evaluation(100), None, "no runtime")
     rows = [failed, row("a", 90, 4.0), row("b", 80, 2.0), row("c", 80, 3.0, size_bytes=9)]
     result = compare(rows)
     assert result.ratios == (None, 1.0, 0.5, 0.75)
-    assert [result.mark(i) for i in range(4)] == ["", "latency, size", "latency", "size"]
+    assert [result.fronts(i) for i in range(4)] == ["", "latency, size", "latency", "size"]
 
 
 # --- int8 that does not pay
@@ -116,17 +124,17 @@ def test_slow_int8_is_warned_of_with_the_fastest_of_the_model():
         row("openvino-int8", 90, 1.0, runtime="OpenVINO", precision="int8"),
         row("another model", 90, 0.1, params=9),
     ]
-    (warning,) = find_slow_int8(rows)
+    (warning,) = describe_slow_int8(rows)
     assert warning.startswith("onnx-int8 is slower than onnx (1.50 times its latency at batch 1)")
     assert warning.endswith("the fastest of this model is openvino-int8 (OpenVINO int8, 1.00 ms)")
 
 
 def test_int8_is_compared_with_its_own_model_and_format():
     int8 = {"precision": "int8"}
-    assert find_slow_int8([row("a", 9, 1.0, macs=7), row("b", 9, 3.0, **int8)]) == []
-    assert find_slow_int8([row("a", 9, 1.0, runtime="torch"), row("b", 9, 3.0, **int8)]) == []
-    assert find_slow_int8([row("a", 9, 3.0), row("b", 9, 3.0, **int8)]) == []
-    assert len(find_slow_int8([row("a", 9, 2.9), row("b", 9, 3.0, **int8)])) == 1
+    assert describe_slow_int8([row("a", 9, 1.0, macs=7), row("b", 9, 3.0, **int8)]) == []
+    assert describe_slow_int8([row("a", 9, 1.0, runtime="torch"), row("b", 9, 3.0, **int8)]) == []
+    assert describe_slow_int8([row("a", 9, 3.0), row("b", 9, 3.0, **int8)]) == []
+    assert len(describe_slow_int8([row("a", 9, 2.9), row("b", 9, 3.0, **int8)])) == 1
 
 
 def test_other_classes_are_refused_and_another_order_is_not():
@@ -147,7 +155,7 @@ def written(tmp_path):
     rows = [
         row("=cmd()", 90, 4.0),
         row("a|b", 80, 0.05, params=None, macs=None),
-        Row("none", Path("n"), None, problem="no such\nruntime"),
+        Row(Variant("none", Path("n")), None, problem="no such\nruntime"),
     ]
     setting = Setting("data", "test", 100, 2, Plan(rounds=2), ("int8 is slow",))
     write_comparison(tmp_path / "c", compare(rows), setting)
@@ -181,6 +189,7 @@ def test_the_page_is_a_table_that_names_cannot_break(written):
     assert "- int8 is slow" in page
 
 
+@pytest.mark.plots
 def test_the_picture_is_there(written):
     with Image.open(written / "comparison.png") as image:
         assert image.width > image.height > 500
@@ -288,11 +297,11 @@ def fake(monkeypatch):
     """Latencies of 1, 2, 3, ... ms, so that no process is started; gives the variants asked for."""
     asked = []
 
-    def measure(variants, plan, *, on_progress):
+    def measure(variants, plan, reporter):
         asked.extend(variants)
         return [latency(float(i), v.label) for i, v in enumerate(variants, 1)]
 
-    monkeypatch.setattr(command, "measure_each", measure)
+    monkeypatch.setattr(judging, "measure_each", measure)
     return asked
 
 
@@ -374,10 +383,10 @@ def test_only_failures_are_an_error_and_leave_no_files(run_cli, run, fake, monke
     assert result.exit_code == 1
     assert "none of the 1 models can be opened" in result.stderr
 
-    def fail(variants, plan, *, on_progress):
+    def fail(variants, plan, reporter):
         return [ExportError(f"{v.label}: died") for v in variants]
 
-    monkeypatch.setattr(command, "measure_each", fail)
+    monkeypatch.setattr(judging, "measure_each", fail)
     result = run_cli("compare", run)
     assert result.exit_code == 1
     assert "none of the 1 models can be compared:\n  lenet torch: lenet torch: died" in (
@@ -459,10 +468,10 @@ def test_the_legend_says_which_of_the_fronts_is_drawn() -> None:
     """The table marks two fronts, latency and size; the picture shows the first."""
     from matplotlib.figure import Figure
 
-    from mnft.compare.plot import _draw_legend
+    from mnft.compare.plot import draw_legend
 
     axes = Figure().subplots()
-    _draw_legend(axes, {"ONNX": ("black", "o")})
+    draw_legend(axes, {"ONNX": ("black", "o")})
     legend = axes.get_legend()
     assert legend is not None
     assert "Pareto front of latency" in [text.get_text() for text in legend.get_texts()]

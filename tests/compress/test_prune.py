@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from support.images import MakeFolder
 from typer.testing import Result
 
-from mnft.commands.prune import configure
 from mnft.compress.prune import steps as prune_steps
+from mnft.compress.prune.settings import configure
 from mnft.config.load import load_config
 from mnft.data.lineage import pack
 from mnft.data.manifest import load_manifest

@@ -21,10 +21,10 @@ from typer.testing import CliRunner, Result
 from mnft.cli.app import app
 from mnft.commands import quantize as command
 from mnft.compare.latency import Latency
-from mnft.compress.quantize import onnxruntime as quantize_onnx
-from mnft.compress.quantize import qat
-from mnft.compress.quantize.calibration import find_calibration_images
-from mnft.compress.quantize.int8 import Calibration, Census, check_census, check_layers
+from mnft.compress.quantize import qat, search
+from mnft.compress.quantize.calibration import choose_calibration_images
+from mnft.compress.quantize.int8 import Calibration
+from mnft.compress.quantize.layers import LayerCounts, check_counts, check_names, count_layers
 from mnft.compress.quantize.onnxruntime import OnnxRuntimeQuantizer
 from mnft.compress.quantize.sensitivity import choose_counts, rank_layers
 from mnft.errors import ConfigError, ExportError
@@ -35,7 +35,7 @@ from mnft.exports.convert import convert
 from mnft.exports.formats import FORMATS
 from mnft.host import find_missing
 from mnft.model.bundle import load_bundle
-from mnft.reporter import SILENT
+from mnft.reporter import Reporter
 
 onnx = pytest.importorskip("onnx", reason="mnft[onnx] is not installed")
 
@@ -84,7 +84,7 @@ def run(trained: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def _no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes that measure latency take seconds; one test lets them."""
-    monkeypatch.setattr(command, "measure", lambda _variants, threads: fake_latencies(2.0, 1.0))
+    monkeypatch.setattr(command, "measure", lambda _variants, _plan: fake_latencies(2.0, 1.0))
 
 
 def fake_latencies(*milliseconds: float) -> list[Latency]:
@@ -176,17 +176,34 @@ def test_layers_to_keep_stay_in_float(run_cli, run):
 
 
 def test_a_slower_file_is_warned_of(run_cli, run, monkeypatch):
-    monkeypatch.setattr(command, "measure", lambda _variants, threads: fake_latencies(1.0, 2.0))
+    """OpenVINO is the runtime to turn to (docs/smaller.md)."""
+    monkeypatch.setattr(command, "measure", lambda _variants, _plan: fake_latencies(1.0, 2.0))
     result = run_cli("quantize", "--ckpt", run, *QUICK)
     assert "slower than fp32" in result.stderr
     assert "which takes 2.00 times as long" in result.stderr
+    assert "--set quantize.method=nncf" in result.stderr
+
+
+@needs_nncf
+def test_who_uses_openvino_already_is_not_sent_to_another_runtime(run_cli, run, monkeypatch):
+    monkeypatch.setattr(command, "measure", lambda _variants, _plan: fake_latencies(1.0, 2.0))
+    result = run_cli("quantize", "--ckpt", run, *QUICK[:2], "--set", "quantize.method=nncf")
+    assert "slower than fp32" in result.stderr
+    assert "--set quantize.method" not in result.stderr
+
+
+@pytest.mark.usefixtures("_no_clock")
+def test_a_faster_file_is_called_fast(run_cli, run):
+    result = run_cli("quantize", "--ckpt", run, *QUICK)
+    assert "2.00 times as fast" in result.stderr
+    assert "slower" not in result.stderr
 
 
 # --- calibration
 
 
 def test_calibration_images_are_training_images_spread_over_classes(trained):
-    images = find_calibration_images(open_trained(trained), None, 12, SILENT)
+    images = choose_calibration_images(open_trained(trained), None, 12)
     assert {sample.split for sample in images.samples} == {"train"}
     assert Counter(sample.class_name for sample in images.samples) == {
         "blue": 4,
@@ -220,7 +237,7 @@ def test_every_calibration_gives_ranges_of_its_own(float_file, tmp_path, method)
             float_file, Calibration(make_noise(), name), tmp_path / name
         )
         quantizer.write(tmp_path / "int8.onnx")
-        assert quantize_onnx.take_census(tmp_path / "int8.onnx").quantized == 5
+        assert count_layers(tmp_path / "int8.onnx").quantized == 5
         written.append((tmp_path / "int8.onnx").read_bytes())
     assert written[0] != written[1]
 
@@ -229,9 +246,9 @@ def test_every_calibration_gives_ranges_of_its_own(float_file, tmp_path, method)
 def test_nncf_writes_onnx_too_and_keeps_layers_in_float(float_file, tmp_path):
     from mnft.compress.quantize.nncf import NncfQuantizer
 
-    quantizer = NncfQuantizer(float_file, Calibration(make_noise()), "onnx")
+    quantizer = NncfQuantizer(float_file, Calibration(make_noise()))
     quantizer.write(tmp_path / "int8.onnx", keep_float=["conv2"], thorough=True)
-    assert quantize_onnx.take_census(tmp_path / "int8.onnx") == Census(4, 4, 1)
+    assert count_layers(tmp_path / "int8.onnx") == LayerCounts(4, 4, 1)
     weights = read_weights(tmp_path / "int8.onnx")
     assert [name for name, (kind, _) in weights.items() if kind == "FLOAT"] == ["conv2.weight"]
 
@@ -239,7 +256,7 @@ def test_nncf_writes_onnx_too_and_keeps_layers_in_float(float_file, tmp_path):
 @needs_nncf
 @pytest.mark.usefixtures("_no_clock")
 def test_nncf_finds_the_layer_that_must_stay_in_float(run_cli, run):
-    """In a network whose conv2 cannot be in int8, which its gate sees and the search mends."""
+    """In a network whose conv2 cannot be in int8, which the gate sees and the search fixes."""
     spoil(run / "best")
     method = ("--set", "quantize.method=nncf", "--set", "quantize.qat=never")
     result = run_cli("quantize", "--ckpt", run, *QUICK, *method, "--json")
@@ -258,8 +275,8 @@ def test_nncf_finds_the_layer_that_must_stay_in_float(run_cli, run):
 
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calibration on images almost without contrast, so that all others are cut off."""
-    read = command.read_images
-    monkeypatch.setattr(command, "read_images", lambda *a: np.float32(1e-3) * read(*a))
+    read = search.read_images
+    monkeypatch.setattr(search, "read_images", lambda *a: np.float32(1e-3) * read(*a))
 
 
 @pytest.mark.usefixtures("_no_clock")
@@ -342,14 +359,13 @@ def test_the_layer_that_loses_most_is_found(run, tmp_path):
     source, images = tmp_path / artifact.file, make_noise()
     quantizer = OnnxRuntimeQuantizer(source, Calibration(images), tmp_path)
     seen: list[tuple[int, int]] = []
-    ranked = rank_layers(
-        quantizer,
-        artifact,
-        source,
-        images[:8],
-        tmp_path,
-        on_progress=lambda done, total: seen.append((done, total)),
-    )
+
+    class Recorder(Reporter):
+        @contextmanager
+        def track(self, description):
+            yield lambda done, total: seen.append((done, total))
+
+    ranked = rank_layers(quantizer, source, artifact, images[:8], tmp_path, Recorder())
     assert ranked[0][0] == "conv2"
     assert ranked[0][1] > 3 * ranked[1][1]
     assert sorted(layer for layer, _ in ranked) == sorted(quantizer.layers)
@@ -365,10 +381,10 @@ def test_a_few_more_layers_at_a_time(largest, available, counts):
 
 def test_nothing_quantized_is_an_error():
     with pytest.raises(ExportError, match="left all 5 layers in float"):
-        check_census(Census(0, 0, 5), what="X", per_channel=True)
-    with pytest.raises(ExportError, match="a scale a channel"):
-        check_census(Census(5, 0, 0), what="X", per_channel=True)
-    check_census(Census(5, 0, 0), what="X", per_channel=False)
+        check_counts(LayerCounts(0, 0, 5), what="X", per_channel=True)
+    with pytest.raises(ExportError, match="a scale per channel"):
+        check_counts(LayerCounts(5, 0, 0), what="X", per_channel=True)
+    check_counts(LayerCounts(5, 0, 0), what="X", per_channel=False)
 
 
 # --- quantization-aware fine-tuning
@@ -380,7 +396,7 @@ def test_fine_tuning_writes_int8(run_cli, run, monkeypatch):
     rounded: list[int] = []
     tune = qat.fine_tune
     monkeypatch.setattr(
-        "mnft.compress.quantize.finetune.fine_tune", lambda *a, **k: rounded.append(tune(*a, **k))
+        "mnft.compress.quantize.qat.fine_tune", lambda *a, **k: rounded.append(tune(*a, **k))
     )
     overrides = (*QUICK, "--set", "quantize.qat=always", "--set", "quantize.max_accuracy_drop=0.2")
     result = run_cli("quantize", "--ckpt", run, *overrides, "--json")
@@ -395,7 +411,7 @@ def test_fine_tuning_writes_int8(run_cli, run, monkeypatch):
 @needs_torchao
 @pytest.mark.usefixtures("_no_clock")
 def test_a_quantizer_that_quantizes_nothing_is_an_error(run_cli, run, monkeypatch):
-    monkeypatch.setattr(qat, "_find_observers", lambda _prepared: [])
+    monkeypatch.setattr(qat, "_insert_rounding", lambda graph, *_: graph)
     result = run_cli("quantize", "--ckpt", run, *QUICK, "--set", "quantize.qat=always")
     assert result.exit_code == 1
     assert "quantized nothing" in result.stderr
@@ -407,7 +423,7 @@ def test_rounding_gets_gradients(trained):
 
     bundle = load_bundle(trained / "best")
     graph, example = build_graph(bundle.model, bundle.preprocessing, embed=False)
-    prepared = qat._prepare(graph, example, ())
+    prepared = qat._insert_rounding(graph, example, ())
     prepared(example).square().sum().backward()
     assert all(torch.count_nonzero(p.grad) for p in prepared.parameters())
 
@@ -456,8 +472,8 @@ def test_an_unknown_layer_has_suggestions(run_cli, run):
     assert "no layer is called 'convv2'" in result.stderr
     assert "did you mean conv2" in result.stderr
     with pytest.raises(ConfigError, match=r"no layer is called 'blocks\.9'"):
-        check_layers(["blocks.9"], ["blocks.0.conv", "head"])
-    check_layers(["blocks", "head"], ["blocks.0.conv", "head"])
+        check_names(["blocks.9"], ["blocks.0.conv", "head"])
+    check_names(["blocks", "head"], ["blocks.0.conv", "head"])
 
 
 def test_a_missing_package_is_named(run_cli, run, monkeypatch):

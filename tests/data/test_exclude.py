@@ -13,11 +13,11 @@ from typer.testing import Result
 from mnft.config.schema import DataConfig
 from mnft.data.check.findings import Finding
 from mnft.data.check.leave_out import write_list
-from mnft.data.check.report import check_folder
+from mnft.data.check.report import check_dataset
 from mnft.data.exclude import exclude, read_list
-from mnft.data.folder import scan_folder
 from mnft.data.manifest import load_manifest
 from mnft.data.prepare import prepare_manifest
+from mnft.data.readers import class_folders
 from mnft.errors import ConfigError, DataError
 from mnft.tasks.classify.checks import find_class_faults
 
@@ -91,7 +91,7 @@ def test_a_hand_written_list(tmp_path: Path) -> None:
 def test_a_class_without_images_is_empty(make_folder: Make, tmp_path: Path) -> None:
     root = make_folder(per_class=2)
     (tmp_path / "list.txt").write_text("red/000.png\nred/001.png\nred/002.png\n")
-    found = exclude(scan_folder(root), str(tmp_path / "list.txt"))
+    found = exclude(class_folders.read(root), str(tmp_path / "list.txt"))
     assert found.scan.empty_classes == ((None, "red"),)
     assert (found.excluded, found.unknown) == (["red/000.png", "red/001.png"], ["red/002.png"])
     config = DataConfig(root=str(root), exclude=str(tmp_path / "list.txt"))
@@ -99,7 +99,7 @@ def test_a_class_without_images_is_empty(make_folder: Make, tmp_path: Path) -> N
         prepare_manifest(config, lambda *_: None)
     kinds = {
         f.kind
-        for f in check_folder(
+        for f in check_dataset(
             root, lambda *_: None, config, check_labels=find_class_faults
         ).report.findings
     }
@@ -200,7 +200,7 @@ def test_a_split_that_leaks_is_fixed(run_cli: Cli, tmp_path: Path) -> None:
     splits = {s.path: s.split for s in prepare_manifest(config, lambda *_: None).samples}
     torn = {p for p in splits if p.endswith("png") and splits[p] != splits[p[:-4] + " again.jpg"]}
     assert torn
-    report = check_folder(root, lambda *_: None, config, check_labels=find_class_faults).report
+    report = check_dataset(root, lambda *_: None, config, check_labels=find_class_faults).report
     near = [f for f in report.findings if f.kind == "near_leak"]
     assert {path for f in near for path in f.paths if path.endswith("png")} == torn
     assert all(f.is_problem and "which the split would put into" in f.message for f in near)
@@ -228,5 +228,5 @@ def test_the_list_is_never_half_written(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_plain_folder_is_found_again(tmp_path: Path) -> None:
     write_image(tmp_path / "images/red/a.png", (200, 0, 0), seed=0)
-    found = exclude(scan_folder(tmp_path / "images"), None)
+    found = exclude(class_folders.read(tmp_path / "images"), None)
     assert (len(found.scan.images), found.excluded, found.unknown) == (1, (), ())

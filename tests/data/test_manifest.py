@@ -15,16 +15,17 @@ import pytest
 from mnft import files
 from mnft.config.schema import DataConfig
 from mnft.data.decode import Inspection
-from mnft.data.folder import FolderScan, ImageFile, scan_folder
+from mnft.data.folder import FolderScan, ImageFile
 from mnft.data.manifest import (
     Manifest,
     Sample,
     build_manifest,
-    find_changes,
+    list_changes,
     load_manifest,
     save_manifest,
 )
 from mnft.data.prepare import prepare_manifest
+from mnft.data.readers import class_folders
 from mnft.errors import CheckpointError, ConfigError, DataError
 from mnft.evaluation.images import select_images
 
@@ -417,14 +418,14 @@ def test_the_fingerprint_is_of_contents_classes_and_splits() -> None:
 def test_find_changes(make_folder: Callable[..., Path]) -> None:
     root = make_folder(per_class=4)
     manifest = prepare_manifest(DataConfig(root=str(root)), lambda *_: None)
-    assert find_changes(manifest, manifest.samples) == []
+    assert list_changes(manifest, manifest.samples) == []
     (root / "red/000.png").write_bytes(b"other")
     (root / "blue/001.png").unlink()
-    assert find_changes(manifest, manifest.samples) == [
+    assert list_changes(manifest, manifest.samples) == [
         "blue/001.png: No such file or directory",
         "red/000.png: its content has changed",
     ]
-    assert find_changes(manifest, manifest.samples[4:5]) == []
+    assert list_changes(manifest, manifest.samples[4:5]) == []
 
 
 # Images to judge a model on
@@ -489,7 +490,7 @@ def test_select_lists_what_it_cannot_decode(make_folder: Callable[..., Path]) ->
 
 def test_scan_to_manifest(make_folder: Callable[..., Path]) -> None:
     """Classes of a folder with splits come in the order of their names."""
-    scan = scan_folder(make_folder(splits=("train", "val"), per_class=2))
+    scan = class_folders.read(make_folder(splits=("train", "val"), per_class=2))
     assert scan.class_names() == ["blue", "green", "red"]
 
 

@@ -17,7 +17,7 @@ from support.images import MakeFolder
 from typer.testing import Result
 
 from mnft.data import decode as decoder
-from mnft.data.decode import MAX_PIXELS, decode_bytes, find_missing_support
+from mnft.data.decode import MAX_PIXELS, decode_bytes, list_missing_support
 from mnft.errors import DataError
 
 Cli = Callable[..., Result]
@@ -225,7 +225,7 @@ def unloadable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_library_that_does_not_load_matters_to_heic_only() -> None:
     """As under a limit of memory: every other image is read as before."""
     assert decode_bytes(encode(quarters(), "PNG")).size == (96, 64)
-    assert find_missing_support(["a.png"]) == []
+    assert list_missing_support(["a.png"]) == []
     assert refusal(HEIC) == (
         "HEIC, but pillow-heif cannot be loaded: "
         "libheif.so.1: failed to map segment from shared object"
@@ -233,4 +233,4 @@ def test_a_library_that_does_not_load_matters_to_heic_only() -> None:
 
 
 def test_nothing_is_missing_for_other_files(heif: Any) -> None:
-    assert find_missing_support(["a.jpg", "b.heic", "c"]) == []
+    assert list_missing_support(["a.jpg", "b.heic", "c"]) == []

@@ -29,12 +29,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from typer.testing import Result
 
-from mnft import signals as stopping
 from mnft.device.machine import Machine
 from mnft.device.ranks import batchnorm, distributed
 from mnft.device.ranks.batchnorm import synchronize_batchnorm
 from mnft.device.ranks.distributed import Ranks, agree, broadcast, gather, process_group
 from mnft.errors import ConfigError, DataError, Interrupted
+from mnft.signals import stop_request
 
 Cli = Callable[..., Result]
 TIMEOUT_S = 180
@@ -370,8 +370,8 @@ def check_training(ranks):
         two, found, model = train(name, ranks, images, targets, **settings)
         loss = one.figures["loss"]
         assert abs(two.figures["loss"] - loss) < 1e-4 * loss, (name, one, two)
-        assert two.figures["accuracy"] == one.figures["accuracy"]
         assert two.num_images == one.num_images
+        assert two.figures["accuracy"] == one.figures["accuracy"]
         assert one.num_images == 25
         for key, tensor in expected.items():
             torch.testing.assert_close(found[key], tensor, rtol=1e-4, atol=1e-5)
@@ -683,7 +683,9 @@ def test_sigterm_stops_both_and_can_be_resumed(config: Path, run_cli: Cli, to: s
     assert process.returncode == 1  # torchrun's own
     said = [line for line in err.decode().splitlines() if line.startswith(("error", "stopped"))]
     assert len(said) == 1, err.decode()
-    assert re.match(r"stopped: by SIGTERM( to rank 1)? after \d+ epochs; go on with: mnft", said[0])
+    assert re.match(
+        r"stopped: by SIGTERM( to rank 1)? after \d+ epochs; resume with: mnft", said[0]
+    )
     assert b"mnft train --resume runs/cut" in err
     if to != "torchrun":  # which reports no exit codes when it is stopped itself
         assert re.search(r"exitcode +: 143 ", err.decode())
@@ -739,17 +741,17 @@ def test_only_the_first_signal_counts_in_a_group() -> None:
     def send() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
-    with stopping.handling_signals():
-        stopping.heed_first_signal_only()
+    with stop_request.handling_signals():
+        stop_request.heed_first_only()
         with pytest.raises(Interrupted):
             send()
         send()
-    with stopping.handling_signals():  # a command of its own
+    with stop_request.handling_signals():  # a command of its own
         with pytest.raises(Interrupted):
             send()
         with pytest.raises(Interrupted):
             send()
-        stopping.ignore_signals()
+        stop_request.ignore_signals()
         send()
 
 

@@ -21,7 +21,7 @@ from mnft.device.cpu.threads import Threads, build_threads, time_threads
 from mnft.device.ranks.distributed import Ranks
 from mnft.host import name_processor
 from mnft.results import EpochResult
-from mnft.training.epoch import snapshots as pauses_module
+from mnft.signals import StopRequest
 
 CPU = torch.device("cpu")
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -324,8 +324,8 @@ def test_the_rest_of_an_epoch_keeps_its_threads(
 ) -> None:
     asked = iter([False, True])
     with monkeypatch.context() as patch:
-        patch.setattr(pauses_module.stopping, "is_asked", lambda: next(asked))
-        patch.setattr(pauses_module.stopping, "raise_if_asked", interrupt)
+        patch.setattr(StopRequest, "pending", property(lambda _: next(asked)))
+        patch.setattr(StopRequest, "raise_if_pending", interrupt)
         assert train(name="cut").exit_code == 130
     run = train.run("cut")
     content = torch.load(run / "resume.pt", weights_only=True)
@@ -337,7 +337,7 @@ def test_the_rest_of_an_epoch_keeps_its_threads(
     assert threads_of(run) == [(1, 2), (2, 2)]
 
 
-def interrupt() -> None:
+def interrupt(_: StopRequest) -> None:
     raise KeyboardInterrupt
 
 

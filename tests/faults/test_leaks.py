@@ -13,14 +13,14 @@ pytestmark = [pytest.mark.faults, pytest.mark.slow]
 # After each epoch, in the training process itself.
 MEASURE = """
 import gc, re
-import mnft.runs.writer as keeper
-keep = keeper.RunKeeper.keep
+import mnft.runs.writer as writer
+save_epoch = writer.RunWriter.save_epoch
 def measured(self, state, result):
-    keep(self, state, result)
+    save_epoch(self, state, result)
     gc.collect()
     with open("/proc/self/status") as status, open("rss", "a") as out:
         out.write(re.search(r"VmRSS:\\s+(\\d+)", status.read())[1] + "\\n")
-keeper.RunKeeper.keep = measured
+writer.RunWriter.save_epoch = measured
 """
 
 

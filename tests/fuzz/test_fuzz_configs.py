@@ -170,7 +170,7 @@ def test_mutated_configs(
     def stop(*_: object) -> None:
         raise typer.Exit(0)
 
-    monkeypatch.setattr("mnft.commands.train.prepare", stop)
+    monkeypatch.setattr("mnft.runs.begin.begin_training", stop)
     seen = {"refused": 0, "understood": 0}
     contents: set[bytes] = set()
 

@@ -24,7 +24,7 @@ from sklearn.metrics import (
 )
 
 from mnft.config.schema import AugmentConfig, ModelConfig
-from mnft.data.batches.augment import draw, draw_centre
+from mnft.data.batches.augment import choose_params, sample_params
 from mnft.data.batches.resample import adjust, resample_on_cpu
 from mnft.data.decode import Inspection
 from mnft.data.folder import FolderScan, ImageFile
@@ -196,6 +196,7 @@ def test_top_k_equals_scikit_learn(case: tuple[np.ndarray, np.ndarray], k: int) 
 
 # Augmentation
 
+SQUARE = Preprocessing((3, 64, 64), (0.5,) * 3, (0.5,) * 3, "bilinear", 0.875)
 augmentations = st.builds(
     AugmentConfig,
     scale=st.sampled_from([[0.01, 1.0], [0.35, 1.0], [1.0, 1.0], [0.08, 0.3]]),
@@ -215,19 +216,20 @@ def test_draws_stay_within_the_image(
 ) -> None:
     seeds = [(seed + number) % 2**63 for number in range(len(sizes))]
     shapes = np.array(sizes, dtype=np.int64)
-    for draws in (draw(seeds, shapes, augment), draw_centre(shapes, 0.875, 1.0)):
-        top, left, height, width = draws.boxes.numpy().T
-        assert draws.boxes.dtype == torch.int64
+    for kind in (augment, "centre", None):
+        params = choose_params(kind, seeds, shapes, SQUARE)
+        top, left, height, width = params.boxes.numpy().T
+        assert params.boxes.dtype == torch.int64
         assert (top >= 0).all()
         assert (left >= 0).all()
         assert (height >= 1).all()
         assert (width >= 1).all()
         assert (top + height <= shapes[:, 0]).all()
         assert (left + width <= shapes[:, 1]).all()
-        assert (draws.erase >= 0).all()
-        assert (draws.erase[:, :2] + draws.erase[:, 2:] <= 1 + 1e-9).all()
-        assert (draws.jitter >= 0).all()
-        assert (draws.jitter <= 2).all()
+        assert (params.erase >= 0).all()
+        assert (params.erase[:, :2] + params.erase[:, 2:] <= 1 + 1e-9).all()
+        assert (params.jitter >= 0).all()
+        assert (params.jitter <= 2).all()
 
 
 @steady
@@ -248,19 +250,19 @@ def test_batches_keep_shape_type_and_range(
     rng = np.random.default_rng(seed)
     images = [rng.integers(0, 256, (h, w, channels), dtype=np.uint8) for h, w in sizes]
     copies = [image.copy() for image in images]
-    draws = draw([seed + n for n in range(len(sizes))], np.array(sizes), augment)
-    pixels = resample_on_cpu(images, draws, (20, 24), interpolation)
+    params = sample_params([seed + n for n in range(len(sizes))], np.array(sizes), augment)
+    pixels = resample_on_cpu(images, params, (20, 24), interpolation)
     assert pixels.shape == (len(sizes), channels, 20, 24)
     assert pixels.dtype == torch.uint8
-    for number, (top, left, height, width) in enumerate(draws.boxes.tolist()):
+    for number, (top, left, height, width) in enumerate(params.boxes.tolist()):
         if interpolation == "bilinear":  # which never goes beyond what it averages
             crop = images[number][top : top + height, left : left + width]
             assert pixels[number].min() >= crop.min()
             assert pixels[number].max() <= crop.max()
-    varied = adjust(pixels, draws, augment, (0.5,) * channels)
+    varied = adjust(pixels, params, augment, (0.5,) * channels)
     assert varied.shape == pixels.shape
     assert varied.dtype == pixels.dtype
-    real = adjust(pixels.float(), draws, augment, (0.5,) * channels)
+    real = adjust(pixels.float(), params, augment, (0.5,) * channels)
     assert real.min() >= 0
     assert real.max() <= 255
     assert all(np.array_equal(a, b) for a, b in zip(images, copies, strict=True))

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mnft.errors import ModelError
-from mnft.model.weights import classifier_names, load_weights
+from mnft.model.weights import layer_names, load_weights
 
 MODEL = "mobilenetv3_small_050"
 
@@ -202,7 +202,7 @@ def test_torchvision_weights_give_the_same_logits(tmp_path: Path, name: str, suf
     path = tmp_path / f"w{suffix}"
     (save_file if suffix == ".safetensors" else torch.save)(reference.state_dict(), path)
     model = build(timm_name, seed=1, num_classes=5)
-    report = load_weights(model, path, classifier=classifier_names(model))
+    report = load_weights(model, path, classifier=layer_names(model, "classifier"))
     images = torch.rand(2, 3, 64, 64)
     with torch.inference_mode():
         expected = reference(images)
@@ -313,11 +313,11 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     assert "local-dir:" in str(error.hint)
 
 
-def test_classifier_names() -> None:
-    assert classifier_names(build("lenet5")) == ("classifier",)
-    assert classifier_names(nn.Linear(1, 1)) == ()
+def test_layer_names() -> None:
+    assert layer_names(build("lenet5"), "classifier") == ("classifier",)
+    assert layer_names(nn.Linear(1, 1), "classifier") == ()
     distilled = build("deit_tiny_distilled_patch16_224")
-    assert classifier_names(distilled) == ("head", "head_dist")
+    assert layer_names(distilled, "classifier") == ("head", "head_dist")
 
 
 @pytest.fixture
@@ -344,7 +344,7 @@ def test_real_weights_load_into_a_model_of_five_classes(
     config = json.loads((real_weights / folder / "config.json").read_text())
     path = real_weights / folder / "model.safetensors"
     model = build(config["architecture"], num_classes=5, **config["model_args"])
-    report = load_weights(model, path, classifier=classifier_names(model))
+    report = load_weights(model, path, classifier=layer_names(model, "classifier"))
     assert report.head_replaced is head_replaced
     stored = load_file(path)
     backbone = {k: v for k, v in stored.items() if not k.startswith("classifier.")}

@@ -19,7 +19,7 @@ from typer.testing import Result
 
 from mnft.errors import CheckpointError, ConfigError
 from mnft.runs.folder import RunFolder, create_run
-from mnft.runs.lock import claimed
+from mnft.runs.lock import locked
 
 ROOT = Path(__file__).resolve().parents[2]
 Auto = Callable[..., Result]
@@ -133,8 +133,8 @@ def test_a_run_that_another_process_trains(train: Trainer, auto: Auto) -> None:
     """A real process holds the lock; its end, whatever it is, frees it."""
     assert auto().exit_code == 0
     hold = (
-        "import sys, time; from pathlib import Path; from mnft.runs.lock import claimed\n"
-        "with claimed(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from mnft.runs.lock import locked\n"
+        "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
     before = (train.run("small") / "log.jsonl").read_bytes()
     with subprocess.Popen(
@@ -157,7 +157,7 @@ def test_training_holds_the_lock(train: Trainer, monkeypatch: pytest.MonkeyPatch
 
     def watch(*args: object, **kwargs: object) -> object:
         try:
-            with claimed(train.run("small")):
+            with locked(train.run("small")):
                 held.append(False)
         except CheckpointError:
             held.append(True)

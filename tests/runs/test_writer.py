@@ -20,7 +20,7 @@ from mnft import console
 from mnft.errors import DataError
 from mnft.model.bundle import load_bundle
 from mnft.results import EpochResult
-from mnft.runs import writer as keeper
+from mnft.runs import writer
 from mnft.training import fit as fit_module
 from mnft.training.state import copy_to_cpu
 
@@ -36,13 +36,13 @@ def train(run_cli: Callable[..., Result], make_folder: MakeFolder, tmp_path: Pat
 def saves(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many epochs were finished at each save of a state."""
     found: list[int] = []
-    save = keeper.save_state
+    save = writer.save_state
 
     def save_state(content: dict[str, Any], path: Path) -> None:
         found.append(len(content["history"]))
         save(content, path)
 
-    monkeypatch.setattr(keeper, "save_state", save_state)
+    monkeypatch.setattr(writer, "save_state", save_state)
     return found
 
 
@@ -64,7 +64,7 @@ def test_short_epochs_are_saved_together(
     assert train(*sets, "train.epochs=5", name="together").exit_code == 0
     assert saves == [1, 5]
     saves.clear()
-    monkeypatch.setattr(keeper, "SAVE_INTERVAL_S", 0.0)
+    monkeypatch.setattr(writer, "SAVE_INTERVAL_S", 0.0)
     assert train(*sets, "train.epochs=5", name="each").exit_code == 0
     assert saves == [1, 2, 3, 4, 5]
     assert_same_run(train.run("each"), train.run("together"))
@@ -87,9 +87,9 @@ def test_an_epoch_that_ends_later_is_saved(
         now += 2
         log(*args)
 
-    log = keeper.log_epoch
-    monkeypatch.setattr(keeper, "time", Clock)
-    monkeypatch.setattr(keeper, "log_epoch", two_seconds_pass)
+    log = writer.log_epoch
+    monkeypatch.setattr(writer, "time", Clock)
+    monkeypatch.setattr(writer, "log_epoch", two_seconds_pass)
     assert train("train.epochs=8", name="run").exit_code == 0
     assert saves == [1, 4, 7, 8]  # at 0, 6 and 12 seconds, and at the end
 
@@ -139,7 +139,7 @@ def test_a_signal_between_two_epochs_saves(
         patch.setattr(console.TrainingDisplay, "on_epoch", signalled)
         stopped = train("train.epochs=4", name="cut")
     assert stopped.exit_code == code
-    assert "after 3 epochs; go on with" in stopped.stderr
+    assert "after 3 epochs; resume with" in stopped.stderr
     assert train.resume("cut").exit_code == 0
     assert_same_run(train.run("whole"), train.run("cut"))
 
@@ -162,14 +162,14 @@ def test_the_models_of_finished_epochs_come_before_a_state_within_the_next(
 def test_a_full_disk_does_not_hide_what_ended_the_training(
     train: Trainer, monkeypatch: pytest.MonkeyPatch, saves: list[int]
 ) -> None:
-    save = keeper.save_state
+    save = writer.save_state
 
     def is_full(content: dict[str, Any], path: Path) -> None:
         if len(content["history"]) > 1:
             raise OSError(errno.ENOSPC, "No space left on device")
         save(content, path)
 
-    monkeypatch.setattr(keeper, "save_state", is_full)
+    monkeypatch.setattr(writer, "save_state", is_full)
     with monkeypatch.context() as patch:
         interrupt_in_epoch(patch, 3, DataError("an image is lost"))
         failed = train("train.epochs=4", name="run")

@@ -39,9 +39,9 @@ def test_bench_shows_what_limits(config, run_cli):
     result = run_cli("bench", str(config), "--rounds", "2", "--batches", "2")
     assert result.exit_code == 0, result.stderr
     for part in (
-        "loading alone",
+        "loading only",
         "fixed-batch limit",
-        "updates alone, same batch",
+        "updates only, same batch",
         "training",
         "evaluation",
     ):

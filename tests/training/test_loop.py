@@ -294,7 +294,7 @@ def run_fit(
     loop = LoopOptions(Machine(CPU, Ranks(0, processes)), TASK)
     options = FitOptions(len(outcomes), "accuracy", None, 0, loop, stage="head")
     arguments: Any = (state, model, Train(), [], CrossEntropy(0.0, None), options)
-    return fit(*arguments, keeper=None, reporter=SILENT), began
+    return fit(*arguments, checkpointer=None, reporter=SILENT), began
 
 
 def test_the_next_epoch_begins_with_the_parts_that_fitted(monkeypatch: pytest.MonkeyPatch) -> None:

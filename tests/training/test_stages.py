@@ -14,7 +14,6 @@ import yaml
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 
-from mnft.commands.train import _compare_with_head
 from mnft.config.schema import Config
 from mnft.data.batches.batch import Batch
 from mnft.data.prepare import prepare_manifest
@@ -171,7 +170,7 @@ def test_the_head_stage_gives_a_model_that_is_judged_as_it_will_be(pretrained):
     values = pretrained | {"train": {"stages": ["head"], "precision": "fp32"}}
     training = build(values)
     before = {k: v.clone() for k, v in training.state.model.state_dict().items()}
-    result = stages.train(training, keeper=None, reporter=SILENT)
+    result = stages.train(training, checkpointer=None, reporter=SILENT)
     assert result.epochs == []
     assert result.best is not None
     assert (result.best.epoch, result.best.stage) == (0, "head")
@@ -200,7 +199,7 @@ def test_fine_tuning_starts_from_the_fitted_head_and_its_average_too(pretrained,
         seen["average"] = state.ema.module.get_classifier().weight.clone()
 
     monkeypatch.setattr(stages, "fit", fake_fit)
-    stages.train(training, keeper=None, reporter=SILENT)
+    stages.train(training, checkpointer=None, reporter=SILENT)
     expected = build(pretrained)
     stages.train_head(expected)
     weight = expected.state.model.get_classifier().weight
@@ -291,6 +290,7 @@ def test_the_log_and_the_terminal_say_what_the_recipe_chose(pretrained, run_cli,
     assert "train.epochs:" not in result.stderr  # it was written
     start = json.loads((tmp_path / "runs" / "run" / "log.jsonl").read_text().splitlines()[0])
     assert start["recipe"]["optim.layer_decay"]
+    assert start["recipe_reasons"].keys() == start["recipe"].keys()
 
 
 def test_an_epoch_as_accurate_as_the_head_takes_its_place_where_its_loss_is_lower(
@@ -317,7 +317,7 @@ def test_an_epoch_as_accurate_as_the_head_takes_its_place_where_its_loss_is_lowe
 
     monkeypatch.setattr(stages, "train_head", train_head)
     monkeypatch.setattr(fit_module, "evaluate", judge)
-    best = stages.train(training, keeper=None, reporter=SILENT).best
+    best = stages.train(training, checkpointer=None, reporter=SILENT).best
     assert (best.stage, best.epoch) == ("finetune", 2)
 
 
@@ -376,7 +376,7 @@ def test_frozen_batchnorm_keeps_its_statistics_and_learns_its_scales(pretrained)
         model = {**pretrained["model"], "freeze_batchnorm": freeze}
         training = build(pretrained | {"model": model})
         before = {k: v.clone() for k, v in training.state.model.state_dict().items()}
-        stages.train(training, keeper=None, reporter=SILENT)
+        stages.train(training, checkpointer=None, reporter=SILENT)
         after = training.state.model.state_dict()
         return {name: not torch.equal(before[name], after[name]) for name in before}
 
@@ -452,11 +452,14 @@ def test_fine_tuning_that_does_not_beat_the_head_is_told(monitor, says):
     head = epoch(0, 0.95, 0.1, stage="head")
     config = Config.model_validate({"data": {"root": "x"}, "optim": {"lr": 0.003}})
     training = SimpleNamespace(options=SimpleNamespace(monitor=monitor), config=config)
-    remark = _compare_with_head(FitResult(epochs, head, stopped_early=False), training)
+    remark = stages.compare_with_head(FitResult(epochs, head, stopped_early=False), training)
     assert remark is not None
     assert says in remark
     assert "--set optim.lr=0.001" in remark
     assert "--set train.epochs=4" in remark
     assert "\n" not in remark
-    assert _compare_with_head(FitResult(epochs, epochs[1], stopped_early=False), training) is None
-    assert _compare_with_head(FitResult([], head, stopped_early=False), training) is None
+    assert (
+        stages.compare_with_head(FitResult(epochs, epochs[1], stopped_early=False), training)
+        is None
+    )
+    assert stages.compare_with_head(FitResult([], head, stopped_early=False), training) is None

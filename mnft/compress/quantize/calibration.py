@@ -1,7 +1,8 @@
-"""The training images that int8 is calibrated on, as arrays."""
+"""Which images int8 quantization needs, and the arrays of these images."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,48 +11,85 @@ import torch
 from numpy.typing import NDArray
 
 from mnft.config.schema import Config
-from mnft.data.manifest import find_changes
+from mnft.data.manifest import list_changes
 from mnft.device.machine import Machine
 from mnft.errors import CheckpointError, DataError
 from mnft.evaluation.checkpoint import Opened
 from mnft.evaluation.images import Selection, choose_evenly, find_images
 from mnft.model.bundle import Bundle
-from mnft.reporter import Reporter
+from mnft.reporter import SILENT, Reporter
 from mnft.tasks import open_task
 from mnft.training.eval_batches import EvalOptions, open_eval_batches
 
 
-def find_calibration_images(
-    opened: Opened, data: Path | None, count: int, reporter: Reporter
-) -> Selection:
-    """Training images, as many of each class.
+@dataclass(frozen=True, slots=True)
+class QuantizationImages:
+    """The images of a quantization.
+
+    Attributes:
+        calibration: training images, from which the ranges of activations come.
+        val: the images on which the int8 file must be as accurate as the float file.
+        test: images that are only reported on, once at the end; None where none are known.
+    """
+
+    calibration: Selection
+    val: Selection
+    test: Selection | None
+
+
+def choose_images(
+    opened: Opened, data: Path | None, num_calibration: int, reporter: Reporter
+) -> QuantizationImages:
+    """Choose images from the run's split, or from the user's folder, which has no test images.
 
     Args:
         opened: the model.
-        data: a folder whose train images are taken; None takes the run's.
-        count: images.
-        reporter: told of progress.
+        data: a folder with train and val images; None takes the run's images.
+        num_calibration: the number of training images to calibrate on.
+        reporter: receives progress.
 
     Raises:
-        MnftError: no training images are known, or they have changed since the training.
+        MnftError: training or val images are unknown, or changed since the training.
     """
+    calibration = choose_calibration_images(opened, data, num_calibration, reporter)
+    val = find_images(opened, data, "val", reporter)
+    test = None
+    if data is None and opened.manifest is not None and opened.manifest.split("test"):
+        test = find_images(opened, None, "test", reporter)
+    return QuantizationImages(calibration, val, test)
+
+
+def choose_calibration_images(
+    opened: Opened, data: Path | None, count: int, reporter: Reporter = SILENT
+) -> Selection:
+    """Choose training images, equally many of each class.
+
+    Args:
+        opened: the model.
+        data: a folder with train images; None takes the run's images.
+        count: the number of images.
+        reporter: receives progress.
+
+    Raises:
+        MnftError: no training images are known, or they changed since the training.
+    """
+    manifest = opened.manifest
     if data is not None:
-        found = find_images(opened, data, "train", reporter, judging=False)
-    elif opened.manifest is None:
+        images = find_images(opened, data, "train", reporter, judging=False)
+    elif manifest is not None:
+        images = Selection(manifest.root, "train", manifest.split("train"), {})
+    else:
         raise CheckpointError(
             f"{opened.bundle.folder} does not lie in a run, so its training images are not known",
             hint="name a folder that has train and val in it: --data DIR",
         )
-    else:
-        manifest = opened.manifest
-        found = Selection(manifest.root, "train", manifest.split("train"), {})
-    if not found.samples:
-        raise DataError(f"{found.root}: no training images to calibrate on")
-    chosen = found.take(choose_evenly([sample.class_name for sample in found.samples], count))
-    known = opened.manifest if data is None else None
-    if known is not None and (changes := find_changes(known, chosen.samples)):
+    if not images.samples:
+        raise DataError(f"{images.root}: no training images to calibrate on")
+    chosen = images.take(choose_evenly([sample.class_name for sample in images.samples], count))
+    # A folder that the user names need not hold the images of the run.
+    if data is None and manifest and (changes := list_changes(manifest, chosen.samples)):
         raise DataError(
-            f"{found.root}: {len(changes)} of {len(chosen.samples)} training images are not what "
+            f"{images.root}: {len(changes)} of {len(chosen.samples)} training images are not what "
             "they were when the run began:\n  " + "\n  ".join(changes[:10]),
             hint="if the folder moved, name it: --data DIR",
         )

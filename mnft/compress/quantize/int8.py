@@ -1,16 +1,18 @@
-"""What all ways to int8 share: calibration, names of layers, a count of what was done."""
+"""What all methods of int8 quantization share: calibration, held-out images, the base class."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Collection, Sequence
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from numpy.typing import NDArray
 
-from mnft.errors import ConfigError, ExportError
+from mnft.compress.quantize.layers import LayerCounts, count_layers, read_layers
+from mnft.exports.artifact import Artifact
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +20,7 @@ class Calibration:
     """How the ranges of activations are found.
 
     Attributes:
-        images: (N, C, H, W) float32, normalised training images as evaluation sees them.
+        images: (N, C, H, W) float32, normalised training images, preprocessed as in evaluation.
         method: "mean" (of each image's range), "minmax", "entropy" or "percentile".
         reduce_range: weights in 7 bits, for processors without VNNI, whose sums can overflow.
     """
@@ -29,14 +31,14 @@ class Calibration:
 
 
 @dataclass(frozen=True, slots=True)
-class Control:
-    """What a search for the layers to leave in float is judged by.
+class HeldOutImages:
+    """Val images that judge a search for the layers to leave in float.
 
     Attributes:
-        images: (N, C, H, W) float32, normalised val images.
+        images: (N, C, H, W) float32, normalised.
         targets: (N,) int, their classes.
-        max_accuracy_drop: that is allowed on them, as a share.
-        max_layers: to leave in float.
+        max_accuracy_drop: the loss of accuracy on them that is allowed, as a fraction.
+        max_layers: the most layers to leave in float.
     """
 
     images: NDArray[Any]
@@ -45,65 +47,52 @@ class Control:
     max_layers: int
 
 
-@dataclass(frozen=True, slots=True)
-class Census:
-    """Layers with weights in a file: int8, those of them with a scale a channel, and float."""
+class Quantizer(ABC):
+    """Writes int8 files of one float ONNX file; each tool-chain has its subclass.
 
-    quantized: int
-    per_channel: int
-    floating: int
+    The files are ONNX; a subclass that writes another format overrides `convert_onnx` and
+    `count_layers`.
 
+    Args:
+        source: the float ONNX file.
+        calibration: images, and how ranges follow from them.
+    """
 
-class Quantizer(Protocol):
-    """Writes int8 files of one float file."""
+    def __init__(self, source: Path, calibration: Calibration) -> None:
+        self._source = source
+        self._calibration = calibration
+        self._nodes = list(read_layers(source))
 
     @property
     def layers(self) -> list[str]:
         """Names of the layers that have weights, in the order of the graph."""
+        return list(dict.fromkeys(layer for _, layer, weighted in self._nodes if weighted))
 
+    @abstractmethod
     def write(
         self, path: Path, keep_float: Collection[str] = (), *, thorough: bool = False
     ) -> None:
-        """Write a file in int8, but for layers that stay in float; `thorough` costs something."""
+        """Write a file in int8.
 
+        Args:
+            path: the file to write.
+            keep_float: layers, or modules that contain layers, that stay in float.
+            thorough: lose less accuracy at the price of a slower file or a slower conversion.
 
-def within(layer: str, names: Collection[str]) -> bool:
-    """Whether a layer is one of these, or lies in one: `blocks.0.0.conv` in `blocks.0`."""
-    return any(layer == name or layer.startswith(f"{name}.") for name in names)
+        Raises:
+            ExportError: the tool-chain cannot take this model.
+        """
 
+    def convert_onnx(self, source: Path, path: Path, artifact: Artifact) -> None:  # noqa: ARG002
+        """Bring an ONNX file, float or int8, into the format of this quantizer's files.
 
-def check_layers(names: Sequence[str], layers: Sequence[str]) -> None:
-    """Refuse names that no layer has.
+        Args:
+            source: the ONNX file.
+            path: the file to write.
+            artifact: the description of the ONNX file.
+        """
+        shutil.copyfile(source, path)
 
-    Args:
-        names: that the user gave; `blocks.0` means all layers in it.
-        layers: of the model.
-
-    Raises:
-        ConfigError: with the nearest names.
-    """
-    parents = {
-        layer.rsplit(".", depth)[0] for layer in layers for depth in range(layer.count(".") + 1)
-    }
-    for name in names:
-        if not any(within(layer, [name]) for layer in layers):
-            close = difflib.get_close_matches(name, sorted({*layers, *parents}), 3, cutoff=0.4)
-            raise ConfigError(
-                f"no layer is called {name!r}",
-                hint=f"did you mean {', '.join(close)}?"
-                if close
-                else f"the layers are {', '.join(layers[:8])}, ...",
-                key="quantize.keep_float",
-            )
-
-
-def check_census(census: Census, *, what: str, per_channel: bool) -> None:
-    """Refuse a file in which nothing was quantized: some tool-chains say nothing then.
-
-    Raises:
-        ExportError: no layer has int8 weights, or none a scale a channel where it should.
-    """
-    if not census.quantized:
-        raise ExportError(f"{what} left all {census.floating} layers in float")
-    if per_channel and not census.per_channel:
-        raise ExportError(f"{what} gave no weight a scale a channel")
+    def count_layers(self, path: Path) -> LayerCounts:
+        """Count the layers of a file of this quantizer's format that have int8 weights."""
+        return count_layers(path)

@@ -1,11 +1,11 @@
 """Quantization-aware fine-tuning (Jacob et al. 2018, section 3) through torchao, to ONNX.
 
-BatchNorm is folded into the convolutions first, so what is trained is what will run.
+BatchNorm is folded into the convolutions first, so that what is trained is what will run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,36 +14,96 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mnft.compress.quantize.int8 import within
+from mnft.compress.quantize.layers import within
 from mnft.config.schema import Config
-from mnft.data.batches.samplers import EpochSampler
+from mnft.device.machine import open_machine
 from mnft.device.select import seed_everything
-from mnft.errors import ExportError
+from mnft.errors import CheckpointError, ExportError, foreign
+from mnft.evaluation.checkpoint import Opened
+from mnft.exports import onnx
 from mnft.exports.artifact import Artifact
+from mnft.exports.formats import check_installed
 from mnft.exports.graph import build_graph
-from mnft.exports.onnx import LARGEST_BATCH, write_onnx
-from mnft.exports.quiet import REFUSED, quiet
+from mnft.exports.quiet import quiet
+from mnft.host import find_missing
 from mnft.model.bundle import Bundle
+from mnft.reporter import SILENT, Reporter
 from mnft.seeding import derive_seed
-from mnft.training.epoch.loop import LoopResult, train_one_epoch
+from mnft.training.build import build_training
+from mnft.training.epoch.loop import train_one_epoch
 from mnft.training.optim import Schedule, build_optimizer
 from mnft.training.state import TrainState
 from mnft.training.training import Training
 
-_OPSET = 21  # the first with int8 for all that is needed
-_BATCH = 16
-OnEpoch = Callable[[int, LoopResult], None]
+_PACKAGES = ("torchao",)
+_CANNOT = "torchao cannot quantize this model"
+_HINT = "--set quantize.qat=never leaves quantization-aware fine-tuning out"
+_OPSET = 21  # the first that has int8 for all operators needed here
+_BATCH_SIZE = 16
+
+
+def suggest_installing(config: Config) -> str:
+    """A hint to install torchao where fine-tuning was left out because it is missing; else ""."""
+    if config.quantize.qat == "auto" and find_missing(_PACKAGES):
+        return "quantization-aware fine-tuning: pip install 'mnft[qat]'; "
+    return ""
+
+
+def build_finetuner(
+    opened: Opened,
+    config: Config,
+    images: np.ndarray[Any, np.dtype[Any]],
+    artifact: Artifact,
+    reporter: Reporter,
+) -> Callable[[Path], None] | None:
+    """Build a function that writes an ONNX file by fine-tuning; None where that is not possible.
+
+    Args:
+        opened: the trained model.
+        config: the config of its run.
+        images: (N, C, H, W) float32, normalised, for the first ranges.
+        artifact: what an ONNX file of the model takes and gives.
+        reporter: receives progress and epochs.
+
+    Raises:
+        ExportError: `quantize.qat` is "always", but torchao is not installed.
+        CheckpointError: `quantize.qat` is "always", but the model lies in no run.
+    """
+    settings, manifest = config.quantize, opened.manifest
+    if settings.qat == "always":
+        check_installed(_PACKAGES, "qat", "quantization-aware fine-tuning")
+        if manifest is None:
+            raise CheckpointError(
+                f"{opened.bundle.folder} does not lie in a run, so there is nothing to fine-tune "
+                "it on",
+                hint="name a run, or leave it out: --set quantize.qat=never",
+            )
+    if settings.qat == "never" or manifest is None or find_missing(_PACKAGES):
+        return None
+
+    def write(path: Path) -> None:
+        training = build_training(
+            adapt_config(config, opened.bundle),
+            manifest,
+            open_machine("cpu"),
+            reporter=reporter,
+        )
+        keep_float = settings.keep_float or ()
+        fine_tune(training, images, artifact, path, keep_float=keep_float, reporter=reporter)
+
+    return write
 
 
 def adapt_config(config: Config, bundle: Bundle) -> Config:
-    """The run's config, for a fine-tuning that begins with the trained model."""
+    """The run's config, changed for a fine-tuning that starts from the trained model."""
     values = config.model_dump()
-    values["recipe"] = "plain"  # the run's config has it written out; what is new here is meant
+    # The config of a run spells its recipe out, and the recipe must not undo what is set here.
+    values["recipe"] = "plain"
     values["model"] |= {"name": f"local-dir:{bundle.folder}", "pretrained": True, "freeze": "none"}
     values["train"] |= {
         "epochs": config.quantize.qat_epochs,
         "stages": ["finetune"],
-        "precision": "fp32",  # rounding to bf16 would hide that to int8
+        "precision": "fp32",  # rounding to bf16 would hide the rounding to int8
         "ema_decay": None,
         "compile": False,
         "start_size": 1.0,
@@ -51,7 +111,7 @@ def adapt_config(config: Config, bundle: Bundle) -> Config:
     }
     values["optim"] = {"name": "adamw", "lr": config.quantize.qat_lr, "weight_decay": 0.0}
     values["schedule"] = {"name": "cosine", "warmup_epochs": 0.0}
-    # The trained model answers; its training labels it knows by heart, which teaches nothing.
+    # The trained model is the teacher: it fits its training labels so well that they teach nothing.
     values["distill"] = {"teacher": str(bundle.folder), "temperature": 2.0, "weight": 1.0}
     return Config.model_validate(values)
 
@@ -63,72 +123,49 @@ def fine_tune(
     path: Path,
     *,
     keep_float: Collection[str] = (),
-    on_epoch: OnEpoch = lambda _epoch, _result: None,
+    reporter: Reporter = SILENT,
 ) -> int:
-    """Train a model whose weights and activations are rounded as int8 will, and write it.
+    """Train a model whose weights and activations are rounded as in int8, and write it.
 
     Args:
-        training: of `adapt_config`.
+        training: a training built from `adapt_config`.
         images: (N, C, H, W) float32, normalised, for the first ranges.
         artifact: what the file takes and gives.
-        path: of the ONNX file.
-        keep_float: layers, or what they lie in, that stay in float.
-        on_epoch: called with each epoch, from 1, and what came of it.
+        path: the ONNX file to write.
+        keep_float: layers, or modules that contain layers, that stay in float.
+        reporter: receives a note after each epoch.
 
     Returns:
-        How many tensors are rounded.
+        The number of tensors that are rounded.
 
     Raises:
-        ExportError: torchao cannot take this model, or quantizes nothing of it.
+        ExportError: torchao cannot take this model, or quantizes nothing in it.
         TrainError: the loss is not finite.
     """
+    from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
     graph, example = build_graph(training.state.model, training.card.preprocessing, embed=False)
-    try:
-        with quiet():
-            prepared = _prepare(graph, example, keep_float)
-    except REFUSED as error:
-        raise _refusal(error) from error
-    observers = _find_observers(prepared)
+    with foreign(_CANNOT, ExportError, hint=_HINT), quiet():
+        prepared = _insert_rounding(graph, example, keep_float)
+    observers: list[Any] = [m for m in prepared.modules() if isinstance(m, FakeQuantizeBase)]
     if not observers:  # seen with other versions of torch: nothing is quantized, without a word
         raise ExportError("torchao quantized nothing of this model")
     with torch.no_grad():
-        for start in range(0, len(images), _BATCH):
-            prepared(torch.from_numpy(images[start : start + _BATCH]))
-    _train(training, prepared, observers, on_epoch)
-    try:
-        with quiet():
-            write_onnx(convert_pt2e(prepared), example, artifact, path, opset=_OPSET)
-    except REFUSED as error:
-        raise _refusal(error) from error
+        for start in range(0, len(images), _BATCH_SIZE):
+            prepared(torch.from_numpy(images[start : start + _BATCH_SIZE]))
+    _train(training, prepared, observers, reporter)
+    with foreign(_CANNOT, ExportError, hint=_HINT), quiet():
+        onnx.write(convert_pt2e(prepared), example, artifact, path, opset=_OPSET)
     return len(observers)
 
 
-class _Trainable(nn.Module):
-    """An exported graph, which has no training mode and refuses to be asked for it."""
-
-    def __init__(self, graph: nn.Module) -> None:
-        super().__init__()
-        self.graph = graph
-
-    def forward(self, images: Tensor) -> Tensor:
-        """From (B, C, H, W) to (B, K) logits."""
-        # Memory format: the graph was traced with contiguous tensors.
-        logits: Tensor = self.graph(images.contiguous())
-        return logits
-
-    def train(self, mode: bool = True) -> _Trainable:
-        """Note it, for this module alone."""
-        self.training = mode
-        return self
-
-
-def _prepare(graph: nn.Module, example: Tensor, keep_float: Collection[str]) -> Any:
+def _insert_rounding(graph: nn.Module, example: Tensor, keep_float: Collection[str]) -> Any:
+    """The exported graph with a fake quantizer at each tensor that int8 will round."""
     from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
-    batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
+    batch = torch.export.Dim("batch", min=1, max=onnx.LARGEST_BATCH)
     quantizer = x86.X86InductorQuantizer().set_global(
         x86.get_default_x86_inductor_quantization_config(is_qat=True)
     )
@@ -137,47 +174,38 @@ def _prepare(graph: nn.Module, example: Tensor, keep_float: Collection[str]) -> 
             quantizer.set_module_name_qconfig(name, None)
     # Without strict, torchao finds no pattern and quantizes nothing.
     exported = torch.export.export(graph, (example,), dynamic_shapes=({0: batch},), strict=True)
-    # Not prepare_qat_pt2e, which would go on training BatchNorm.
+    # Not prepare_qat_pt2e, which would continue to train BatchNorm.
     prepared = prepare_pt2e(exported.module(), quantizer)
     for parameter in prepared.parameters():
         parameter.requires_grad_(True)
     return prepared
 
 
-def _find_observers(prepared: nn.Module) -> list[Any]:
-    from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase
-
-    return [module for module in prepared.modules() if isinstance(module, FakeQuantizeBase)]
-
-
 def _train(
-    training: Training, prepared: nn.Module, observers: list[Any], on_epoch: OnEpoch
+    training: Training, prepared: nn.Module, observers: Sequence[Any], reporter: Reporter
 ) -> None:
-    model = _Trainable(prepared)
-    config, options = training.config, training.options
+    """Train the rounded model as the run was trained, with ranges that only move at first."""
+    model, config, options = _Trainable(prepared), training.config, training.options
     optimizer = build_optimizer(model, config.optim)
-    state = TrainState(
-        model=model,
-        optimizer=optimizer,
-        schedule=Schedule(
-            optimizer,
-            config.schedule,
-            epochs=config.train.epochs,
-            updates_per_epoch=len(training.train),
-            mode="max",
-        ),
-        scaler=torch.amp.GradScaler("cpu", enabled=False),
+    schedule = Schedule(
+        optimizer,
+        config.schedule,
+        epochs=config.train.epochs,
+        updates_per_epoch=len(training.train),
+        mode="max",
     )
-    assert isinstance(training.train.sampler, EpochSampler)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    state = TrainState(model=model, optimizer=optimizer, schedule=schedule, scaler=scaler)
+    # The run may train in bf16, which would hide the rounding to int8.
+    machine = replace(options.loop.machine, train_dtype=torch.float32)
+    loop = replace(options.loop, machine=machine)
     for epoch in range(1, config.train.epochs + 1):
         if epoch > 1:
+            # Ranges that move with every batch keep the weights from settling.
             for observer in observers:
-                observer.disable_observer()  # ranges that hold still, for the last passes
+                observer.disable_observer()
         training.train.sampler.set_epoch(epoch)
         seed_everything(derive_seed(options.seed, epoch, 0))
-        loop = replace(
-            options.loop, machine=replace(options.loop.machine, train_dtype=torch.float32)
-        )
         result = train_one_epoch(
             state,
             model,
@@ -186,12 +214,27 @@ def _train(
             loop,
             on_step=lambda _step, _steps, _so_far: None,
         )
-        on_epoch(epoch, result)
+        loss, accuracy = result.figures.values()
+        reporter.note(
+            f"         epoch {epoch}/{config.train.epochs}  loss {loss:.4f}  acc "
+            f"{accuracy:.2%}  {result.seconds:.1f} s"
+        )
 
 
-def _refusal(error: Exception) -> ExportError:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return ExportError(
-        f"torchao cannot quantize this model: {lines[0][:300]}",
-        hint="--set quantize.qat=never leaves quantization-aware fine-tuning out",
-    )
+class _Trainable(nn.Module):
+    """An exported graph, which has no training mode and raises when asked for it."""
+
+    def __init__(self, graph: nn.Module) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def forward(self, images: Tensor) -> Tensor:
+        """From (B, C, H, W) to (B, K) logits."""
+        # The graph was traced with contiguous tensors, and the batches are channels-last.
+        logits: Tensor = self.graph(images.contiguous())
+        return logits
+
+    def train(self, mode: bool = True) -> _Trainable:
+        """Note the mode here; the graph does not get to know it."""
+        self.training = mode
+        return self

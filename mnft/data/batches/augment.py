@@ -21,21 +21,21 @@ Augment = AugmentConfig | Literal["centre"] | None
 
 # Tries to place a random rectangle, as in torchvision.
 _TRIES = 10
-# torchvision's RandomErasing: share of the area, and aspect ratio.
+# torchvision's RandomErasing: fraction of the area, and aspect ratio.
 _ERASE_SCALE, _ERASE_RATIO = (0.02, 0.33), (0.3, 3.3)
 
 
 @dataclass(frozen=True, slots=True)
-class Draws:
+class AugmentParams:
     """What happens to each of B images, as tensors on one device.
 
     Attributes:
         boxes: (B, 4) int64, top, left, height, width of the crop in pixels of the image.
         hflip: (B,) bool, whether the image is flipped left-right.
-        vflip: (B,) bool, whether the image is flipped upside down.
+        vflip: (B,) bool, whether the image is flipped top-bottom.
         jitter: (B, 3) float64, factors of brightness, contrast and saturation.
         erase: (B, 4) float64, top, left, height, width of the erased rectangle as fractions of the
-            result; no height where there is none.
+            result; its height is 0 where nothing is erased.
     """
 
     boxes: Tensor
@@ -47,9 +47,9 @@ class Draws:
     def __len__(self) -> int:
         return len(self.boxes)
 
-    def __getitem__(self, images: slice | list[int]) -> Draws:
-        """The choices for some of the images."""
-        return Draws(*(part[images] for part in self.parts))
+    def __getitem__(self, images: slice | list[int]) -> AugmentParams:
+        """The parameters of some of the images."""
+        return AugmentParams(*(part[images] for part in self.parts))
 
     @property
     def parts(self) -> tuple[Tensor, ...]:
@@ -57,29 +57,36 @@ class Draws:
         return self.boxes, self.hflip, self.vflip, self.jitter, self.erase
 
 
-def draw_for(
+def choose_params(
     augment: Augment, seeds: Sequence[int], sizes: Ints, preprocessing: Preprocessing
-) -> Draws:
-    """The choices for one way of varying images.
+) -> AugmentParams:
+    """The parameters for one way of varying images, on the CPU.
 
     Args:
-        augment: the `augment` section; "centre" for the middle crop, None for images as they are.
+        augment: the `augment` section; "centre" for the middle crop that evaluation sees, None for
+            images as they are.
         seeds: the seed of each image; only the `augment` section uses it.
         sizes: (B, 2) height and width of each image.
         preprocessing: what the model sees in evaluation.
     """
-    if augment is None:
-        return draw_whole(sizes)
+    if isinstance(augment, AugmentConfig):
+        return sample_params(seeds, sizes, augment)
+    boxes = np.hstack([np.zeros_like(sizes), sizes])
     if augment == "centre":
-        _, height, width = preprocessing.input_size
-        return draw_centre(sizes, preprocessing.crop_pct, width / height)
-    return draw(seeds, sizes, augment)
+        aspect = preprocessing.input_size[2] / preprocessing.input_size[1]
+        height, width = sizes[:, :1], sizes[:, 1:]
+        h = np.minimum(height, width / aspect) * preprocessing.crop_pct
+        sides = np.maximum(np.round(np.hstack([h, h * aspect])), 1)
+        places = np.floor((sizes - sides) / 2)
+        boxes = np.hstack([places, sides]).astype(np.int64)
+    none = np.zeros(len(sizes), dtype=bool)
+    return _as_tensors(boxes, none, none, np.ones((len(sizes), 3)), np.zeros((len(sizes), 4)))
 
 
-def draw(seeds: Sequence[int], sizes: Ints, augment: AugmentConfig) -> Draws:
-    """Choose crops, flips, colours and erased rectangles with the distributions of torchvision.
+def sample_params(seeds: Sequence[int], sizes: Ints, augment: AugmentConfig) -> AugmentParams:
+    """Sample crops, flips, colours and erased rectangles with the distributions of torchvision.
 
-    The choices of an image follow from its seed and size only, whatever the batch it is in.
+    The parameters of an image follow only from its seed and size, whatever batch it is in.
 
     Args:
         seeds: the seed of each image.
@@ -87,50 +94,67 @@ def draw(seeds: Sequence[int], sizes: Ints, augment: AugmentConfig) -> Draws:
         augment: the `augment` section.
 
     Returns:
-        The choices, on the CPU.
+        The parameters, on the CPU.
     """
-    count = len(seeds)
+    # The order of `take` decides which numbers each choice gets: a change would change all runs.
     uniforms = _Uniforms(np.array(seeds, dtype=np.int64))
-    boxes = _draw_crops(sizes, uniforms, augment)
+    boxes = _sample_crops(sizes, uniforms, augment)
     strength = augment.color_jitter
     low = max(0.0, 1.0 - strength)
     jitter = low + uniforms.take(3) * (1.0 + strength - low)
-    erase = np.zeros((count, 4))
+    erase = np.zeros((len(seeds), 4))
     chosen = uniforms.take(1)[:, 0] < augment.random_erasing
     if augment.random_erasing:
-        erase = np.where(chosen[:, None], _draw_rectangles(uniforms), 0.0)
+        # RandomErasing on a unit square: the first of ten rectangles that fits.
+        h, w = _sample_sides(uniforms, 1.0, _ERASE_SCALE, _ERASE_RATIO)
+        fits = (h < 1) & (w < 1)
+        h, w = _take_first(h, w, fits)
+        place = uniforms.take(2)
+        rectangles = np.hstack([place[:, :1] * (1 - h), place[:, 1:] * (1 - w), h, w])
+        erase = np.where((chosen & fits.any(axis=1))[:, None], rectangles, 0.0)
     flips = uniforms.take(2) < (augment.hflip, augment.vflip)
     return _as_tensors(boxes, flips[:, 0], flips[:, 1], jitter, erase)
 
 
-def draw_centre(sizes: Ints, share: float, aspect: float) -> Draws:
-    """What evaluation sees: the middle crop, nothing varied.
-
-    Args:
-        sizes: (B, 2) height and width of each image.
-        share: the fraction of the shorter side that the crop keeps (`crop_pct`).
-        aspect: width over height of the model's input.
-    """
-    height, width = sizes[:, :1], sizes[:, 1:]
-    h = np.minimum(height, width / aspect) * share
-    sides = np.maximum(np.round(np.hstack([h, h * aspect])), 1)
-    places = np.floor((np.hstack([height, width]) - sides) / 2)
-    return _unvaried(np.hstack([places, sides]).astype(np.int64))
-
-
-def draw_whole(sizes: Ints) -> Draws:
-    """Each image as it is; for (B, 2) sizes."""
-    return _unvaried(np.hstack([np.zeros_like(sizes), sizes]))
+def _sample_crops(sizes: Ints, uniforms: _Uniforms, augment: AugmentConfig) -> Ints:
+    """RandomResizedCrop: the first of ten boxes that fits, else the largest in the middle."""
+    height, width = sizes[:, :1].astype(np.float64), sizes[:, 1:].astype(np.float64)
+    scale, ratio = (max(augment.scale[0], 1e-4), augment.scale[1]), augment.ratio
+    h, w = (np.round(side) for side in _sample_sides(uniforms, height * width, scale, ratio))
+    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+    h, w = _take_first(h, w, fits)
+    place = uniforms.take(2)
+    top = np.floor(place[:, :1] * (height - h + 1))
+    left = np.floor(place[:, 1:] * (width - w + 1))
+    boxes = np.hstack([top, left, h, w])
+    aspect = width / height
+    w = np.minimum(np.where(aspect > ratio[1], np.round(height * ratio[1]), width), width)
+    h = np.minimum(np.where(aspect < ratio[0], np.round(width / ratio[0]), height), height)
+    middle = np.hstack([(height - h) // 2, (width - w) // 2, h, w])
+    return np.where(fits.any(axis=1, keepdims=True), boxes, middle).astype(np.int64)
 
 
-def _unvaried(boxes: Ints) -> Draws:
-    none = np.zeros(len(boxes), dtype=bool)
-    return _as_tensors(boxes, none, none, np.ones((len(boxes), 3)), np.zeros((len(boxes), 4)))
+def _sample_sides(
+    uniforms: _Uniforms, area: Floats | float, scale: Sequence[float], ratio: Sequence[float]
+) -> tuple[Floats, Floats]:
+    """Heights and widths of ten boxes an image: a fraction of an area, and a log-uniform ratio."""
+    areas = area * (scale[0] + uniforms.take(_TRIES) * (scale[1] - scale[0]))
+    least, most = np.log(ratio[0]), np.log(ratio[1])
+    ratios = np.exp(least + uniforms.take(_TRIES) * (most - least))
+    return np.sqrt(areas / ratios), np.sqrt(areas * ratios)
 
 
-def _as_tensors(boxes: Ints, hflip: Bools, vflip: Bools, jitter: Floats, erase: Floats) -> Draws:
+def _take_first(h: Floats, w: Floats, fits: Bools) -> tuple[Floats, Floats]:
+    """(B, 1) sides of the first box of each image that fits; of the first box if none does."""
+    first = np.argmax(fits, axis=1)[:, None]
+    return np.take_along_axis(h, first, 1), np.take_along_axis(w, first, 1)
+
+
+def _as_tensors(
+    boxes: Ints, hflip: Bools, vflip: Bools, jitter: Floats, erase: Floats
+) -> AugmentParams:
     arrays = (boxes, hflip, vflip, jitter, erase)
-    return Draws(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
+    return AugmentParams(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
 
 
 class _Uniforms:
@@ -150,46 +174,3 @@ class _Uniforms:
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         z = z ^ (z >> np.uint64(31))
         return np.asarray((z >> np.uint64(11)).astype(np.float64) * 2.0**-53)
-
-
-def _draw_crops(sizes: Ints, uniforms: _Uniforms, augment: AugmentConfig) -> Ints:
-    """RandomResizedCrop: the first of ten boxes that fits, else the largest in the middle."""
-    height, width = sizes[:, :1].astype(np.float64), sizes[:, 1:].astype(np.float64)
-    low, high = max(augment.scale[0], 1e-4), augment.scale[1]
-    area = height * width * (low + uniforms.take(_TRIES) * (high - low))
-    least, most = np.log(augment.ratio[0]), np.log(augment.ratio[1])
-    ratio = np.exp(least + uniforms.take(_TRIES) * (most - least))
-    w = np.round(np.sqrt(area * ratio))
-    h = np.round(np.sqrt(area / ratio))
-    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
-    first = np.argmax(fits, axis=1)[:, None]
-    w, h = np.take_along_axis(w, first, 1), np.take_along_axis(h, first, 1)
-    place = uniforms.take(2)
-    top = np.floor(place[:, :1] * (height - h + 1))
-    left = np.floor(place[:, 1:] * (width - w + 1))
-    middle = _middle_crops(height, width, augment.ratio)
-    boxes = np.where(fits.any(axis=1)[:, None], np.hstack([top, left, h, w]), middle)
-    return boxes.astype(np.int64)
-
-
-def _middle_crops(height: Floats, width: Floats, ratio: Sequence[float]) -> Floats:
-    aspect = width / height
-    w = np.where(aspect > ratio[1], np.round(height * ratio[1]), width)
-    h = np.where(aspect < ratio[0], np.round(width / ratio[0]), height)
-    w, h = np.minimum(w, width), np.minimum(h, height)
-    return np.hstack([(height - h) // 2, (width - w) // 2, h, w])
-
-
-def _draw_rectangles(uniforms: _Uniforms) -> Floats:
-    """RandomErasing on a unit square: the first of ten rectangles that fits."""
-    low, high = _ERASE_SCALE
-    area = low + uniforms.take(_TRIES) * (high - low)
-    least, most = np.log(_ERASE_RATIO[0]), np.log(_ERASE_RATIO[1])
-    ratio = np.exp(least + uniforms.take(_TRIES) * (most - least))
-    h, w = np.sqrt(area * ratio), np.sqrt(area / ratio)
-    fits = (h < 1) & (w < 1)
-    first = np.argmax(fits, axis=1)[:, None]
-    h, w = np.take_along_axis(h, first, 1), np.take_along_axis(w, first, 1)
-    place = uniforms.take(2)
-    rectangles = np.hstack([place[:, :1] * (1 - h), place[:, 1:] * (1 - w), h, w])
-    return np.where(fits.any(axis=1)[:, None], rectangles, 0.0)

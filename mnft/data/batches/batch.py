@@ -1,4 +1,4 @@
-"""A batch on the device, whichever way it came there: from files or from the store."""
+"""A batch on the device, whether its images came from files or from the store."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ class Batch(NamedTuple):
     Attributes:
         images: (B, C, H, W) float32, normalised.
         targets: (B,) int64, or (B, K) float32 after mixup or cutmix.
-        positions: of the images, in the list of paths.
+        positions: position of each image in the list of paths.
         bad: images that could not be decoded, with their positions; not among `images`.
     """
 
@@ -36,12 +36,12 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LoaderOptions:
-    """How batches come about.
+    """Where batches are made, and where they go.
 
     Attributes:
-        device: where they go.
-        workers: processes that decode; 0 is the main process.
-        channels_last: memory format of the images.
+        device: the device that receives them.
+        workers: number of processes that decode; 0 decodes in the main process.
+        channels_last: whether images take the channels-last memory format.
     """
 
     device: torch.device
@@ -50,38 +50,37 @@ class LoaderOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Growth:
+class ProgressiveResize:
     """Progressive resizing: the side of the training images over the epochs.
 
     Attributes:
-        start: share of the whole side in the first epoch.
-        epochs: of the training.
+        start: fraction of the full side in the first epoch.
+        epochs: number of epochs of the training.
     """
 
     start: float = 1.0
     epochs: int = 1
 
-    def side(self, whole: int, epoch: int) -> int:
-        """Side in an epoch (from 1): evenly up to `whole`, which the last third has.
+    def side(self, full: int, epoch: int) -> int:
+        """The side in an epoch (from 1): it grows evenly, and is `full` in the last third.
 
-        Below `whole` it is a multiple of 32, the stride of most networks.
+        Below `full` it is a multiple of 32, the stride of most networks.
         """
         growing = math.ceil(self.epochs * 2 / 3)
         if self.start >= 1 or epoch > growing:
-            return whole
-        share = self.start + (1 - self.start) * (epoch - 1) / growing
-        return min(whole, max(32, 32 * round(whole * share / 32)))
+            return full
+        fraction = self.start + (1 - self.start) * (epoch - 1) / growing
+        return min(full, max(32, 32 * round(full * fraction / 32)))
 
 
-WHOLE = Growth()
+FULL_SIZE = ProgressiveResize()
+
+
+AnySampler = TypeVar("AnySampler", bound=EpochSampler | EvalSampler)
 
 
 class Batches(Protocol):
     """An iterable of `Batch`, once for each epoch."""
-
-    @property
-    def sampler(self) -> EpochSampler | EvalSampler:
-        """What gives the keys of each batch."""
 
     @property
     def in_device_memory(self) -> bool:
@@ -92,7 +91,15 @@ class Batches(Protocol):
     def __iter__(self) -> Iterator[Batch]: ...
 
 
-def finish(
+class TrainBatches(Batches, Protocol):
+    """Batches for training: each epoch has its own order."""
+
+    @property
+    def sampler(self) -> EpochSampler:
+        """The order; `sampler.set_epoch` chooses the epoch that the next iteration gives."""
+
+
+def normalize_and_mix(
     images: Tensor,
     targets: Tensor,
     preprocessing: Preprocessing,
@@ -101,15 +108,18 @@ def finish(
     seed: int,
     channels_last: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Normalise a batch, and mix it.
+    """Normalise a batch, and apply mixup or cutmix.
 
     Args:
         images: (B, C, H, W), values 0 to 255, on the device.
         targets: (B,) int64 on the device.
-        preprocessing: for the normalisation.
-        mix: mixup or cutmix.
-        seed: of the mixing.
-        channels_last: memory format of the result.
+        preprocessing: mean and std.
+        mix: mixup or cutmix; None leaves images and targets as they are.
+        seed: seed of the mixing.
+        channels_last: whether the result takes the channels-last memory format.
+
+    Returns:
+        (B, C, H, W) float32, and (B,) int64 or, mixed, (B, K) float32.
     """
     images = normalize(images, preprocessing)
     if mix is not None:
@@ -121,7 +131,7 @@ def finish(
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's generator of the CPU for a while; that of the device is left alone."""
+    """Seed torch's CPU generator inside the block; the generator of the device stays as it is."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield

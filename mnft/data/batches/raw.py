@@ -1,4 +1,4 @@
-"""What loading processes make: whole batches of uint8 images, from files or from the store."""
+"""What worker processes make: whole batches of uint8 images, from files or from the store."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from mnft.data.batches.augment import Augment, draw_for
-from mnft.data.batches.batch import Growth, seeded
+from mnft.data.batches.augment import Augment, choose_params
+from mnft.data.batches.batch import ProgressiveResize, seeded
 from mnft.data.batches.resample import adjust, resample_on_cpu
 from mnft.data.batches.samplers import EpochSampler, EvalSampler, Key
 from mnft.data.decode import BadImage, read_content
@@ -31,7 +31,7 @@ class DecodedImages:
     """Images by position, like `StoredImages`: each request decodes what the store would keep.
 
     Attributes:
-        paths: of the files.
+        paths: the image files.
         geometry: how they are decoded.
         sums: SHA-256 that the content of each file must have; None where it is not known.
     """
@@ -44,20 +44,19 @@ class DecodedImages:
         """One image, (H, W, C) uint8.
 
         Raises:
-            DataError: the file cannot be read or decoded, or has changed; without its name.
+            DataError: the file cannot be read or decoded, or has changed; the message does not
+                name it.
         """
         sha256 = self.sums[position] if self.sums else None
         return self.geometry.decode(read_content(self.paths[position], sha256=sha256))
 
 
 def size_of(
-    sampler: EpochSampler | EvalSampler, preprocessing: Preprocessing, growth: Growth
+    sampler: EpochSampler | EvalSampler, preprocessing: Preprocessing, resize: ProgressiveResize
 ) -> tuple[int, int]:
-    """Height and width of the images of an epoch; evaluation has them whole."""
+    """Height and width of the images of an epoch."""
     _, height, width = preprocessing.input_size
-    if not isinstance(sampler, EpochSampler):
-        return height, width
-    return growth.side(height, sampler.epoch), growth.side(width, sampler.epoch)
+    return resize.side(height, sampler.epoch), resize.side(width, sampler.epoch)
 
 
 def vary(
@@ -76,7 +75,7 @@ def vary(
         size: height and width of the result, unless `augment` is None.
         augment: how images are varied.
         preprocessing: what the model sees in evaluation.
-        pool: threads to share the images between.
+        pool: threads that share the images of the batch; None uses the current thread.
 
     Returns:
         (B, C, H, W) uint8.
@@ -84,13 +83,13 @@ def vary(
     if augment is None:
         return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
     sizes = np.array([image.shape[:2] for image in pixels])
-    draws = draw_for(augment, [key.seed or 0 for key in keys], sizes, preprocessing)
-    images = resample_on_cpu(pixels, draws, size, preprocessing.interpolation, pool)
-    return adjust(images, draws, augment, preprocessing.mean)
+    params = choose_params(augment, [key.seed or 0 for key in keys], sizes, preprocessing)
+    images = resample_on_cpu(pixels, params, size, preprocessing.interpolation, pool)
+    return adjust(images, params, augment, preprocessing.mean)
 
 
 class Request(NamedTuple):
-    """What a loading process is asked for: it does not know the epoch, which decides the size."""
+    """What a worker process is asked for: it does not know the epoch, which decides the size."""
 
     keys: list[Key]
     size: tuple[int, int]
@@ -113,23 +112,23 @@ class Requests(Sampler[Request]):
         self,
         sampler: EpochSampler | EvalSampler,
         preprocessing: Preprocessing,
-        growth: Growth,
+        resize: ProgressiveResize,
     ) -> None:
         self._sampler = sampler
         self._preprocessing = preprocessing
-        self._growth = growth
+        self._resize = resize
 
     def __len__(self) -> int:
         return len(self._sampler)
 
     def __iter__(self) -> Iterator[Request]:
-        size = size_of(self._sampler, self._preprocessing, self._growth)
+        size = size_of(self._sampler, self._preprocessing, self._resize)
         for keys in self._sampler:
             yield Request(keys, size)
 
 
 class BatchDataset(Dataset[RawBatch]):
-    """Makes whole batches; the random choices of an image depend on its key's seed alone."""
+    """Makes whole batches; the random choices of an image depend only on the seed in its key."""
 
     def __init__(
         self,
@@ -159,28 +158,25 @@ class BatchDataset(Dataset[RawBatch]):
                     raise  # of the whole store
                 path = self._images.paths[key.position]
                 bad.append((key.position, BadImage(path, error.message)))
+        if not keys:
+            images = torch.empty(0, dtype=torch.uint8)
+        elif self._transform is None:
+            images = vary(pixels, keys, request.size, self._augment, self._preprocessing)
+        else:
+            varied = []
+            for image, key in zip(pixels, keys, strict=True):
+                with seeded(key.seed or 0):
+                    varied.append(self._transform(torch.from_numpy(image).permute(2, 0, 1)))
+            images = torch.stack(varied)
         return RawBatch(
-            self._vary(pixels, keys, request.size) if keys else torch.empty(0, dtype=torch.uint8),
+            images,
             torch.tensor([self._targets[key.position] for key in keys]),
             [key.position for key in keys],
             bad,
             derive_seed(request.keys[0].seed or 0),
         )
 
-    def _vary(self, pixels: list[Pixels], keys: list[Key], size: tuple[int, int]) -> Tensor:
-        """(B, C, H, W) uint8."""
-        if self._transform is not None:
-            images = [torch.from_numpy(image).permute(2, 0, 1) for image in pixels]
-            images = [self._transform_one(*one) for one in zip(images, keys, strict=True)]
-            return torch.stack(images)
-        return vary(pixels, keys, size, self._augment, self._preprocessing)
-
-    def _transform_one(self, image: Tensor, key: Key) -> Tensor:
-        assert self._transform is not None
-        with seeded(key.seed or 0):
-            return self._transform(image)
-
 
 def as_it_is(batch: Any) -> Any:
-    """In the place of torch's collation: a batch is made whole."""
+    """Take the place of torch's collation: the data set makes whole batches."""
     return batch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mnft.config.schema import AugmentConfig
-from mnft.data.batches.augment import Augment, Draws
+from mnft.data.batches.augment import Augment, AugmentParams
 from mnft.data.store.geometry import Pixels
 from mnft.data.store.store import StoredImages
 
@@ -25,7 +25,7 @@ _STAGING_BYTES = 64_000_000
 
 def resample_on_cpu(
     images: Sequence[Pixels],
-    draws: Draws,
+    params: AugmentParams,
     size: tuple[int, int],
     interpolation: str,
     pool: ThreadPoolExecutor | None = None,
@@ -34,10 +34,10 @@ def resample_on_cpu(
 
     Args:
         images: B arrays (H, W, C) uint8, each of its own size.
-        draws: crops and flips.
+        params: crops and flips.
         size: height and width of the result.
         interpolation: "bilinear", "bicubic" (both with antialiasing, as Pillow's) or "nearest".
-        pool: threads to share the images between.
+        pool: threads that share the images; None uses the current thread.
 
     Returns:
         (B, C, *size) uint8.
@@ -46,7 +46,7 @@ def resample_on_cpu(
     out = np.empty((len(images), *size, images[0].shape[2]), dtype=np.uint8)
     smooth = interpolation != "nearest"
     mode = interpolation if smooth else "nearest-exact"
-    boxes, hflip, vflip = draws.boxes.tolist(), draws.hflip.tolist(), draws.vflip.tolist()
+    boxes, hflip, vflip = params.boxes.tolist(), params.hflip.tolist(), params.vflip.tolist()
 
     def resample(number: int) -> None:
         top, left, height, width = boxes[number]
@@ -75,8 +75,8 @@ class DeviceImages:
     """Stored images in the memory of a device.
 
     Args:
-        stored: the images; their part of the file is copied.
-        device: the device that holds them.
+        stored: the images; only their part of the file is copied.
+        device: the device that holds the copy.
     """
 
     def __init__(self, stored: StoredImages, device: torch.device) -> None:
@@ -128,7 +128,7 @@ class DeviceImages:
 def resample_on_device(
     images: DeviceImages,
     positions: Tensor,
-    draws: Draws,
+    params: AugmentParams,
     size: tuple[int, int],
     interpolation: str,
     *,
@@ -144,11 +144,11 @@ def resample_on_device(
     Args:
         images: stored images, on the device.
         positions: (B,) int64 on the device, positions of the images.
-        draws: crops and flips, on the device.
+        params: crops and flips, on the device.
         size: height and width of the result.
         interpolation: "bilinear", "bicubic" or "nearest".
         longest: height and width that no crop exceeds.
-        dtype: arithmetic of the products; None is half precision on a GPU, which holds 0..255
+        dtype: dtype of the products; None takes half precision on a GPU, which holds 0..255
             exactly and is many times faster there.
 
     Returns:
@@ -156,9 +156,9 @@ def resample_on_device(
     """
     height, width = longest
     dtype = dtype or (torch.float16 if images.device.type == "cuda" else torch.float32)
-    crops = images.take(positions, draws.boxes, height, width).permute(0, 3, 1, 2).to(dtype)
-    down = _filter_matrix(draws.boxes[:, 2], height, size[0], interpolation, draws.vflip)
-    across = _filter_matrix(draws.boxes[:, 3], width, size[1], interpolation, draws.hflip)
+    crops = images.take(positions, params.boxes, height, width).permute(0, 3, 1, 2).to(dtype)
+    down = _filter_matrix(params.boxes[:, 2], height, size[0], interpolation, params.vflip)
+    across = _filter_matrix(params.boxes[:, 3], width, size[1], interpolation, params.hflip)
     rows = torch.matmul(crops, across.to(dtype).transpose(1, 2)[:, None])
     out = torch.matmul(down.to(dtype)[:, None], rows)
     return out.float().round_().clamp_(0, 255)
@@ -176,25 +176,20 @@ def _filter_matrix(
     if interpolation == "nearest":
         weights = (pixels == centres.floor()).to(torch.float32)
     else:
-        kernel: Callable[[Tensor], Tensor] = _cubic if interpolation == "bicubic" else _linear
-        weights = kernel((pixels + 0.5 - centres) / scale.clamp(min=1))
+        x = ((pixels + 0.5 - centres) / scale.clamp(min=1)).abs()
+        weights = (1 - x).clamp(min=0)
+        if interpolation == "bicubic":
+            # Keys' cubic convolution kernel (1981) with a = -0.5, as Pillow's.
+            near = (1.5 * x - 2.5) * x * x + 1
+            far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+            weights = torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
     weights = weights * (pixels < lengths[:, None, None])
     return weights / weights.sum(dim=2, keepdim=True)
 
 
-def _linear(x: Tensor) -> Tensor:
-    return (1 - x.abs()).clamp(min=0)
-
-
-def _cubic(x: Tensor) -> Tensor:
-    """Keys' cubic convolution kernel (1981) with a = -0.5, as Pillow's."""
-    x = x.abs()
-    near = (1.5 * x - 2.5) * x * x + 1
-    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
-    return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
-
-
-def adjust(images: Tensor, draws: Draws, augment: Augment, mean: Sequence[float]) -> Tensor:
+def adjust(
+    images: Tensor, params: AugmentParams, augment: Augment, mean: Sequence[float]
+) -> Tensor:
     """Colour jitter and random erasing on a whole batch.
 
     Brightness, then contrast, then saturation, blended as torchvision's `adjust_*` do. Nothing is
@@ -202,9 +197,9 @@ def adjust(images: Tensor, draws: Draws, augment: Augment, mean: Sequence[float]
 
     Args:
         images: (B, C, H, W), values 0 to 255.
-        draws: factors and rectangles, on the device of the images.
-        augment: says whether colours change and rectangles are erased at all.
-        mean: channel means in [0, 1], which erased rectangles take.
+        params: colour factors and rectangles, on the device of the images.
+        augment: whether colours change and rectangles are erased at all.
+        mean: channel means in [0, 1], the colour of erased rectangles.
 
     Returns:
         (B, C, H, W) of the type of `images`, values 0 to 255.
@@ -214,14 +209,20 @@ def adjust(images: Tensor, draws: Draws, augment: Augment, mean: Sequence[float]
     jitter = augment.color_jitter > 0
     out = images
     if jitter:
-        brightness, contrast, saturation = draws.jitter.float().T[:, :, None, None, None]
+        brightness, contrast, saturation = params.jitter.float().T[:, :, None, None, None]
         out = (out.float() * brightness).clamp_(0, 255)
         level = _grey(out).mean(dim=(1, 2, 3), keepdim=True)
         out = out.sub_(level).mul_(contrast).add_(level).clamp_(0, 255)
         grey = _grey(out)
         out = (out - grey).mul_(saturation).add_(grey).clamp_(0, 255)
     if augment.random_erasing > 0:
-        inside = _erased(draws.erase, *images.shape[2:])
+        height, width = images.shape[2:]
+        top, left, tall, wide = params.erase[:, :, None, None].unbind(1)
+        top, tall = (top * height).round(), (tall * height).round()
+        left, wide = (left * width).round(), (wide * width).round()
+        rows = torch.arange(height, device=images.device)[None, :, None]
+        columns = torch.arange(width, device=images.device)[None, None, :]
+        inside = (rows >= top) & (rows < top + tall) & (columns >= left) & (columns < left + wide)
         out = out if jitter else out.clone()
         # Channel by channel: a tensor of the means would have to be copied to the device.
         for channel, value in zip(out.unbind(1), mean, strict=True):
@@ -235,13 +236,3 @@ def _grey(images: Tensor) -> Tensor:
         return images
     red, green, blue = torch.split(images, 1, dim=1)
     return torch.add(0.2989 * red, green, alpha=0.587).add_(blue, alpha=0.114)
-
-
-def _erased(rectangles: Tensor, height: int, width: int) -> Tensor:
-    """(B, H, W), whether a pixel lies in the rectangle of its image."""
-    top, left, tall, wide = rectangles[:, :, None, None].unbind(1)
-    top, tall = (top * height).round(), (tall * height).round()
-    left, wide = (left * width).round(), (wide * width).round()
-    rows = torch.arange(height, device=rectangles.device)[None, :, None]
-    columns = torch.arange(width, device=rectangles.device)[None, None, :]
-    return (rows >= top) & (rows < top + tall) & (columns >= left) & (columns < left + wide)

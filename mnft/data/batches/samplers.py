@@ -29,10 +29,10 @@ class EpochSampler(Sampler[list[Key]]):
     Args:
         num_samples: images in the split.
         batch_size: images in a batch, over all processes.
-        seed: with the epoch, decides order and augmentation.
+        seed: seed of order and augmentation; each epoch derives its own from it.
         rank: this process.
         world_size: all processes.
-        weights: chance of each image to be drawn, with replacement; None takes each image once.
+        weights: relative chance of each image, drawn with replacement; None takes each image once.
     """
 
     def __init__(
@@ -91,7 +91,9 @@ class EpochSampler(Sampler[list[Key]]):
 
 
 class EvalSampler(Sampler[list[Key]]):
-    """Every image once, in order; process `rank` of `world_size` takes every so-many-th."""
+    """Every image once, in order; process `rank` of `world_size` takes every `world_size`-th."""
+
+    epoch = 0  # every pass is the same
 
     def __init__(
         self, num_samples: int, batch_size: int, *, rank: int = 0, world_size: int = 1

@@ -1,4 +1,4 @@
-"""Images to batches on the device through worker processes, decoded or from the store."""
+"""Batches that worker processes make, from image files or from the store."""
 
 from __future__ import annotations
 
@@ -7,17 +7,24 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Generic
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from mnft.data.batches.augment import Augment
-from mnft.data.batches.batch import WHOLE, Batch, Growth, LoaderOptions, finish
+from mnft.data.batches.batch import (
+    FULL_SIZE,
+    AnySampler,
+    Batch,
+    LoaderOptions,
+    ProgressiveResize,
+    normalize_and_mix,
+)
 from mnft.data.batches.raw import (
     BatchDataset,
     DecodedImages,
@@ -26,7 +33,6 @@ from mnft.data.batches.raw import (
     as_it_is,
     size_of,
 )
-from mnft.data.batches.samplers import EpochSampler, EvalSampler
 from mnft.data.store.store import StoredImages
 from mnft.data.transforms import Transform
 from mnft.errors import DataError
@@ -35,26 +41,26 @@ from mnft.host import count_cores
 from mnft.preprocessing import Preprocessing
 
 _PREFETCH = 2
-# What torch says when batches cannot travel from process to process.
 
 
-class LoadedBatches:
+class LoadedBatches(Generic[AnySampler]):
     """An iterable of `Batch`, once for each epoch.
 
     Without a `transform` the batches are those of `StoredBatches` on the CPU, bit for bit.
 
     Args:
-        images: stored, or decoded in each epoch.
-        targets: the label of each; -1 where it has none.
-        preprocessing: for size and normalisation.
-        sampler: gives the keys of each batch.
-        options: how batches come about.
+        images: stored images, or files that are decoded in each epoch.
+        targets: the label of each image; -1 where it has none.
+        preprocessing: size and normalisation.
+        sampler: the order; it gives the keys of each batch.
+        options: number of workers, device and memory format.
         augment: how images are varied, as whole batches; None takes them as they are, "centre" the
-            middle crop of images that are kept whole.
-        transform: in the place of `augment`, varies a single image (C, H, W) uint8.
-        mix: mixup or cutmix.
-        growth: progressive resizing.
-        allow_bad: give images that cannot be decoded in `Batch.bad` instead of failing.
+            middle crop of images that are stored whole.
+        transform: a function that varies one image, (C, H, W) uint8, instead of `augment`.
+        mix: mixup or cutmix, or None.
+        resize: progressive resizing.
+        allow_bad: whether images that cannot be decoded are given in `Batch.bad`, instead of an
+            error.
     """
 
     def __init__(
@@ -63,30 +69,30 @@ class LoadedBatches:
         targets: Sequence[int],
         *,
         preprocessing: Preprocessing,
-        sampler: EpochSampler | EvalSampler,
+        sampler: AnySampler,
         options: LoaderOptions,
         augment: Augment = None,
         transform: Transform | None = None,
         mix: v2.Transform | None = None,
-        growth: Growth = WHOLE,
+        resize: ProgressiveResize = FULL_SIZE,
         allow_bad: bool = False,
     ) -> None:
         self.sampler = sampler
         self.in_device_memory = False
-        self._growth = growth
+        self._resize = resize
         self._preprocessing = preprocessing
         self._options = options
         self._mix = mix
         self._allow_bad = allow_bad
         self._loader: DataLoader[RawBatch] = DataLoader(
             BatchDataset(images, targets, preprocessing, augment, transform),
-            batch_sampler=Requests(sampler, preprocessing, growth),  # type: ignore[arg-type]
+            batch_sampler=Requests(sampler, preprocessing, resize),  # type: ignore[arg-type]
             num_workers=options.workers,
             collate_fn=as_it_is,
             pin_memory=options.device.type == "cuda",
             persistent_workers=options.workers > 0,
             prefetch_factor=_PREFETCH if options.workers else None,
-            worker_init_fn=_end_where_batches_are_lost,
+            worker_init_fn=_die_where_batches_are_lost,
             # Without its own generator the loader would draw from the global one, and the
             # number of workers would change what follows.
             generator=torch.Generator(),
@@ -96,22 +102,32 @@ class LoadedBatches:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Batch]:
-        for raw in _until_lost(self._loader):
-            if raw.bad and not self._allow_bad:
-                bad = raw.bad[0][1]
-                raise DataError(
-                    f"{bad.path}: {bad.reason}",
-                    hint="it was readable when the run began: has the folder changed?",
-                )
-            yield self._to_device(raw)
+        try:
+            for raw in self._loader:
+                if raw.bad and not self._allow_bad:
+                    bad = raw.bad[0][1]
+                    raise DataError(
+                        f"{bad.path}: {bad.reason}",
+                        hint="it was readable when the run began: has the folder changed?",
+                    )
+                yield self._to_device(raw)
+        except (RuntimeError, OSError, EOFError) as error:
+            # A worker was killed, or could not hand its images over.
+            if (lost := explain_lost_worker(error)) is None:
+                raise
+            raise lost from error
 
     def _to_device(self, raw: RawBatch) -> Batch:
         device = self._options.device
         images = raw.images.to(device, non_blocking=True)
         targets = raw.targets.to(device, non_blocking=True)
         if len(images):
-            images, targets = finish(
-                self._grow(images),
+            size = size_of(self.sampler, self._preprocessing, self._resize)
+            if size != tuple(images.shape[-2:]):  # a transform knows only the full size
+                images = F.interpolate(images.float(), size=size, mode="bilinear", antialias=True)
+                images = images.round_().clamp_(0, 255)
+            images, targets = normalize_and_mix(
+                images,
                 targets,
                 self._preprocessing,
                 mix=self._mix,
@@ -120,22 +136,13 @@ class LoadedBatches:
             )
         return Batch(images, targets, raw.positions, raw.bad)
 
-    def _grow(self, images: Tensor) -> Tensor:
-        """What a transform has left whole, in the size of this epoch."""
-        size = size_of(self.sampler, self._preprocessing, self._growth)
-        if size == tuple(images.shape[-2:]):
-            return images
-        smaller = F.interpolate(images.float(), size=size, mode="bilinear", antialias=True)
-        return smaller.round_().clamp_(0, 255)
 
+def _die_where_batches_are_lost(_worker: int) -> None:
+    """End a worker process that cannot hand a batch over.
 
-def _end_where_batches_are_lost(_worker: int) -> None:
-    """End a loading process that cannot hand a batch over.
-
-    Its queue would print the error and drop the batch, for which the main process would wait
-    for ever.
+    Its queue would print the error and drop the batch, and the main process would wait for that
+    batch for ever.
     """
-
     if sys.platform == "win32":
         return
 
@@ -146,34 +153,20 @@ def _end_where_batches_are_lost(_worker: int) -> None:
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(end)  # type: ignore
 
 
-def _until_lost(loader: Iterable[RawBatch]) -> Iterator[RawBatch]:
-    """The batches, until a loading process is lost.
-
-    Raises:
-        DataError: it was killed, or could not hand its images over.
-    """
-    try:
-        yield from loader
-    except (RuntimeError, OSError, EOFError) as error:
-        if (lost := explain_lost_worker(error)) is None:
-            raise
-        raise lost from error
-
-
 def choose_workers(
     wanted: int | str, *, device: torch.device, batch_bytes: int, processes: int = 1
 ) -> int:
-    """The number of decoding processes for `data.workers`.
+    """The number of worker processes for `data.workers`.
 
-    `auto` takes half of the cores, at most four, beside a CPU that trains, and all but one, at
-    most eight, beside a GPU; it takes fewer where shared memory, through which batches
-    travel, is small (containers often have 64 MB).
+    `auto` takes half of the cores, at most four, when the CPU trains, and all except one, at most
+    eight, when a GPU does. It takes fewer where shared memory, through which batches travel, is
+    small (containers often have 64 MB).
 
     Args:
         wanted: a number, or "auto".
-        device: where training runs.
+        device: the device that trains.
         batch_bytes: size of one uint8 batch.
-        processes: training processes on this machine.
+        processes: number of training processes on this machine.
 
     Raises:
         DataError: a number is wanted, and shared memory cannot hold a single batch.
@@ -195,5 +188,5 @@ def choose_workers(
 
 
 def count_shared_bytes(workers: int, batch_bytes: int) -> int:
-    """Shared memory that loading processes need: batches under way, ready and in use."""
+    """Shared memory that workers need: for batches that are being made, ready and in use."""
     return workers * batch_bytes * (_PREFETCH + 2)

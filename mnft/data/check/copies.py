@@ -1,4 +1,4 @@
-"""The same picture more than once: in one class, in two classes, in two splits."""
+"""The same image more than once: in one class, in two classes, in two splits."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from mnft.data.check.findings import Finding, Material
-from mnft.data.check.perceptual import MAX_PAIRS, Pairs, Picture, find_alike
+from mnft.data.check.findings import CheckInput, Finding
+from mnft.data.check.perceptual import MAX_PAIRS, Pairs, Thumbnail, list_alike
 from mnft.data.folder import ImageFile
 
 _RANKS = {"train": 0, "val": 1, "test": 2}
-# Share of the images that may look like another one before looking alike says nothing: digits,
+# Fraction of the images that may look like another one before looking alike says nothing: digits,
 # forms and X-rays look alike by nature. Below the count it is never too many.
-_ALIKE_SHARE = 0.1
+_ALIKE_FRACTION = 0.1
 _ALIKE_COUNT = 20
 
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Contents that look alike: the files of each, and pairs of contents that are one picture."""
+    """Contents that look alike: the files of each, and pairs with whether they are one image."""
 
     contents: Mapping[str, Sequence[ImageFile]]
     pairs: Sequence[tuple[str, str, bool]]
@@ -35,17 +35,17 @@ class _Group:
         return sorted((i for c in self.contents.values() for i in c), key=lambda i: i.path)
 
 
-def find_copies(material: Material) -> list[Finding]:
-    """Files of the same bytes."""
+def list_copies(data: CheckInput) -> list[Finding]:
+    """Files with the same bytes."""
     findings = []
-    for images in _by_content(material).values():
+    for images in _by_content(data).values():
         if len(images) < 2:
             continue
         paths = tuple(image.path for image in images)
         splits = {image.split for image in images}
         classes = {image.class_name for image in images}
-        # Which of two classes is right only a person knows, so neither is learned.
-        surplus = paths if len(classes) > 1 else _all_but_one(material, images)
+        # Only a person knows which of two classes is right, so neither is learned.
+        surplus = paths if len(classes) > 1 else _all_but_one(data, images)
         if len(splits) > 1:
             what = f"the same image in {' and '.join(sorted(map(str, splits)))}"
             findings.append(Finding("leak", True, what, paths, surplus))
@@ -58,68 +58,51 @@ def find_copies(material: Material) -> list[Finding]:
     return findings
 
 
-def find_near_copies(material: Material) -> list[Finding]:
-    """Files of other bytes that show the same: saved anew, resized, cropped a little."""
+def list_near_copies(data: CheckInput) -> list[Finding]:
+    """Files of other bytes that show the same: saved again, resized, cropped a little."""
     by_content = {
         sha256: images
-        for sha256, images in _by_content(material).items()
-        if _picture(material, images[0]) is not None
+        for sha256, images in _by_content(data).items()
+        if get_thumbnail(data, images[0]) is not None
     }
     contents = list(by_content)
-    pictures = [p for c in contents if (p := _picture(material, by_content[c][0]))]
-    pairs = find_alike(pictures)
+    thumbnails = [t for c in contents if (t := get_thumbnail(data, by_content[c][0]))]
+    pairs = list_alike(thumbnails)
     findings = []
     if not pairs.is_complete:
         what = f"over {MAX_PAIRS:,} pairs of images look alike; not all of them were compared"
         findings.append(Finding("many_alike", False, what, ()))
-    pairs, hidden = _without_look_alikes(pairs, len(contents))
-    if hidden:
+    alike = len(np.unique(pairs.places[~pairs.is_tight]))
+    if alike > max(_ALIKE_COUNT, _ALIKE_FRACTION * len(contents)):
+        tight = pairs.is_tight
+        pairs = Pairs(pairs.places[tight], pairs.is_tight[tight], pairs.is_complete)
         what = (
-            f"{hidden:,} of {len(contents):,} images look like another one, as digits or forms "
-            "do; only those that are one picture saved anew are named"
+            f"{alike:,} of {len(contents):,} images look like another one, as digits or forms "
+            "do; only those that are one image, saved again, are named"
         )
         findings.append(Finding("many_alike", False, what, ()))
-    for group in _groups(by_content, contents, pairs):
-        findings += _judge(material, group)
-    return findings
-
-
-def count_compared(material: Material) -> int:
-    """Images that are large and varied enough for being compared with others."""
-    return sum(_picture(material, image) is not None for image in material.readable)
-
-
-def _by_content(material: Material) -> dict[str, list[ImageFile]]:
-    found: dict[str, list[ImageFile]] = defaultdict(list)
-    for image in material.readable:
-        found[material.inspection(image).sha256].append(image)
-    return found
-
-
-def _picture(material: Material, image: ImageFile) -> Picture | None:
-    looks = material.examined[image.path].looks
-    return looks.picture if looks else None
-
-
-def _without_look_alikes(pairs: Pairs, count: int) -> tuple[Pairs, int]:
-    """Tight pairs alone where too many images look alike, and how many those are."""
-    alike = len(np.unique(pairs.places[~pairs.is_tight]))
-    if alike <= max(_ALIKE_COUNT, _ALIKE_SHARE * count):
-        return pairs, 0
-    tight = pairs.is_tight
-    return Pairs(pairs.places[tight], pairs.is_tight[tight], pairs.is_complete), alike
-
-
-def _groups(
-    by_content: Mapping[str, list[ImageFile]], contents: Sequence[str], pairs: Pairs
-) -> Iterator[_Group]:
     labels = _connect(pairs.places, len(contents))
     edges: dict[int, list[tuple[str, str, bool]]] = defaultdict(list)
     for (first, second), tight in zip(pairs.places.tolist(), pairs.is_tight.tolist(), strict=True):
         edges[labels[first]].append((contents[first], contents[second], tight))
-    for own in edges.values():
-        members = dict.fromkeys(content for edge in own for content in edge[:2])
-        yield _Group({content: by_content[content] for content in members}, own)
+    for pairs_of_group in edges.values():
+        members = dict.fromkeys(content for pair in pairs_of_group for content in pair[:2])
+        group = _Group({content: by_content[content] for content in members}, pairs_of_group)
+        findings += _describe_group(data, group)
+    return findings
+
+
+def get_thumbnail(data: CheckInput, image: ImageFile) -> Thumbnail | None:
+    """What an image is compared by; None where it is too small or too plain to be compared."""
+    stats = data.files[image.path].stats
+    return stats.thumbnail if stats else None
+
+
+def _by_content(data: CheckInput) -> dict[str, list[ImageFile]]:
+    by_content: dict[str, list[ImageFile]] = defaultdict(list)
+    for image in data.readable:
+        by_content[data.inspection(image).sha256].append(image)
+    return by_content
 
 
 def _connect(places: Any, count: int) -> list[int]:
@@ -130,15 +113,15 @@ def _connect(places: Any, count: int) -> list[int]:
     return labels
 
 
-def _judge(material: Material, group: _Group) -> Iterator[Finding]:
+def _describe_group(data: CheckInput, group: _Group) -> Iterator[Finding]:
     images = group.images
     paths = tuple(image.path for image in images)
-    splits = {s for i in images if (s := material.splits.get(i.path))}
+    splits = {s for i in images if (s := data.splits.get(i.path))}
     classes = {image.class_name for image in images}
-    surplus = _surplus(material, group)
-    doubtful = tuple(p for p in _all_but_one(material, images) if p not in surplus)
+    surplus = _surplus(data, group)
+    doubtful = tuple(p for p in _all_but_one(data, images) if p not in surplus)
     if len(splits) > 1:
-        tight = _is_tight_across(group, lambda image: material.splits.get(image.path))
+        tight = _is_tight_across(group, lambda image: data.splits.get(image.path))
         where = " and ".join(sorted(splits))
         given = {i.split for i in images} >= splits
         there = f"in {where}" if given else f"which the split would put into {where}"
@@ -155,19 +138,19 @@ def _judge(material: Material, group: _Group) -> Iterator[Finding]:
 
 
 def _likeness(*, tight: bool) -> str:
-    return "the same image, saved anew," if tight else "images that look alike"
+    return "the same image, saved again," if tight else "images that look alike"
 
 
 def _is_tight_across(group: _Group, key: Any) -> bool:
-    """Whether one picture stands on both sides of a border."""
+    """Whether copies of one image differ in what `key` gives."""
     return any(
         tight and len({key(image) for c in (first, second) for image in group.contents[c]}) > 1
         for first, second, tight in group.pairs
     )
 
 
-def _surplus(material: Material, group: _Group) -> tuple[str, ...]:
-    """Of each set of files that are one picture all but one; all where they are in two classes."""
+def _surplus(data: CheckInput, group: _Group) -> tuple[str, ...]:
+    """All files except one of each set of copies; all files where a set has two classes."""
     contents = list(group.contents)
     place = {content: number for number, content in enumerate(contents)}
     tight = [(place[first], place[second]) for first, second, tight in group.pairs if tight]
@@ -181,16 +164,16 @@ def _surplus(material: Material, group: _Group) -> tuple[str, ...]:
     for images in sets.values():
         if any(a.class_name != b.class_name for a, b in combinations(images, 2)):
             left += [image.path for image in images]
-        elif len({material.inspection(image).sha256 for image in images}) > 1:
-            left += _all_but_one(material, images)
+        elif len({data.inspection(image).sha256 for image in images}) > 1:
+            left += _all_but_one(data, images)
     return tuple(sorted(left))
 
 
-def _all_but_one(material: Material, images: Iterable[ImageFile]) -> tuple[str, ...]:
-    """All but the one that is kept: of the test split, or else val, or else the first."""
+def _all_but_one(data: CheckInput, images: Iterable[ImageFile]) -> tuple[str, ...]:
+    """All except the one that is kept: one of the test split, else of val, else the first."""
 
     def order(image: ImageFile) -> tuple[int, str]:
-        split = material.splits.get(image.path) or image.split or "train"
+        split = data.splits.get(image.path) or image.split or "train"
         return -_RANKS[split], image.path
 
     return tuple(sorted(image.path for image in sorted(images, key=order)[1:]))

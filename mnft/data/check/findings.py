@@ -1,4 +1,4 @@
-"""One thing that the check found, and what all checks look at."""
+"""One finding of the check, and the input that all checks share."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mnft.config.schema import DataConfig
-from mnft.data.check.examine import Examined
+from mnft.data.check.image_stats import CheckedFile
 from mnft.data.decode import Inspection
 from mnft.data.folder import FolderScan, ImageFile
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that would spoil a training, or that a person should know.
+    """Something that would spoil a training, or that a person should know.
 
     Attributes:
-        kind: as docs/data-check.md lists them.
-        is_problem: whether the check fails for it.
+        kind: one of the kinds in docs/data-check.md.
+        is_problem: whether the check fails because of it.
         message: what was found.
-        paths: files or folders that it is about.
-        leave_out: of these, what `--fix` leaves out.
-        look_at: of these, what `--fix` names for a person to decide on.
+        paths: the files or folders that it is about.
+        leave_out: those of `paths` that `--fix` leaves out.
+        look_at: those of `paths` that `--fix` names for a person to decide on.
     """
 
     kind: str
@@ -33,13 +33,13 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Expectations:
-    """What a training makes of the images.
+class TrainingNeeds:
+    """What a training needs of the images.
 
     Attributes:
         input_size: side of the model's input in pixels.
-        is_balanced: classes of unequal size are evened out.
-        is_grey: the model takes grey images.
+        is_balanced: whether the training makes up for classes of unequal size.
+        is_grey: whether the model takes grey images.
     """
 
     input_size: int = 224
@@ -48,21 +48,21 @@ class Expectations:
 
 
 @dataclass(frozen=True, slots=True)
-class Material:
-    """What there is to check.
+class CheckInput:
+    """What all checks get.
 
     Attributes:
         scan: the folder, without what the config excludes.
-        examined: every file of it, by path.
+        files: what is known of each of its files, by path.
         config: how it will be split.
-        expected: what a training makes of it.
-        splits: the split that each readable file will be in, by path; None where it cannot be told.
+        needs: what a training needs of it.
+        splits: the split that each readable file will be in, by path; None where that is unknown.
     """
 
     scan: FolderScan
-    examined: Mapping[str, Examined]
+    files: Mapping[str, CheckedFile]
     config: DataConfig
-    expected: Expectations
+    needs: TrainingNeeds
     splits: Mapping[str, str | None]
 
     @property
@@ -72,4 +72,4 @@ class Material:
 
     def inspection(self, image: ImageFile) -> Inspection:
         """What training knows of a file."""
-        return self.examined[image.path].inspection
+        return self.files[image.path].inspection

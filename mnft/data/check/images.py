@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
-from mnft.data.check.findings import Finding, Material
-from mnft.data.folder import IMAGE_SUFFIXES, FolderScan
+from mnft.data.check.findings import CheckInput, Finding
 
 # Sides of more than this ratio lose their ends, see data.geometry.
 _MAX_ASPECT = 8
 _LARGE_PIXELS = 50_000_000
-_ENDINGS = {
+_EXTENSIONS = {
     "JPEG": {".jpg", ".jpeg", ".jpe", ".jfif"},
     "MPO": {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"},
     "PNG": {".png"},
@@ -28,46 +27,30 @@ _ENDINGS = {
 }
 
 
-def find_image_faults(material: Material) -> list[Finding]:
-    """Files that do not decode, and images of unusual kind, size or colour."""
-    return [
-        *_unreadable(material),
-        *_wrong_endings(material),
-        *_sizes(material),
-        *_grey(material),
-    ]
-
-
-def find_loose_images(scan: FolderScan) -> list[Finding]:
-    """Images that lie in no class folder."""
-    loose = tuple(p for p in scan.ignored if Path(p).suffix.lower() in IMAGE_SUFFIXES)
-    return [Finding("no_class", False, "in no class folder, not used", loose)] if loose else []
-
-
-def _unreadable(material: Material) -> Iterator[Finding]:
-    is_problem = material.config.on_bad_image == "fail"
-    for path, examined in material.examined.items():
-        if (problem := examined.inspection.problem) is not None:
+def check_images(data: CheckInput) -> Iterator[Finding]:
+    """Files that do not decode, and images of unusual type, size or colour."""
+    is_problem = data.config.on_bad_image == "fail"
+    for path, file in data.files.items():
+        if (problem := file.inspection.problem) is not None:
             yield Finding("unreadable", is_problem, problem, (path,), leave_out=(path,))
-
-
-def _wrong_endings(material: Material) -> Iterator[Finding]:
-    found: Mapping[tuple[str, str], list[str]] = defaultdict(list)
-    for image in material.readable:
-        looks = material.examined[image.path].looks
-        ending = PurePosixPath(image.path).suffix.lower()
-        if looks and ending not in _ENDINGS.get(looks.format, {ending}):
-            found[looks.format, ending].append(image.path)
-    for (content, ending), paths in sorted(found.items()):
-        what = f"{content} content under the ending {ending}; mnft reads it, others may not"
+    wrong: Mapping[tuple[str, str], list[str]] = defaultdict(list)
+    for image in data.readable:
+        stats = data.files[image.path].stats
+        extension = PurePosixPath(image.path).suffix.lower()
+        if stats and extension not in _EXTENSIONS.get(stats.format, {extension}):
+            wrong[stats.format, extension].append(image.path)
+    for (content, extension), paths in sorted(wrong.items()):
+        what = f"{content} content under the extension {extension}; mnft reads it, others may not"
         yield Finding("wrong_ending", False, what, tuple(paths))
+    yield from _check_sizes(data)
+    yield from _check_colours(data)
 
 
-def _sizes(material: Material) -> Iterator[Finding]:
+def _check_sizes(data: CheckInput) -> Iterator[Finding]:
     small, long, large = [], [], []
-    side = material.expected.input_size
-    for image in material.readable:
-        size = material.inspection(image).size
+    side = data.needs.input_size
+    for image in data.readable:
+        size = data.inspection(image).size
         assert size is not None
         if 2 * min(size) < side:
             small.append(image.path)
@@ -86,13 +69,13 @@ def _sizes(material: Material) -> Iterator[Finding]:
         yield Finding("large_image", False, what, tuple(large))
 
 
-def _grey(material: Material) -> Iterator[Finding]:
-    if material.expected.is_grey:
+def _check_colours(data: CheckInput) -> Iterator[Finding]:
+    if data.needs.is_grey:
         return
     kinds: Mapping[bool, list[str]] = defaultdict(list)
-    for image in material.readable:
-        if looks := material.examined[image.path].looks:
-            kinds[looks.is_grey].append(image.path)
+    for image in data.readable:
+        if stats := data.files[image.path].stats:
+            kinds[stats.is_grey].append(image.path)
     grey, coloured = kinds[True], kinds[False]
     if grey and len(grey) <= len(coloured):
         what = f"{len(grey):,} grey among {len(coloured):,} in colour"

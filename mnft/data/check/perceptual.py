@@ -1,4 +1,4 @@
-"""Pictures that look the same: a hash of what they show, and a comparison of what it finds."""
+"""Images that look the same: near perceptual hashes, confirmed by comparing thumbnails."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.fft import dctn
 
-# Side of the grey picture that is hashed and compared, in pixels. Smaller images say too little.
+# Side of the grey thumbnail that is hashed and compared, in pixels. Smaller images say too little.
 SIDE = 32
-# Areas of which the colours are compared, in a row.
+# Number of areas in a row whose colours are compared.
 COLOURS = 4
-# Least standard deviation of that picture's grey levels; a plain area has a hash of its noise.
+# Least standard deviation of its grey levels; the hash of a plain area is that of its noise.
 MIN_CONTRAST = 6.0
-# Bits (of 64) that the hashes of two pictures may differ in. Measured, see docs/data-check.md.
+# Bits (of 64) that the hashes of two images may differ in. Measured, see docs/data-check.md.
 MAX_DISTANCE = 10
-# Least correlation of the two grey pictures.
+# Least correlation of the two grey thumbnails.
 MIN_CORRELATION = 0.9
-# From here on it is the same picture, saved anew: bits, correlation, and mean difference of the
+# Limits of the same image, saved again: bits, correlation, and mean difference of the
 # grey levels, and of the colours, of 255.
 _TIGHT_DISTANCE = 6
 _TIGHT_CORRELATION = 0.985
 _TIGHT_LEVELS = 4.0
 # The hash in six parts. Of two hashes with at most 10 different bits one part has at most one.
 _PARTS = (0, 11, 22, 33, 43, 54, 64)
-# Pairs that are looked at; a film cut into pictures has as many as the square of its length.
+# Pairs that are compared; the frames of a film have as many as the square of their number.
 MAX_PAIRS = 5_000_000
 _AT_ONCE = 65_536
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """What is compared of an image.
+class Thumbnail:
+    """What an image is compared by.
 
     Attributes:
         hash: 64 bits, see `compute_hash`.
@@ -51,11 +51,11 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """Pictures that look alike.
+    """Images that look alike.
 
     Attributes:
-        places: (P, 2) int64, places in the list of pictures, the smaller first, ascending.
-        is_tight: (P,) bool, whether they are the same picture saved anew.
+        places: (P, 2) int64, positions in the list of thumbnails, the smaller first, ascending.
+        is_tight: (P,) bool, whether they are the same image, saved again.
         is_complete: False where the search stopped at MAX_PAIRS.
     """
 
@@ -64,7 +64,7 @@ class Pairs:
     is_complete: bool
 
 
-def build_picture(image: Image.Image) -> Picture | None:
+def build_thumbnail(image: Image.Image) -> Thumbnail | None:
     """What to compare an RGB image by; None where it is too small or too plain to be compared."""
     if min(image.size) < SIDE:
         return None
@@ -72,7 +72,7 @@ def build_picture(image: Image.Image) -> Picture | None:
     if grey.std() < MIN_CONTRAST:
         return None
     colours = image.resize((COLOURS, COLOURS), Image.Resampling.BOX)
-    return Picture(compute_hash(grey), grey.tobytes(), colours.tobytes())
+    return Thumbnail(compute_hash(grey), grey.tobytes(), colours.tobytes())
 
 
 def compute_hash(grey: NDArray[Any]) -> int:
@@ -85,38 +85,38 @@ def compute_hash(grey: NDArray[Any]) -> int:
         grey: (SIDE, SIDE) uint8.
 
     Returns:
-        64 bits, of which 32 are set but where frequencies are equal.
+        64 bits, of which 32 are set unless frequencies are equal.
     """
     frequencies = dctn(grey.astype(np.float32), norm="ortho")[1:9, 1:9].ravel()
     bits = np.packbits(frequencies > np.median(frequencies))
     return int.from_bytes(bits.tobytes(), "big")
 
 
-def find_alike(pictures: Sequence[Picture]) -> Pairs:
-    """All pairs of pictures that show the same: near hashes, confirmed by the pictures."""
-    hashes = np.array([picture.hash for picture in pictures], dtype=np.uint64)
-    pairs, is_complete = find_pairs(hashes)
+def list_alike(thumbnails: Sequence[Thumbnail]) -> Pairs:
+    """All pairs of images that show the same: near hashes, confirmed by their thumbnails."""
+    hashes = np.array([thumbnail.hash for thumbnail in thumbnails], dtype=np.uint64)
+    pairs, is_complete = list_near_pairs(hashes)
     kept, tight = [np.empty((0, 2), dtype=np.int64)], [np.empty(0, dtype=bool)]
     for start in range(0, len(pairs), _AT_ONCE):
         some = pairs[start : start + _AT_ONCE]
-        is_alike, is_tight = _compare(pictures, some)
+        is_alike, is_tight = _compare(thumbnails, some)
         kept.append(some[is_alike])
         tight.append(is_tight[is_alike])
     return Pairs(np.concatenate(kept), np.concatenate(tight), is_complete)
 
 
-def find_pairs(hashes: NDArray[Any]) -> tuple[NDArray[Any], bool]:
+def list_near_pairs(hashes: NDArray[Any]) -> tuple[NDArray[Any], bool]:
     """All pairs of hashes with at most MAX_DISTANCE different bits.
 
-    Only hashes are compared of which one part of six differs in at most one bit, which all such
-    pairs have (Norouzi, Punjani, Fleet 2012, "Fast Search in Hamming Space with Multi-Index
+    Only pairs are compared in which one of six parts differs in at most one bit: all near pairs
+    have such a part (Norouzi, Punjani, Fleet 2012, "Fast Search in Hamming Space with Multi-Index
     Hashing", section 3.1).
 
     Args:
         hashes: (N,) uint64.
 
     Returns:
-        (P, 2) places, the smaller first, ascending; and whether those are all.
+        (P, 2) positions, the smaller first, ascending; and whether those are all.
     """
     found = [np.empty(0, dtype=np.int64)]
     count = 0
@@ -147,7 +147,7 @@ def _near_in_part(
         own = order[starts[key] : starts[key + 1]]
         near = [key, *(key ^ (1 << bit) for bit in range(width))]
         others = np.concatenate([order[starts[other] : starts[other + 1]] for other in near])
-        # In parts: a million pictures with one key would be a table of a terabyte.
+        # In parts: a million images with one key would be a table of a terabyte.
         step = max(1, (1 << 24) // len(others))
         for start in range(0, len(own), step):
             some = own[start : start + step]
@@ -156,12 +156,16 @@ def _near_in_part(
             yield some[rows], others[columns]
 
 
-def _compare(pictures: Sequence[Picture], pairs: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """(P,) whether they show the same, and (P,) whether they are the same picture."""
-    first, second = ([pictures[place] for place in column] for column in pairs.T.tolist())
+def _compare(
+    thumbnails: Sequence[Thumbnail], pairs: NDArray[Any]
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """(P,) whether they show the same, and (P,) whether they are the same image."""
+    first, second = ([thumbnails[place] for place in column] for column in pairs.T.tolist())
     one, other = (_stack(p.grey for p in side) for side in (first, second))
     colours = (_stack(p.colours for p in side) for side in (first, second))
-    correlations = _correlate(one, other)
+    centred, others = (grey - grey.mean(1, keepdims=True) for grey in (one, other))
+    squares = (centred**2).sum(1) * (others**2).sum(1)
+    correlations = np.asarray((centred * others).sum(1) / np.sqrt(squares))
     distances = [(p.hash ^ q.hash).bit_count() for p, q in zip(first, second, strict=True)]
     is_tight = (
         (np.array(distances) <= _TIGHT_DISTANCE)
@@ -178,10 +182,3 @@ def _stack(rows: Iterable[bytes]) -> NDArray[Any]:
 
 def _difference(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(np.abs(first - second).mean(1))
-
-
-def _correlate(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
-    first = first - first.mean(1, keepdims=True)
-    second = second - second.mean(1, keepdims=True)
-    squares = (first**2).sum(1) * (second**2).sum(1)
-    return np.asarray((first * second).sum(1) / np.sqrt(squares))

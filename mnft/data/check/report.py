@@ -1,23 +1,27 @@
-"""Find what would spoil a training: files, classes, copies and splits, in one look at each file."""
+"""Check a folder for what would spoil a training: files, classes, copies and splits."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mnft.config.schema import DataConfig
-from mnft.data.check.copies import count_compared, find_copies, find_near_copies
-from mnft.data.check.examine import Examined, compute_statistics, examine_files
-from mnft.data.check.findings import Expectations, Finding, Material
-from mnft.data.check.images import find_image_faults, find_loose_images
+from mnft.data.check.copies import get_thumbnail, list_copies, list_near_copies
+from mnft.data.check.findings import CheckInput, Finding, TrainingNeeds
+from mnft.data.check.image_stats import compute_mean_and_std, inspect_with_stats
+from mnft.data.check.images import check_images
 from mnft.data.decode import Inspection
-from mnft.data.exclude import Exclusion, exclude
-from mnft.data.folder import FolderScan, ImageFile, scan_folder
+from mnft.data.exclude import exclude
+from mnft.data.folder import IMAGE_SUFFIXES, ImageFile
 from mnft.data.manifest import Manifest
 from mnft.data.prepare import split_folder
+from mnft.data.readers import class_folders
+from mnft.data.scan_files import map_files
 from mnft.errors import DataError
+from mnft.reporter import Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +30,14 @@ class CheckReport:
 
     Attributes:
         root: the folder.
-        splits: that the folder has.
+        splits: the splits that the folder itself has.
         counts: images that decode, by split ("all" where there are none) and class.
         ignored: files that are not taken as images.
         excluded: images that `data.exclude` leaves out.
-        not_compared: images too small or too plain for being compared with others.
-        mean: of each channel, in 0..1, of the images to learn from; None without images.
-        std: standard deviation likewise.
-        findings: problems first.
+        not_compared: number of images too small or too plain to be compared with others.
+        mean: mean of each channel over the images to learn from, in 0..1; None without images.
+        std: standard deviation of each channel over the same images.
+        findings: what was found, problems first.
     """
 
     root: Path
@@ -52,21 +56,21 @@ class CheckReport:
         return sum(finding.is_problem for finding in self.findings)
 
     def with_findings(self, more: list[Finding]) -> CheckReport:
-        """The report with further findings in their places."""
+        """The report with more findings, sorted again."""
         return replace(self, findings=_sort([*self.findings, *more]))
 
 
-LabelCheck = Callable[[Material, Mapping[str, Mapping[str, int]]], Iterable[Finding]]
+LabelCheck = Callable[[CheckInput, Mapping[str, Mapping[str, int]]], Iterable[Finding]]
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """The report, and what later steps need of the material.
+    """The report, and what later steps need besides.
 
     Attributes:
         report: what was found.
-        images: that are not excluded.
-        inspections: of the files that are not excluded, by path.
+        images: the images that are not excluded.
+        inspections: what is known of each of them, by path.
         manifest: how a training would split them; None where it would refuse to.
     """
 
@@ -76,11 +80,11 @@ class Checked:
     manifest: Manifest | None
 
 
-def check_folder(
+def check_dataset(
     root: Path,
-    on_progress: Callable[[int, int], None],
+    on_progress: Progress,
     config: DataConfig | None = None,
-    expected: Expectations | None = None,
+    needs: TrainingNeeds | None = None,
     *,
     check_labels: LabelCheck,
 ) -> Checked:
@@ -88,42 +92,51 @@ def check_folder(
 
     Args:
         root: the folder.
-        on_progress: called with the files inspected and all files.
-        config: how the folder will be split, what it leaves out, and whether unreadable files are a
+        on_progress: a function that is called with the files done and all files.
+        config: how the folder will be split, what is left out, and whether unreadable files are a
             problem; the defaults where there is none.
-        expected: what a training makes of the images.
-        check_labels: the task's own check, of the images and the number of readable images of each
-            class in each split.
+        needs: what a training needs of the images; the defaults where there is none.
+        check_labels: the task's own check; it gets the input of all checks, and the number of
+            readable images of each class in each split.
 
     Raises:
-        DataError: the folder is none, or holds no class folders.
+        DataError: there is no such folder, or it holds no class folders.
         ConfigError: the list that `data.exclude` names cannot be used.
     """
     config = config or DataConfig(root=str(root))
-    exclusion = exclude(scan_folder(root), config.exclude)
+    exclusion = exclude(class_folders.read(root), config.exclude)
     scan = exclusion.scan
-    examined = examine_files(root, [image.path for image in scan.images], on_progress)
-    inspections = {path: found.inspection for path, found in examined.items()}
-    manifest = _plan(scan, inspections, config)
-    splits = _find_splits(scan, manifest)
-    material = Material(scan, examined, config, expected or Expectations(), splits)
-    counts = _count(material)
-    findings = [
-        *find_image_faults(material),
-        *check_labels(material, counts),
-        *find_loose_images(scan),
-        *_unknown(exclusion),
-        *find_copies(material),
-        *find_near_copies(material),
-    ]
-    mean, std = _compute_statistics(scan, examined) or (None, None)
+    paths = [image.path for image in scan.images]
+    checked = map_files(paths, lambda path: inspect_with_stats(root / path), on_progress)
+    inspections = {path: file.inspection for path, file in checked.items()}
+    splits: dict[str, str | None] = {image.path: image.split for image in scan.images}
+    manifest = None
+    # Where a training would refuse to split the folder, the findings say why.
+    with suppress(DataError):
+        manifest = split_folder(config, scan, inspections)
+        splits |= {sample.path: sample.split for sample in manifest.samples}
+    data = CheckInput(scan, checked, config, needs or TrainingNeeds(), splits)
+    counts: dict[str, Counter[str]] = {split: Counter() for split in scan.splits or ("all",)}
+    for image in scan.images:
+        is_readable = inspections[image.path].problem is None
+        counts[image.split or "all"][image.class_name] += is_readable
+    findings = [*check_images(data), *check_labels(data, counts)]
+    if loose := tuple(p for p in scan.ignored if Path(p).suffix.lower() in IMAGE_SUFFIXES):
+        findings.append(Finding("no_class", False, "in no class folder, not used", loose))
+    if unknown := tuple(exclusion.unknown):
+        what = "in the list of data.exclude, and no image of the folder"
+        findings.append(Finding("exclude_unknown", False, what, unknown))
+    findings += [*list_copies(data), *list_near_copies(data)]
+    learned = [image.path for image in scan.images if image.split in (None, "train")]
+    stats = [stats for path in learned if (stats := checked[path].stats)]
+    mean, std = compute_mean_and_std(stats)
     report = CheckReport(
         root=root,
         splits=scan.splits,
         counts={split: dict(of_split) for split, of_split in counts.items()},
         ignored=scan.ignored,
         excluded=tuple(exclusion.excluded),
-        not_compared=len(material.readable) - count_compared(material),
+        not_compared=sum(get_thumbnail(data, image) is None for image in data.readable),
         mean=mean,
         std=std,
         findings=_sort(findings),
@@ -133,43 +146,3 @@ def check_folder(
 
 def _sort(findings: list[Finding]) -> tuple[Finding, ...]:
     return tuple(sorted(findings, key=lambda finding: not finding.is_problem))
-
-
-def _plan(
-    scan: FolderScan, inspections: Mapping[str, Inspection], config: DataConfig
-) -> Manifest | None:
-    """The split that a training would make; None where the findings say why there is none."""
-    try:
-        return split_folder(config, scan, inspections)
-    except DataError:
-        return None
-
-
-def _find_splits(scan: FolderScan, manifest: Manifest | None) -> dict[str, str | None]:
-    splits = {image.path: image.split for image in scan.images}
-    if manifest is not None:
-        splits |= {sample.path: sample.split for sample in manifest.samples}
-    return splits
-
-
-def _count(material: Material) -> dict[str, Counter[str]]:
-    scan = material.scan
-    counts: dict[str, Counter[str]] = {split: Counter() for split in scan.splits or ("all",)}
-    for image in scan.images:
-        is_readable = material.inspection(image).problem is None
-        counts[image.split or "all"][image.class_name] += is_readable
-    return counts
-
-
-def _compute_statistics(
-    scan: FolderScan, examined: Mapping[str, Examined]
-) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    learned = [image.path for image in scan.images if image.split in (None, "train")]
-    return compute_statistics([looks for path in learned if (looks := examined[path].looks)])
-
-
-def _unknown(exclusion: Exclusion) -> list[Finding]:
-    if not exclusion.unknown:
-        return []
-    what = "in the list of data.exclude, and no image of the folder"
-    return [Finding("exclude_unknown", False, what, tuple(exclusion.unknown))]

@@ -1,1 +1,1 @@
-"""TFLite files, written in an environment of their own."""
+"""TFLite files, which are written in a Python environment of their own."""

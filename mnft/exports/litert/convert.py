@@ -1,4 +1,4 @@
-"""A model folder to a TFLite file, by a worker in LiteRT's own environment."""
+"""From a model folder to a TFLite file, by a worker in LiteRT's own environment."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from mnft.host import count_cores
 
 _LOGGER = logging.getLogger(__name__)
 _TAIL_LINES = 12
-# PYTHONPATH would do where mnft lies in a folder of its own; where it was installed it would bring
-# all of its neighbours, the newer torch among them.
+# Not PYTHONPATH: where mnft is installed, that would bring in all packages beside it, the newer
+# torch among them.
 _BOOTSTRAP = """
 import runpy, sys
 from importlib.util import module_from_spec, spec_from_file_location
@@ -47,11 +47,11 @@ def convert_to_litert(
     """Write a TFLite file for one image (1, H, W, C) at a time.
 
     Args:
-        model_folder: that `load_bundle` opens.
-        target: the file; takes the place of an older one when all went well.
+        model_folder: a folder that `load_bundle` opens.
+        target: where to write the file; an older one is replaced when all went well.
         embed_preprocessing: uint8 pixels in and probabilities out, rather than normalised float32
             and logits.
-        quantize: "none"; "dynamic", weights alone in int8; "int8", activations too. Input and
+        quantize: "none"; "dynamic", only the weights in int8; "int8", activations too. Input and
             output stay as they are.
         calibration: for "int8": (N, H, W, C) images as the file takes them.
         keep_float: regular expressions of the tensor names of layers that stay in float.
@@ -60,8 +60,8 @@ def convert_to_litert(
         Shapes and types of the file, versions, the number of int8 tensors.
 
     Raises:
-        ExportError: the environment is not there, or the tool-chain cannot take the model; with
-            the end of its log.
+        ExportError: the environment is missing, or the tool-chain cannot take the model; with the
+            end of its log.
     """
     python = litert_environment.find_python()
     with (
@@ -81,13 +81,13 @@ def convert_to_litert(
         if calibration is not None:
             request["calibration"] = str(folder / "calibration.npy")
             np.save(request["calibration"], calibration, allow_pickle=False)
-        return _run_worker(python, request, folder, model_folder)
+        return _run_worker(python, request, model_folder)
 
 
-def _run_worker(
-    python: Path, request: Mapping[str, Any], folder: Path, model_folder: Path
-) -> dict[str, Any]:
-    request_path, log_path = folder / "request.json", folder / "log.txt"
+def _run_worker(python: Path, request: Mapping[str, Any], model_folder: Path) -> dict[str, Any]:
+    answer_path = Path(request["answer"])
+    request_path = answer_path.with_name("request.json")
+    log_path = answer_path.with_name("log.txt")
     request_path.write_text(json.dumps(request), encoding="utf-8")
     package = str(Path(mnft.__file__).parent)
     command = [str(python), "-I", "-u", "-c", _BOOTSTRAP, package, str(request_path)]
@@ -104,32 +104,20 @@ def _run_worker(
         ).returncode
     text = log_path.read_text(encoding="utf-8", errors="replace")
     _LOGGER.info("LiteRT's converter:\n%s", textwrap.indent(text, "  "))
-    answer = _read_answer(Path(request["answer"]))
-    if code == 0 and answer is not None:
+    try:
+        answer: dict[str, Any] = json.loads(answer_path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # it crashed, or was killed
+        answer = {}
+    if code == 0 and answer:
         return answer
-    if answer is not None and "error" in answer:
+    if "error" in answer:
         raise ExportError(answer["error"], hint=answer.get("hint"))
+    end = f"exit code {code}"
+    if code < 0:
+        end = f"its process was killed by signal {-code} (9: often for lack of memory)"
+    lines = [f"  {line.rstrip()}" for line in text.splitlines() if line.strip()]
+    tail = "\n".join(lines[-_TAIL_LINES:]) or "  (it said nothing)"
     raise ExportError(
-        f"{model_folder}: LiteRT cannot convert it: {_describe_end(code)}\n" + _find_tail(text),
+        f"{model_folder}: LiteRT cannot convert it: {end}\n{tail}",
         hint="`mnft -v export ...` shows the whole log; other formats may take this model",
     )
-
-
-def _read_answer(path: Path) -> dict[str, Any] | None:
-    try:
-        answer = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return answer if isinstance(answer, dict) else None
-
-
-def _describe_end(code: int) -> str:
-    if code < 0:
-        return f"its process was killed by signal {-code} (9: often for want of memory)"
-    return f"exit code {code}"
-
-
-def _find_tail(text: str) -> str:
-    """The last lines that say something."""
-    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
-    return "\n".join(f"  {line}" for line in lines[-_TAIL_LINES:]) or "  (it said nothing)"

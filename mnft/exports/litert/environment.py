@@ -1,4 +1,4 @@
-"""A Python environment of its own for LiteRT's converter, which needs an older torch than mnft."""
+"""The Python environment of LiteRT's converter, which needs an older torch than mnft."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import IO, Any
 from filelock import FileLock, Timeout
 
 from mnft import files
-from mnft.data.store.cache import find_cache_folder
+from mnft.data.store.cache import choose_cache_folder
 from mnft.errors import ExportError
 
 _LOGGER = logging.getLogger(__name__)
@@ -53,51 +53,47 @@ with open(sys.argv[1], "w") as target:
 
 
 def find_folder() -> Path:
-    """Where the environment is, or would be; another Python has another one."""
+    """Where the environment is, or would be; each version of Python has its own."""
     python = f"py{sys.version_info.major}{sys.version_info.minor}"
-    return find_cache_folder("auto").absolute() / "environments" / f"litert-{python}"
+    return choose_cache_folder("auto").absolute() / "environments" / f"litert-{python}"
 
 
 def find_python() -> Path:
-    """The interpreter of the environment.
+    """Find the interpreter of the environment.
 
     Raises:
-        ExportError: the environment is not there or not whole; says how to set it up.
+        ExportError: the environment is missing or incomplete; the hint says how to set it up.
     """
     folder = find_folder()
     if problem := _find_problem(folder):
         raise ExportError(
-            f"TFLite files are written in a Python environment of its own, {problem}",
+            f"TFLite files are written in a Python environment of their own, which is {problem}",
             hint=f"set it up (about 7 GB, a few minutes): {SETUP_COMMAND}",
         )
     return _python_of(folder)
 
 
 def describe() -> tuple[bool, str]:
-    """Whether the environment works here, and which it is or why not, in words."""
+    """Whether the environment works here, and its main packages, or what is wrong with it."""
     folder = find_folder()
     if problem := _find_problem(folder):
         return False, f"its environment is {problem}: {SETUP_COMMAND}"
-    return True, ", ".join(f"{name} {found}" for name, found in read_versions().items())
-
-
-def read_versions() -> dict[str, str]:
-    """Versions of the main packages in the environment; empty where there is none."""
-    marker = _read_marker(find_folder())
-    return dict(marker["versions"]) if marker else {}
+    marker = _read_marker(folder)
+    versions = marker["versions"] if marker else {}
+    return True, ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def install(*, on_progress: Callable[[str], None]) -> Path:
-    """Set the environment up, unless it is there: `python -m venv`, then pip.
+    """Set the environment up with `python -m venv` and pip, unless it is there already.
 
-    It is built in its place, as environments cannot be moved; a marker file, written last, tells a
-    whole one from a half-made one. Another process that builds it is waited for.
+    It is built in its final place, because environments cannot be moved; a marker file, which is
+    written last, shows that it is complete. While another process builds it, this one waits.
 
     Args:
-        on_progress: is told in words what happens.
+        on_progress: called with a sentence for each step.
 
     Returns:
-        The folder.
+        The folder of the environment.
 
     Raises:
         ExportError: no room on the disk, or venv or pip failed; with the end of the output.
@@ -111,7 +107,7 @@ def install(*, on_progress: Callable[[str], None]) -> Path:
         on_progress("another process is setting it up: waiting for it")
         lock.acquire()
     try:
-        # The narrow ones first: pip fetches what it looks at.
+        # The narrow ones first: pip downloads each version that it considers.
         requirements = [*TOOLCHAIN, *_own_requirements()]
         marker = _read_marker(folder)
         if _find_problem(folder) or marker is None or marker["requirements"] != requirements:
@@ -124,7 +120,7 @@ def install(*, on_progress: Callable[[str], None]) -> Path:
 
 
 def _own_requirements() -> list[str]:
-    """What mnft itself needs, without its extras."""
+    """The requirements of mnft itself, without its extras."""
     try:
         lines = requires("mnft") or []
     except PackageNotFoundError as error:
@@ -152,17 +148,20 @@ def _build(folder: Path, requirements: list[str], on_progress: Callable[[str], N
             on_progress("trying it")
             versions = folder / "versions.json"
             step.run("importing LiteRT", [str(python), "-I", "-c", _CHECK, str(versions)])
-        found = json.loads(versions.read_text(encoding="utf-8"))
-        marker = {"toolchain": TOOLCHAIN, "requirements": requirements, "versions": found}
+        marker = {
+            "toolchain": TOOLCHAIN,
+            "requirements": requirements,
+            "versions": json.loads(versions.read_text(encoding="utf-8")),
+        }
         files.write_json(folder / _MARKER, marker)
     finally:
         if not (folder / _MARKER).is_file():
             shutil.rmtree(folder, ignore_errors=True)  # gigabytes that nobody would use
-    _LOGGER.info("LiteRT's environment: %s", found)
+    _LOGGER.info("LiteRT's environment: %s", marker["versions"])
 
 
 class _Step:
-    """Runs commands, with their output in a log."""
+    """Runs the commands of an installation, and keeps their output in a log."""
 
     def __init__(self, log: IO[str], log_path: Path, on_progress: Callable[[str], None]) -> None:
         self._log = log
@@ -170,12 +169,13 @@ class _Step:
         self._on_progress = on_progress
 
     def run(self, name: str, command: Sequence[str]) -> None:
-        # The user's pip settings (registries, proxies) hold, but for --user, which venvs refuse.
+        # The user's pip settings (registries, proxies) hold, except --user, which venvs refuse.
         environment = os.environ | {
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
             "PIP_NO_INPUT": "1",
             "PIP_USER": "0",
         }
+        tail: deque[str] = deque(maxlen=_TAIL_LINES)
         with subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -186,8 +186,14 @@ class _Step:
             errors="replace",
             env=environment,
         ) as process:
+            assert process.stdout is not None
             try:
-                tail = self._follow(process)
+                for line in process.stdout:
+                    self._log.write(line)
+                    if line.strip() and not line.startswith("WARNING: "):
+                        tail.append(line.rstrip())
+                    if progress := _PROGRESS.match(line):
+                        self._on_progress(progress[1])
             except BaseException:  # Ctrl-C: leaving the block would wait for pip
                 process.kill()
                 raise
@@ -198,20 +204,9 @@ class _Step:
                 hint=f"the whole output is in {self._log_path}",
             )
 
-    def _follow(self, process: subprocess.Popen[str]) -> list[str]:
-        tail: deque[str] = deque(maxlen=_TAIL_LINES)
-        assert process.stdout is not None
-        for line in process.stdout:
-            self._log.write(line)
-            if line.strip() and not line.startswith("WARNING: "):
-                tail.append(line.rstrip())
-            if found := _PROGRESS.match(line):
-                self._on_progress(found[1])
-        return list(tail)
-
 
 def _find_problem(folder: Path) -> str | None:
-    """Why the environment cannot be used, to follow "is"; None where it can."""
+    """Why the environment cannot be used, worded to follow "is"; None where it can."""
     if not folder.is_dir():
         return "not set up yet"
     marker = _read_marker(folder)

@@ -1,6 +1,7 @@
 """Writes a TFLite file; runs with the Python of LiteRT's own environment, not with mnft's.
 
-The request is a JSON file; so is the answer, as native code writes to stdout as it likes.
+The request is a JSON file, and so is the answer, because native code writes to stdout as it likes.
+What is imported here must work with that environment's older torch.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mnft.errors import ExportError, MnftError
+from mnft.exports.artifact import INPUT_NAME
 from mnft.exports.graph import build_graph
 from mnft.model.bundle import load_bundle
 
 QUANTIZERS = ("none", "dynamic", "int8")
 _SIGNATURE = "serving_default"
-_INPUT = "image"
 _PACKAGES = ("litert-torch", "ai-edge-litert", "ai-edge-quantizer", "torch", "timm")
 
 
@@ -33,16 +34,16 @@ class Request:
     """What is to be written.
 
     Attributes:
-        model_folder: that `load_bundle` opens.
-        target: the TFLite file.
-        answer: JSON file that takes the facts, or the error.
+        model_folder: a folder that `load_bundle` opens.
+        target: where to write the TFLite file.
+        answer: where to write the facts, or the error, as JSON.
         embed_preprocessing: uint8 pixels in and probabilities out, rather than normalised float32
             and logits.
-        quantize: "none"; "dynamic", weights alone in int8; "int8", activations too.
+        quantize: "none"; "dynamic", only the weights in int8; "int8", activations too.
         calibration: for "int8": an .npy file of (N, H, W, C) images as the model takes them.
         keep_float: for "dynamic" and "int8": regular expressions of the tensor names of layers
             that stay in float.
-        threads: to calibrate with.
+        threads: how many threads calibrate.
     """
 
     model_folder: str
@@ -72,7 +73,7 @@ class NamedModel(nn.Module):
 
     Args:
         network: one tensor to one tensor.
-        output: name of the output; that of the input is `image`.
+        output: name of the output; the input's name is `image`.
     """
 
     def __init__(self, network: nn.Module, output: str) -> None:
@@ -115,7 +116,7 @@ def write_tflite(request: Request) -> dict[str, Any]:
     """Convert, and quantize where asked.
 
     Returns:
-        What was written: the file's input and output, versions, and the number of int8 tensors.
+        Facts: the file's input and output, versions, and the number of int8 tensors.
 
     Raises:
         CheckpointError: the model folder cannot be opened.
@@ -130,7 +131,7 @@ def write_tflite(request: Request) -> dict[str, Any]:
     example = example[:1].clone()  # a view would be saved with all that it is a view of
     images = _load_images(request, example)
     named = NamedModel(graph, "probabilities" if embed else "logits").eval()
-    content = litert_torch.convert(named, sample_kwargs={_INPUT: example}).model_content()
+    content = litert_torch.convert(named, sample_kwargs={INPUT_NAME: example}).model_content()
     if request.quantize != "none":
         content = _quantize(bytes(content), request, images)
     Path(request.target).write_bytes(content)
@@ -164,7 +165,7 @@ def _quantize(content: bytes, request: Request, images: NDArray[Any]) -> bytes:
         return bytes(quantizer.quantize().quantized_model)
     chosen = recipe.static_wi8_ai8()
     quantizer = _build_quantizer(content, chosen, request.keep_float)
-    rows = [{_INPUT: np.array(images[i : i + 1])} for i in range(len(images))]
+    rows = [{INPUT_NAME: np.array(images[i : i + 1])} for i in range(len(images))]
     ranges = quantizer.calibrate({_SIGNATURE: rows}, num_threads=request.threads)
     raised = _raise_weights(content, ranges)
     quantizer = _build_quantizer(raised, chosen, request.keep_float)
@@ -206,10 +207,10 @@ def _raise_weights(content: bytes, ranges: Mapping[str, Any]) -> bytes:
             continue
         given, kernel, offset = (graph.tensors[index] for index in op.inputs[:3])
         data = [model.buffers[tensor.buffer].data for tensor in (kernel, offset)]
-        found = ranges.get(given.name.decode())
-        if found is None or any(values is None for values in data):
+        limits = ranges.get(given.name.decode())
+        if limits is None or any(values is None for values in data):
             continue
-        scale = np.ptp([0.0, float(np.min(found["min"])), float(np.max(found["max"]))]) / 255
+        scale = np.ptp([0.0, float(np.min(limits["min"])), float(np.max(limits["max"]))]) / 255
         weights, bias = (values.view(np.float32) for values in data)
         raise_weights(np.moveaxis(weights.reshape(kernel.shape), axis, 0), bias, scale)
     return bytes(changed)
@@ -220,13 +221,13 @@ def raise_weights(rows: NDArray[Any], bias: NDArray[Any], scale: float) -> None:
 
     A bias is kept as int32 in steps of (scale of the input) x (scale of the channel's weights).
     Where either is nearly zero, as in some squeeze-and-excitation layers of MobileNetV3 with
-    weights of 1e-13, the steps are so fine that the bias overflows; the quantizer cuts it off
-    without a word, and all images get one class. What is added is at most 2e-5 of the bias.
+    weights of 1e-13, the steps are so fine that the bias overflows; the quantizer clips it
+    silently, and all images get one class. What is added is at most 2e-5 of the bias.
 
     Args:
         rows: (channels, ...) float32, a view of the weights.
         bias: (channels,) float32.
-        scale: a step of the int8 input.
+        scale: step of the int8 input.
     """
     # Half the range of int32, for rounding.
     least = np.abs(bias) * (127 / 2**30 / max(scale, 1e-9))

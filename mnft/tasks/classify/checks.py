@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 
-from mnft.data.check.findings import Finding, Material
+from mnft.data.check.findings import CheckInput, Finding
 from mnft.data.folder import FolderScan
 from mnft.data.splits import choose_fractions, compute_split_counts
 
@@ -15,14 +15,14 @@ _FEW = 20
 _IMBALANCE = 5
 
 
-def find_class_faults(material: Material, counts: Mapping[str, Mapping[str, int]]) -> list[Finding]:
+def find_class_faults(data: CheckInput, counts: Mapping[str, Mapping[str, int]]) -> list[Finding]:
     """Find classes that are missing, empty, too small or of very different size.
 
     Args:
-        material: the folder, and what was found in its files.
+        data: the folder, and what was found in its files.
         counts: number of images that decode, by split ("all" where there are none) and class.
     """
-    scan = material.scan
+    scan = data.scan
 
     def folder(name: str) -> str:
         return f"train/{name}" if scan.splits else name
@@ -42,11 +42,11 @@ def find_class_faults(material: Material, counts: Mapping[str, Mapping[str, int]
     findings += [Finding("empty_class", True, "no usable image", (path,)) for path in empty]
 
     # What can be learned from, before splits are taken from it: distinct contents, and images.
-    learned = [image for image in material.readable if image.split in (None, "train")]
+    learned = [image for image in data.readable if image.split in (None, "train")]
     contents = defaultdict(set)
     for image in learned:
-        contents[image.class_name].add(material.inspection(image).sha256)
-    config = material.config
+        contents[image.class_name].add(data.inspection(image).sha256)
+    config = data.config
     fractions = choose_fractions(
         scan.splits, val_fraction=config.val_fraction, test_fraction=config.test_fraction
     )
@@ -62,7 +62,7 @@ def find_class_faults(material: Material, counts: Mapping[str, Mapping[str, int]
         more = f" and {len(few) - 10} more" if len(few) > 10 else ""
         what = f"fewer than {_FEW} images to learn from: {some}{more}"
         findings.append(Finding("few_images", False, what, tuple(map(folder, few))))
-    if len(sizes) > 1 and not material.expected.is_balanced:
+    if len(sizes) > 1 and not data.needs.is_balanced:
         (most, largest), (least, smallest) = sizes.most_common()[0], sizes.most_common()[-1]
         if largest >= _IMBALANCE * smallest:
             what = (

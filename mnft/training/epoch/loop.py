@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mnft.data.batches.batch import Batch, Batches
-from mnft.data.batches.samplers import EpochSampler
+from mnft.data.batches.batch import Batch, TrainBatches
 from mnft.device.machine import Machine
 from mnft.device.memory import explaining_memory
 from mnft.device.ranks.distributed import gather, sum_over_ranks
@@ -52,7 +51,7 @@ class LoopResult:
 def train_one_epoch(
     state: TrainState,
     forward: nn.Module,
-    batches: Batches,
+    batches: TrainBatches,
     criterion: Loss,
     options: LoopOptions,
     *,
@@ -82,7 +81,6 @@ def train_one_epoch(
         RuntimeError: parts cannot be small enough for the memory.
     """
     sampler, machine = batches.sampler, options.machine
-    assert isinstance(sampler, EpochSampler)
     set_training_mode(state.model, freeze_batchnorm=options.freeze_batchnorm)
     if state.ema is not None:
         state.ema.begin_epoch(state.model)
@@ -100,13 +98,7 @@ def train_one_epoch(
             seed_stream(derive_seed(seed, totals.updates), machine.device)
         totals.add(gradients.compute(totals.updates, batch), len(batch.images))
 
-        # The update. Nothing here waits for the device: the scaler decides there whether to skip.
-        if options.clip_grad is not None:
-            state.scaler.unscale_(state.optimizer)
-            nn.utils.clip_grad_norm_(state.model.parameters(), options.clip_grad)
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
-        state.optimizer.zero_grad()
+        gradients.apply()
         state.num_updates += 1
         state.schedule.after_update(state.num_updates)
         if state.ema is not None:
@@ -207,7 +199,7 @@ class RunningTotals:
 
 
 def _until_stopped(
-    batches: Batches, snapshots: Snapshots | None, machine: Machine
+    batches: TrainBatches, snapshots: Snapshots | None, machine: Machine
 ) -> Iterator[Batch]:
     """Give the batches; if a signal has ended the processes that load them, those until then.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from mnft import signals as stopping
+from mnft.signals import stop_request
 from mnft.training.state import PartialEpoch, TrainState
 
 
@@ -29,7 +29,7 @@ class Snapshots:
     @property
     def is_stopping(self) -> bool:
         """Whether a signal has asked for the end."""
-        return stopping.is_asked()
+        return stop_request.pending
 
     def is_due(self) -> bool:
         """Whether to `take` one now."""
@@ -47,4 +47,4 @@ class Snapshots:
         # The next update makes it untrue; who is interrupted later must not save it again.
         self._state.partial = None
         self._last = time.monotonic()
-        stopping.raise_if_asked()
+        stop_request.raise_if_pending()

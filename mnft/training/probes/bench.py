@@ -1,4 +1,4 @@
-"""Where the time of a training goes: its batches alone, its updates alone, and both together."""
+"""Measure where the time of a training goes: only batches, only updates, and both together."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from mnft.data.batches.batch import Batch, Batches
-from mnft.data.batches.samplers import EpochSampler, EvalSampler
+from mnft.data.batches.batch import Batch, Batches, TrainBatches
+from mnft.data.batches.samplers import EpochSampler
 from mnft.device.select import autocast
 from mnft.model.freeze import set_training_mode
 from mnft.training.epoch.loop import train_one_epoch
@@ -88,7 +88,6 @@ def bench(
         on_progress: called with the measurements done and all.
     """
     train = training.train
-    assert isinstance(train.sampler, EpochSampler)
     count = min(batches, len(train))
     fixed = next(iter(train))
     device = training.machine.device
@@ -133,7 +132,7 @@ class _Part:
     def __init__(
         self,
         batches: list[Batch] | Iterator[Batch],
-        sampler: EpochSampler | EvalSampler,
+        sampler: EpochSampler,
         count: int | None = None,
     ) -> None:
         self.sampler = sampler
@@ -158,7 +157,7 @@ def _load(batches: Batches, count: int, device: torch.device) -> float:
     return images / (time.perf_counter() - started)
 
 
-def _train(training: Training, batches: Batches) -> tuple[float, float]:
+def _train(training: Training, batches: TrainBatches) -> tuple[float, float]:
     """Images per second of updates, and the share of the time spent waiting for data."""
     state = replace(training.state, num_updates=0)
     result = train_one_epoch(

@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from mnft.config.schema import AugmentConfig
 from mnft.data.batches import resample
-from mnft.data.batches.augment import Draws, draw
+from mnft.data.batches.augment import AugmentParams, sample_params
 from mnft.data.batches.resample import DeviceImages, adjust, resample_on_cpu, resample_on_device
 from mnft.data.store.store import StoredImages
 
@@ -39,17 +39,19 @@ def stored(request, tmp_path) -> StoredImages:
     return StoredImages(path, starts, sizes, request.param)
 
 
-def draws_for(stored: StoredImages, **augment) -> Draws:
+def draws_for(stored: StoredImages, **augment) -> AugmentParams:
     seeds = list(range(100, 100 + len(stored)))
-    return draw(seeds, stored.sizes, AugmentConfig(hflip=0.5, vflip=0.3, **augment))
+    return sample_params(seeds, stored.sizes, AugmentConfig(hflip=0.5, vflip=0.3, **augment))
 
 
-def on_device(images: DeviceImages, positions: list[int], draws: Draws, size, interpolation, **how):
-    height, width = draws.boxes[:, 2:].amax(0).tolist()
+def on_device(
+    images: DeviceImages, positions: list[int], params: AugmentParams, size, interpolation, **how
+):
+    height, width = params.boxes[:, 2:].amax(0).tolist()
     return resample_on_device(
         images,
         torch.tensor(positions),
-        draws,
+        params,
         size,
         interpolation,
         longest=(height, width),
@@ -57,14 +59,16 @@ def on_device(images: DeviceImages, positions: list[int], draws: Draws, size, in
     )
 
 
-def pillow(pixels: np.ndarray, draws: Draws, number: int, size, interpolation: str) -> np.ndarray:
-    top, left, height, width = draws.boxes[number].tolist()
+def pillow(
+    pixels: np.ndarray, params: AugmentParams, number: int, size, interpolation: str
+) -> np.ndarray:
+    top, left, height, width = params.boxes[number].tolist()
     image = Image.fromarray(pixels.squeeze())
     crop = image.crop((left, top, left + width, top + height))
     out = np.asarray(crop.resize(size[::-1], Image.Resampling[interpolation.upper()]))
     out = out.reshape(*size, -1)
-    out = out[:, ::-1] if draws.hflip[number] else out
-    return out[::-1] if draws.vflip[number] else out
+    out = out[:, ::-1] if params.hflip[number] else out
+    return out[::-1] if params.vflip[number] else out
 
 
 def assert_close(ours: np.ndarray, expected: np.ndarray, interpolation: str) -> None:
@@ -80,14 +84,14 @@ def assert_close(ours: np.ndarray, expected: np.ndarray, interpolation: str) -> 
 @pytest.mark.parametrize("interpolation", MODES)
 @pytest.mark.parametrize("size", [(32, 32), (48, 24)])
 def test_on_the_cpu_as_pillow_does(stored, interpolation, size):
-    draws = draws_for(stored)
-    assert draws.hflip.any()
-    assert draws.vflip.any()
+    params = draws_for(stored)
+    assert params.hflip.any()
+    assert params.vflip.any()
     images = [stored[i] for i in range(len(stored))]
-    out = resample_on_cpu(images, draws, size, interpolation)
+    out = resample_on_cpu(images, params, size, interpolation)
     assert out.dtype == torch.uint8
     for number in range(len(stored)):
-        expected = pillow(images[number], draws, number, size, interpolation)
+        expected = pillow(images[number], params, number, size, interpolation)
         ours = out[number].permute(1, 2, 0).numpy()
         assert_close(ours, expected, interpolation)
 
@@ -95,9 +99,9 @@ def test_on_the_cpu_as_pillow_does(stored, interpolation, size):
 @pytest.mark.parametrize("interpolation", MODES)
 @pytest.mark.parametrize("size", [(32, 32), (48, 24)])
 def test_a_device_computes_what_the_cpu_does(stored, interpolation, size):
-    draws = draws_for(stored)
+    params = draws_for(stored)
     positions = [3, 1, 4, 1, 5, 9, 2, 6, 0, 8]
-    chosen = draws[positions]
+    chosen = params[positions]
     expected = resample_on_cpu([stored[p] for p in positions], chosen, size, interpolation)
     device = DeviceImages(stored, CPU)
     out = on_device(device, positions, chosen, size, interpolation)
@@ -108,11 +112,11 @@ def test_a_device_computes_what_the_cpu_does(stored, interpolation, size):
 
 def test_half_precision_as_on_a_gpu_changes_a_level_at_most(stored):
     """On a GPU the matrix products take fp16 numbers."""
-    draws = draws_for(stored)
+    params = draws_for(stored)
     positions = list(range(len(stored)))
     images = DeviceImages(stored, CPU)
-    exact = on_device(images, positions, draws, (32, 32), "bilinear")
-    half = on_device(images, positions, draws, (32, 32), "bilinear", dtype=torch.float16)
+    exact = on_device(images, positions, params, (32, 32), "bilinear")
+    half = on_device(images, positions, params, (32, 32), "bilinear", dtype=torch.float16)
     assert (exact - half).abs().max() <= 1
 
 
@@ -133,9 +137,9 @@ def test_images_go_to_the_device_in_copies_of_many(stored, monkeypatch):
 
 
 def test_a_large_batch_is_gathered_in_parts(stored, monkeypatch):
-    draws = draws_for(stored)
+    params = draws_for(stored)
     images, positions = DeviceImages(stored, CPU), list(range(len(stored)))
-    whole = on_device(images, positions, draws, (32, 32), "bilinear")
+    whole = on_device(images, positions, params, (32, 32), "bilinear")
     monkeypatch.setattr(resample, "_IMAGES_A_GATHER", 3)
     largest = 0
     real = torch.index_select
@@ -146,17 +150,17 @@ def test_a_large_batch_is_gathered_in_parts(stored, monkeypatch):
         return real(pixels, dim, index, **options)
 
     monkeypatch.setattr(torch, "index_select", record)
-    assert torch.equal(on_device(images, positions, draws, (32, 32), "bilinear"), whole)
-    height, width = draws.boxes[:, 2:].amax(0).tolist()
+    assert torch.equal(on_device(images, positions, params, (32, 32), "bilinear"), whole)
+    height, width = params.boxes[:, 2:].amax(0).tolist()
     assert largest == 3 * height * width
 
 
-def jitter_draws(factors: list[tuple[float, float, float]]) -> Draws:
+def jitter_draws(factors: list[tuple[float, float, float]]) -> AugmentParams:
     count = len(factors)
     none = torch.zeros(count, dtype=torch.bool)
     boxes = torch.zeros(count, 4, dtype=torch.int64)
     factors = torch.tensor(factors, dtype=torch.float64)
-    return Draws(boxes, none, none, factors, torch.zeros(count, 4, dtype=torch.float64))
+    return AugmentParams(boxes, none, none, factors, torch.zeros(count, 4, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
@@ -181,10 +185,10 @@ def test_grey_images_have_no_saturation():
 
 
 def test_erased_rectangles_take_the_mean_colour():
-    draws = jitter_draws([(1.0, 1.0, 1.0)] * 2)
-    draws.erase[1] = torch.tensor((0.25, 0.5, 0.5, 0.25))
+    params = jitter_draws([(1.0, 1.0, 1.0)] * 2)
+    params.erase[1] = torch.tensor((0.25, 0.5, 0.5, 0.25))
     images = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
-    out = adjust(images, draws, ERASE, (0.2, 0.4, 0.6))
+    out = adjust(images, params, ERASE, (0.2, 0.4, 0.6))
     assert not out[0].any()
     assert out[1, :, 4:12, 8:12].float().mean(dim=(1, 2)).tolist() == [51, 102, 153]
     assert out[1].count_nonzero() == 3 * 8 * 4
@@ -192,13 +196,13 @@ def test_erased_rectangles_take_the_mean_colour():
 
 def test_nothing_to_adjust_gives_the_same_pixels():
     images = torch.arange(3 * 64, dtype=torch.uint8).view(1, 3, 8, 8)
-    draws = jitter_draws([(1.0, 1.0, 1.0)])
-    assert adjust(images, draws, AugmentConfig(), (0.5,) * 3) is images
-    assert adjust(images, draws, ERASE, (0.5,) * 3).equal(images)
+    params = jitter_draws([(1.0, 1.0, 1.0)])
+    assert adjust(images, params, AugmentConfig(), (0.5,) * 3) is images
+    assert adjust(images, params, ERASE, (0.5,) * 3).equal(images)
 
 
 def test_the_pixels_of_batches_are_distributed_as_those_of_the_pipeline_of_single_images(stored):
-    """Means and spreads over many draws: whole batches, device and CPU, against torchvision."""
+    """Means and spreads over many params: whole batches, device and CPU, against torchvision."""
     if stored.channels == 1:
         pytest.skip("one colour space is enough")
     augment = AugmentConfig(scale=[0.35, 1.0], hflip=0.5)
@@ -206,10 +210,10 @@ def test_the_pixels_of_batches_are_distributed_as_those_of_the_pipeline_of_singl
     position = 4
     pixels = stored[position]
     sizes = np.tile(stored.sizes[position], (count, 1))
-    draws = draw(list(range(count)), sizes, augment)
-    on_cpu = resample_on_cpu([pixels] * count, draws, (16, 16), "bilinear").float()
+    params = sample_params(list(range(count)), sizes, augment)
+    on_cpu = resample_on_cpu([pixels] * count, params, (16, 16), "bilinear").float()
     device = DeviceImages(stored, CPU)
-    resampled = on_device(device, [position] * count, draws, (16, 16), "bilinear")
+    resampled = on_device(device, [position] * count, params, (16, 16), "bilinear")
     single = v2.Compose([v2.RandomResizedCrop(16, scale=(0.35, 1.0)), v2.RandomHorizontalFlip()])
     torch.manual_seed(0)
     image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)

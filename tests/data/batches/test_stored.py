@@ -15,8 +15,8 @@ from support.images import COLOURS
 from torchvision.transforms import v2
 
 from mnft.config.schema import AugmentConfig, Config
-from mnft.data.batches.augment import draw
-from mnft.data.batches.batch import WHOLE, Growth
+from mnft.data.batches.augment import sample_params
+from mnft.data.batches.batch import FULL_SIZE, ProgressiveResize
 from mnft.data.batches.resample import DeviceImages, adjust
 from mnft.data.batches.samplers import EpochSampler, EvalSampler
 from mnft.data.batches.stored import StoredBatches, fits_on_device
@@ -215,14 +215,14 @@ def test_policies_work_on_stored_images_of_bicubic_models_too(parts):
 
 
 def test_sides_grow_and_end_whole():
-    growth = Growth(0.5, 9)
-    sides = [growth.side(224, epoch) for epoch in range(1, 10)]
+    resize = ProgressiveResize(0.5, 9)
+    sides = [resize.side(224, epoch) for epoch in range(1, 10)]
     assert sides == sorted(sides)
     assert sides[0] == 128  # 112, to a multiple of 32
     assert sides[6:] == [224, 224, 224]
     assert all(side % 32 == 0 for side in sides)
-    assert {WHOLE.side(100, epoch) for epoch in range(1, 10)} == {100}
-    assert Growth(0.5, 1).side(224, 1) <= 224
+    assert {FULL_SIZE.side(100, epoch) for epoch in range(1, 10)} == {100}
+    assert ProgressiveResize(0.5, 1).side(224, 1) <= 224
 
 
 @pytest.mark.parametrize("store", ["auto", "off"])
@@ -309,12 +309,12 @@ def test_colours_do_not_depend_on_the_number_of_threads():
     images = torch.randint(0, 256, (6, 3, 96, 96), dtype=torch.uint8)
     images = images.contiguous(memory_format=torch.channels_last)
     augment = AugmentConfig(color_jitter=0.5)
-    draws = draw(list(range(6)), np.full((6, 2), 96), augment)
+    params = sample_params(list(range(6)), np.full((6, 2), 96), augment)
     before, found = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            found.append(adjust(images, draws, augment, (0.5, 0.5, 0.5)))
+            found.append(adjust(images, params, augment, (0.5, 0.5, 0.5)))
     finally:
         torch.set_num_threads(before)
     assert torch.equal(found[0], found[1])

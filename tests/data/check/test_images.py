@@ -13,21 +13,21 @@ from typer.testing import Result
 
 from mnft.config.schema import DataConfig
 from mnft.data.check import images as check_images
-from mnft.data.check.examine import examine
-from mnft.data.check.findings import Expectations, Finding
-from mnft.data.check.report import CheckReport, check_folder
+from mnft.data.check.findings import Finding, TrainingNeeds
+from mnft.data.check.image_stats import inspect_with_stats
+from mnft.data.check.report import CheckReport, check_dataset
 from mnft.tasks.classify.checks import find_class_faults
 
 Cli = Callable[..., Result]
 
 
-def check(root: Path, expected: Expectations | None = None) -> CheckReport:
-    return check_folder(
+def check(root: Path, expected: TrainingNeeds | None = None) -> CheckReport:
+    return check_dataset(
         root, lambda *_: None, None, expected, check_labels=find_class_faults
     ).report
 
 
-def of_kind(root: Path, kind: str, expected: Expectations | None = None) -> list[Finding]:
+def of_kind(root: Path, kind: str, expected: TrainingNeeds | None = None) -> list[Finding]:
     return [finding for finding in check(root, expected).findings if finding.kind == kind]
 
 
@@ -47,20 +47,20 @@ def test_wrong_endings(root: Path) -> None:
         (("cat/y.JPEG",), False),
         (("cat/x.jpg",), False),
     ]
-    assert found[2].message.startswith("PNG content under the ending .jpg")
+    assert found[2].message.startswith("PNG content under the extension .jpg")
 
 
 def test_every_type_has_its_endings() -> None:
     from mnft.data.decode import _FORMATS
     from mnft.data.folder import IMAGE_SUFFIXES
 
-    assert set(check_images._ENDINGS) == set(_FORMATS)
-    assert set.union(*check_images._ENDINGS.values()) == IMAGE_SUFFIXES
+    assert set(check_images._EXTENSIONS) == set(_FORMATS)
+    assert set.union(*check_images._EXTENSIONS.values()) == IMAGE_SUFFIXES
 
 
 @pytest.mark.parametrize(("side", "small"), [(64, 0), (128, 0), (129, 8), (224, 8)])
 def test_images_much_smaller_than_the_input(root: Path, side: int, small: int) -> None:
-    found = of_kind(root, "small_image", Expectations(input_size=side))
+    found = of_kind(root, "small_image", TrainingNeeds(input_size=side))
     assert sum(len(f.paths) for f in found) == small
     assert all(f"input of {side} pixels" in f.message for f in found)
 
@@ -79,7 +79,7 @@ def test_extreme_sizes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_size_is_that_of_the_whole_image(tmp_path: Path) -> None:
     """Large JPEGs are decoded at a part of their size."""
     draw(1, (2400, 1800)).save(tmp_path / "x.jpg")
-    assert examine(tmp_path / "x.jpg").inspection.size == (2400, 1800)
+    assert inspect_with_stats(tmp_path / "x.jpg").inspection.size == (2400, 1800)
 
 
 def test_grey_among_colour(root: Path) -> None:
@@ -89,7 +89,7 @@ def test_grey_among_colour(root: Path) -> None:
     (found,) = of_kind(root, "grey_image")
     assert found.paths == ("cat/grey.jpg", "cat/grey.png")
     assert found.message == "2 grey among 8 in colour"
-    assert of_kind(root, "grey_image", Expectations(is_grey=True)) == []
+    assert of_kind(root, "grey_image", TrainingNeeds(is_grey=True)) == []
 
 
 def test_colour_among_grey_and_all_grey(root: Path) -> None:
@@ -123,7 +123,7 @@ def test_imbalance_and_few_images(tmp_path: Path) -> None:
     (found,) = of_kind(uneven, "imbalance")
     assert (found.paths, found.is_problem) == (("cow", "cat"), False)
     assert "5.0 times as many (named from 5); train.sampler: balanced" in found.message
-    assert of_kind(uneven, "imbalance", Expectations(is_balanced=True)) == []
+    assert of_kind(uneven, "imbalance", TrainingNeeds(is_balanced=True)) == []
     (few,) = of_kind(uneven, "few_images")
     assert few.paths == ("cat",)
     assert few.message == "fewer than 20 images to learn from: cat 5"
@@ -160,7 +160,7 @@ def test_near_copies_in_one_class_two_classes_and_two_splits(tmp_path: Path) -> 
         ),
     ]
     messages = {f.kind: f.message for f in found if f.is_problem}
-    assert messages["near_leak"] == "the same image, saved anew, in train and val"
+    assert messages["near_leak"] == "the same image, saved again, in train and val"
 
 
 def test_look_alikes_by_nature_are_one_finding(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_training_looks_no_closer_than_before(root: Path, monkeypatch: pytest.Mo
     def fail(*_: object) -> None:
         raise AssertionError("the figures are for the check alone")
 
-    monkeypatch.setattr("mnft.data.check.examine._look", fail)
+    monkeypatch.setattr("mnft.data.check.image_stats.compute_stats", fail)
     prepare_manifest(DataConfig(root=str(root)), lambda *_: None)
     with pytest.raises(AssertionError, match="for the check alone"):
         check(root)

@@ -12,7 +12,7 @@ from typer.testing import Result
 
 from mnft.config.schema import DataConfig
 from mnft.data.check.findings import Finding
-from mnft.data.check.report import CheckReport, check_folder
+from mnft.data.check.report import CheckReport, check_dataset
 from mnft.data.prepare import prepare_manifest
 from mnft.errors import DataError
 from mnft.tasks.classify.checks import find_class_faults
@@ -28,7 +28,7 @@ Facts = tuple[str, bool, str, tuple[str, ...]]
 
 
 def check(root: Path, config: DataConfig | None = None) -> CheckReport:
-    return check_folder(root, lambda *_: None, config, check_labels=find_class_faults).report
+    return check_dataset(root, lambda *_: None, config, check_labels=find_class_faults).report
 
 
 def findings(root: Path) -> list[Finding]:
@@ -62,7 +62,7 @@ def test_nothing_to_find(make_folder: Make) -> None:
 
 def test_progress(make_folder: Make) -> None:
     steps: list[tuple[int, int]] = []
-    check_folder(
+    check_dataset(
         make_folder(per_class=3),
         lambda done, total: steps.append((done, total)),
         check_labels=find_class_faults,

@@ -14,6 +14,8 @@ from mnft.results import EpochResult
 from mnft.runs.folder import RunFolder
 from mnft.tasks.classify.curve import draw_training, plot_training
 
+pytestmark = pytest.mark.plots
+
 
 def result(epoch: int, *, best: bool = False, stage: str = "finetune") -> EpochResult:
     share = 0.5 + 0.04 * epoch

@@ -17,6 +17,8 @@ from mnft.tasks.classify import metrics
 from mnft.tasks.classify.mistakes import find_worst, plot_mistakes, plot_reliability
 from mnft.tasks.classify.predictions import MISTAKES, Predictions, write_evaluation
 
+pytestmark = pytest.mark.plots
+
 NAMES = ["rose", "tulip", "\U0010f999"]
 TARGETS = np.array([0, 0, 1, 2])
 # Right, wrong, wrong and surer of it, wrong with the least of the true class.

@@ -264,6 +264,7 @@ def plot(folder, confusion, names, title="title"):
         return image.copy()
 
 
+@pytest.mark.plots
 def test_picture_grows_with_the_classes(tmp_path):
     sizes = []
     for num_classes in (1, 2, 10, 30):
@@ -273,6 +274,7 @@ def test_picture_grows_with_the_classes(tmp_path):
     assert sizes[-1] > 3 * sizes[0]
 
 
+@pytest.mark.plots
 def test_picture_of_a_thousand_classes_stays_of_a_usable_size(tmp_path):
     names = [f"n{index:08d} some long class name" for index in range(1000)]
     size = plot(tmp_path, random_confusion(1000), names).size
@@ -280,6 +282,7 @@ def test_picture_of_a_thousand_classes_stays_of_a_usable_size(tmp_path):
     assert max(size) < 4000
 
 
+@pytest.mark.plots
 def test_picture_of_an_absent_class_and_of_no_errors(tmp_path):
     plot(tmp_path, [[0, 0], [0, 5]], ["absent", "present"])
     plot(tmp_path, np.diag([3] * 40).tolist(), [str(index) for index in range(40)])
@@ -299,11 +302,13 @@ def fixture_texts(monkeypatch):
     return drawn
 
 
+@pytest.mark.plots
 def test_picture_names_axes_classes_and_counts(tmp_path, texts):
     plot(tmp_path, [[11, 7], [0, 13]], ["cat", "dog"], title="accuracy")
     assert {"true", "predicted", "cat", "dog", "11", "7", "13", "accuracy"} <= set(texts)
 
 
+@pytest.mark.plots
 def test_picture_shows_any_name_as_it_is(tmp_path, texts):
     long = "a class name that is far too long for the margin, variety B"
     names = ["$x_{$ $", "ヒマワリ 🌻", "two\nlines", long, "", "ورد"]
@@ -325,6 +330,7 @@ def test_most_frequent_confusions_are_listed_largest_first(tmp_path, texts):
     assert {"9", "12"} <= set(texts)
 
 
+@pytest.mark.plots
 def test_plots_need_no_pyplot(tmp_path):
     code = (
         "import sys, pathlib, mnft.tasks.classify.panels as plots\n"
@@ -338,6 +344,7 @@ def test_plots_need_no_pyplot(tmp_path):
     assert (tmp_path / "x.png").exists()
 
 
+@pytest.mark.plots
 def test_picture_of_the_wrong_shape_is_a_bug(tmp_path):
     with pytest.raises(ValueError, match="3 class names"):
         plot_confusion([[1, 0], [0, 1]], ["a", "b", "c"], tmp_path / "x.png", title="")

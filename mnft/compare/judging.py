@@ -1,0 +1,114 @@
+"""The figures of each model in a comparison: accuracy on the same images, then latency together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from mnft.compare.latency import Plan, measure_each
+from mnft.compare.rows import Row, read_facts
+from mnft.compare.variants import Variant
+from mnft.errors import CheckpointError, ExportError, ModelError
+from mnft.evaluation.checkpoint import Opened, load_settings, open_checkpoint
+from mnft.evaluation.images import Selection, describe_seen, find_images
+from mnft.evaluation.outputs import Means, compute_selected
+from mnft.reporter import Reporter
+from mnft.tasks.classify.metrics import compute_evaluation
+
+# What concerns only one model; images that cannot be used stop the whole comparison.
+_FAULTS_OF_ONE = (CheckpointError, ExportError, ModelError)
+
+
+def read_row(variant: Variant) -> Row:
+    """A row with what is known of the model before it runs."""
+    try:
+        return Row(variant, read_facts(variant))
+    except CheckpointError as error:
+        return Row(variant, None, problem=error.message)
+
+
+def choose_images(
+    rows: Sequence[Row], data: Path | None, split: str | None, reporter: Reporter
+) -> Selection:
+    """The images to judge all models on.
+
+    Args:
+        rows: the models.
+        data: a folder of images; None takes the images of the first model that lies in a run.
+        split: the split; None takes test, or else val.
+        reporter: receives progress and warnings.
+
+    Raises:
+        ExportError: no model can be opened.
+        MnftError: no images, or images that changed since the training.
+    """
+    first: Opened | None = None
+    for row in rows:
+        try:
+            opened = open_checkpoint(row.variant.folder)
+        except _FAULTS_OF_ONE:
+            continue
+        if data is not None or opened.manifest is not None:
+            return find_images(opened, data, split, reporter, judging=False)
+        first = first or opened
+    if first is None:
+        reasons = "".join(f"\n  {row.name}: {row.problem or 'cannot be opened'}" for row in rows)
+        raise ExportError(f"none of the {len(rows)} models can be opened:{reasons}")
+    return find_images(first, None, split, reporter, judging=False)
+
+
+def add_accuracy(
+    rows: Sequence[Row], images: Selection, threads: int | None, reporter: Reporter
+) -> tuple[list[Row], list[str]]:
+    """Evaluate each model on the CPU.
+
+    Args:
+        rows: the models.
+        images: the images to judge them on.
+        threads: the threads that exported files compute with; None takes all cores.
+        reporter: receives progress, and why a model cannot be evaluated.
+
+    Returns:
+        The rows, and a warning for each model that was trained on some of the images.
+    """
+    done: dict[Path, Row] = {}
+    judged, warnings = [], []
+    for row in rows:
+        folder = row.variant.folder
+        if (earlier := done.get(folder)) is not None:
+            # A compiled model has the accuracy of its model, which is computed only once.
+            row = replace(row, evaluation=earlier.evaluation, problem=earlier.problem)
+        elif row.problem is None:
+            try:
+                opened = open_checkpoint(folder, threads=threads)
+                if seen := describe_seen(opened, images):
+                    warnings.append(f"{row.name}: {seen}")
+                config, _ = load_settings(opened, [])
+                settings = config.eval.model_copy(update={"precision": "fp32"})
+                means = Means("cpu", store=config.data.store)
+                bundle = opened.bundle
+                outputs = compute_selected(bundle, images, settings, means, reporter, what=row.name)
+                evaluation = compute_evaluation(outputs.logits, outputs.targets, bundle.class_names)
+                row = replace(row, evaluation=evaluation)
+            except _FAULTS_OF_ONE as error:
+                row = replace(row, problem=error.message)
+        done[folder] = row
+        if row.problem is not None and earlier is None:
+            reporter.warn(f"{row.name}: {row.problem}")
+        judged.append(row)
+    return judged, warnings
+
+
+def add_latency(rows: Sequence[Row], plan: Plan, reporter: Reporter) -> list[Row]:
+    """Measure the models that have an accuracy, all together."""
+    working = [index for index, row in enumerate(rows) if row.evaluation is not None]
+    measured = list(rows)
+    results = measure_each([rows[index].variant for index in working], plan, reporter)
+    for index, result in zip(working, results, strict=True):
+        if isinstance(result, ExportError):
+            reporter.warn(result.message)
+            measured[index] = replace(rows[index], problem=result.message)
+        else:
+            measured[index] = replace(rows[index], latency=result)
+    return measured

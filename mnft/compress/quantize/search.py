@@ -1,0 +1,199 @@
+"""Try one attempt after the other until an int8 file keeps the accuracy, and describe that file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mnft.compress.quantize.attempts import Int8Builder, Method
+from mnft.compress.quantize.calibration import QuantizationImages, read_images
+from mnft.compress.quantize.int8 import Calibration, HeldOutImages
+from mnft.compress.quantize.layers import check_counts
+from mnft.compress.quantize.qat import build_finetuner, suggest_installing
+from mnft.config.schema import Config
+from mnft.errors import GateError
+from mnft.evaluation.checkpoint import Opened
+from mnft.evaluation.images import Selection
+from mnft.evaluation.outputs import Means, compute_selected
+from mnft.evaluation.parity import Parity, compute_parity
+from mnft.exports.artifact import compute_size, set_facts, write_record
+from mnft.exports.model import load_exported
+from mnft.host import read_versions
+from mnft.reporter import Reporter
+from mnft.tasks.base import Outputs
+from mnft.tasks.classify.metrics import compute_wilson_interval
+
+# 600 MB at 224 pixels.
+_HELD_OUT_IMAGES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeJob:
+    """What to quantize, and how.
+
+    Attributes:
+        opened: the trained model.
+        config: the config of its run, with the user's overrides.
+        method: the method of quantization.
+        images: the images to calibrate on and to judge by.
+    """
+
+    opened: Opened
+    config: Config
+    method: Method
+    images: QuantizationImages
+
+    def compute_outputs(
+        self, folder: Path, images: Selection, what: str, reporter: Reporter
+    ) -> Outputs:
+        """The outputs of an exported file on the CPU, in the precision of the file."""
+        settings = self.config.eval.model_copy(update={"precision": "fp32"})
+        exported = load_exported(folder)
+        return compute_selected(exported, images, settings, Means("cpu"), reporter, what=what)
+
+    def read_held_out(self) -> HeldOutImages:
+        """The val images, or some of them where they are too many to hold; the gate takes all."""
+        bundle, settings = self.opened.bundle, self.config.quantize
+        some = self.images.val.take_evenly(_HELD_OUT_IMAGES)
+        label_of = {name: label for label, name in enumerate(bundle.class_names)}
+        return HeldOutImages(
+            read_images(bundle, some, self.config),
+            np.array([label_of[sample.class_name] for sample in some.samples]),
+            settings.max_accuracy_drop,
+            settings.float_layers,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """An int8 file that keeps the accuracy.
+
+    Attributes:
+        float_folder: the float file in the same format, in the folder of intermediate files.
+        parity: the int8 file against the float file, on the val images.
+        record: what quantization.json says, except the latency.
+    """
+
+    float_folder: Path
+    parity: Parity
+    record: dict[str, Any]
+
+
+def quantize(job: QuantizeJob, folder: Path, work: Path, reporter: Reporter) -> Quantized:
+    """Write an int8 file, and try harder as long as it loses too much accuracy.
+
+    Args:
+        job: what to quantize, and how.
+        folder: where the file goes, with labels.txt and model.json.
+        work: an empty folder for intermediate files.
+        reporter: receives notes and progress.
+
+    Raises:
+        GateError: every attempt lost more accuracy than `quantize.max_accuracy_drop`.
+        ExportError: a tool-chain fails, or quantizes nothing.
+    """
+    opened, config, method, val = job.opened, job.config, job.method, job.images.val
+    settings = config.quantize
+    arrays = read_images(opened.bundle, job.images.calibration, config)
+    calibration = Calibration(arrays, settings.calibration, settings.reduce_range)
+    builder = Int8Builder(opened.bundle, method, calibration, work)
+    write_record(builder.float_folder, builder.float_artifact)
+    before = job.compute_outputs(builder.float_folder, val, "float file", reporter)
+    path = folder / builder.artifact.file
+    attempts: list[dict[str, Any]] = []
+    fine_tune = build_finetuner(opened, config, arrays, builder.onnx_artifact, reporter)
+    for attempt in builder.plan(
+        settings, fine_tune=fine_tune, held_out=job.read_held_out, reporter=reporter
+    ):
+        layers = f" ({', '.join(attempt.keep_float)})" if attempt.keep_float else ""
+        reporter.note(f"writing  {method.title}: {attempt.title}{layers}")
+        chosen = attempt.write(path)
+        counts = builder.count_layers(path)
+        check_counts(counts, what=method.title, per_channel=method.per_channel)
+        versions = read_versions(("torch", "torchao", *method.packages))
+        facts = {"packages": versions, "quantization": attempt.title}
+        write_record(folder, set_facts(builder.artifact, **facts))
+        after = job.compute_outputs(folder, val, "int8 file", reporter)
+        parity = compute_parity(before, after, probabilities=False)
+        attempts.append(
+            {
+                "attempt": attempt.title,
+                "keep_float": list(attempt.keep_float if chosen is None else chosen),
+                "accuracy": parity.accuracy_after,
+                "agreement": parity.agreement,
+                "layers": asdict(counts),
+            }
+        )
+        # The accuracies are fractions of whole images: rounding of floats must not decide.
+        if parity.accuracy_drop <= settings.max_accuracy_drop + 1e-9:
+            break
+        reporter.note(
+            f"         accuracy {parity.accuracy_before:.2%} -> {parity.accuracy_after:.2%}, "
+            f"more than {settings.max_accuracy_drop:.2%} lost"
+        )
+    else:
+        raise _nothing_kept(attempts, before, config)
+
+    record = _describe(job, builder.float_folder, path, attempts, parity, reporter)
+    return Quantized(builder.float_folder, parity, record)
+
+
+def _describe(
+    job: QuantizeJob,
+    float_folder: Path,
+    path: Path,
+    attempts: Sequence[dict[str, Any]],
+    parity: Parity,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """What quantization.json says of the file that is kept, the last one attempted."""
+    accuracy = {"val": _describe_accuracy(parity)}
+    if (test := job.images.test) is not None:
+        before = job.compute_outputs(float_folder, test, "float file, test", reporter)
+        after = job.compute_outputs(path.parent, test, "int8 file, test", reporter)
+        accuracy["test"] = _describe_accuracy(compute_parity(before, after, probabilities=False))
+    fp32_bytes, int8_bytes = compute_size(float_folder / path.name), compute_size(path)
+    calibration = job.images.calibration
+    return {
+        "method": job.method.name,
+        "attempt": attempts[-1]["attempt"],
+        "calibration": {
+            "images": len(calibration.samples),
+            "of": str(calibration.root),
+            "split": calibration.split,
+            "ranges": job.config.quantize.calibration,
+        },
+        "settings": job.config.quantize.model_dump(),
+        "layers": attempts[-1]["layers"],
+        "float_layers": attempts[-1]["keep_float"],
+        "attempts": attempts,
+        "accuracy": accuracy,
+        "size_bytes": {"fp32": fp32_bytes, "int8": int8_bytes, "ratio": int8_bytes / fp32_bytes},
+    }
+
+
+def _describe_accuracy(parity: Parity) -> dict[str, Any]:
+    """The accuracy of both files on the same images, with 95% Wilson intervals."""
+    total = parity.num_images
+    values: dict[str, Any] = {"images": total, "agreement": parity.agreement}
+    for name, accuracy in (("fp32", parity.accuracy_before), ("int8", parity.accuracy_after)):
+        low, high = compute_wilson_interval(round(accuracy * total), total)
+        values[name] = {"accuracy": accuracy, "interval": [low, high]}
+    return values | {"drop": parity.accuracy_drop}
+
+
+def _nothing_kept(attempts: Sequence[dict[str, Any]], before: Outputs, config: Config) -> GateError:
+    allowed = config.quantize.max_accuracy_drop
+    accuracy = float((before.logits.argmax(1) == before.targets).mean())
+    lines = [f"  {attempt['attempt']}: {attempt['accuracy']:.2%}" for attempt in attempts]
+    return GateError(
+        f"int8 loses more than {allowed:.2%} of accuracy on {len(before.targets)} val images, so "
+        f"nothing was kept; in float {accuracy:.2%}, in int8:\n" + "\n".join(lines),
+        hint=suggest_installing(config) + "longer fine-tuning: --set quantize.qat_epochs=...; "
+        "more layers in float: --set quantize.float_layers=...; a looser gate: --set "
+        "quantize.max_accuracy_drop=...",
+    )
