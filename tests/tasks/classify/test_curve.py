@@ -12,7 +12,9 @@ from PIL import Image
 
 from mnft.results import EpochResult
 from mnft.runs.folder import RunFolder
-from mnft.tasks.classify.curve import draw_training, plot_training
+from mnft.runs.writer import draw_curve
+from mnft.tasks import open_task
+from mnft.tasks.classify.curve import plot_training
 
 pytestmark = pytest.mark.plots
 
@@ -79,7 +81,7 @@ def test_other_metrics_and_no_head(tmp_path, figures):
 
 
 def test_one_result_is_no_curve(tmp_path):
-    draw_training(RunFolder(tmp_path), [HEAD], "accuracy")
+    draw_curve(RunFolder(tmp_path), open_task(("a", "b")), [HEAD], "accuracy")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -89,7 +91,7 @@ def test_a_picture_that_cannot_be_drawn_is_a_warning(tmp_path, monkeypatch, capl
         raise error
 
     monkeypatch.setattr(Figure, "savefig", fail)
-    draw_training(RunFolder(tmp_path), [HEAD, result(1)], "accuracy")
+    draw_curve(RunFolder(tmp_path), open_task(("a", "b")), [HEAD, result(1)], "accuracy")
     assert f"{CURVE} was not drawn" in caplog.text
     assert list(tmp_path.iterdir()) == []
 
