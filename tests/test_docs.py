@@ -39,6 +39,14 @@ def test_the_files_that_contributing_names_exist() -> None:
     assert missing == []
 
 
+def test_the_tests_that_the_page_of_reliability_names_exist() -> None:
+    page = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"`(test_\w+)", page))
+    assert len(names) > 40
+    sources = "\n".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("*.py"))
+    assert [name for name in sorted(names) if f"def {name}" not in sources] == []
+
+
 def test_the_readme_names_every_command() -> None:
     from typer.main import get_command
 

@@ -145,7 +145,7 @@ def _read_text(path: Path) -> str:
     except IsADirectoryError as error:
         hint = f"`mnft init {path}` writes a config for a folder of images"
         if (path / "config.yaml").is_file():
-            hint = f"mnft train --resume {path} goes on with this run"
+            hint = f"mnft train --resume {path} continues this run"
         raise ConfigError(f"{path}: is a folder, expected a YAML config", hint=hint) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not a text file, expected YAML in UTF-8") from error

@@ -224,24 +224,24 @@ def _read(node: yaml.Node, key_path: KeyPath, source: Source, seen: set[int]) ->
     is_scalar = isinstance(node, yaml.ScalarNode)
     if id(node) in seen or len(key_path) > MAX_DEPTH:
         what = "aliases (&name, *name)" if id(node) in seen else "such deep nesting"
-        raise _ProblemError(f"configs have no use for {what}", _line(node))
+        raise _ProblemError(f"configs may not contain {what}", _line(node))
     if node.tag not in (_Loader.yaml_constructors if is_scalar else _PLAIN_TAGS):
         tag = node.tag.replace("tag:yaml.org,2002:", "!!")
-        raise _ProblemError(f"configs have no use for the tag {tag}", _line(node))
+        raise _ProblemError(f"configs may not contain the tag {tag}", _line(node))
     seen.add(id(node))
     if isinstance(node, yaml.MappingNode):
         values: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key = key_node.value
             if not isinstance(key, str):
-                raise _ProblemError("keys are plain words", _line(key_node))
+                raise _ProblemError("keys must be plain words", _line(key_node))
             path = (*key_path, key)
             if key in values:
                 raise _ProblemError(
-                    f"the key {'.'.join(map(str, path))} stands twice, first in "
+                    f"the key {'.'.join(map(str, path))} is given twice, first in "
                     f"{source.places[path]}",
                     _line(key_node),
-                    hint="take one of them away",
+                    hint="remove one of them",
                 )
             source.places[path] = f"line {_line(key_node)}"
             values[key] = _read(value_node, path, source, seen)

@@ -201,7 +201,7 @@ def check_model(config: ModelConfig) -> None:
 def _check_kwargs(config: ModelConfig) -> None:
     for key, hint in _NOT_IN_KWARGS.items():
         if key in config.kwargs:
-            raise ModelError(f"{key} has no place here", hint=hint, key="model.kwargs")
+            raise ModelError(f"{key} cannot be set here", hint=hint, key="model.kwargs")
 
 
 def _shrink(
