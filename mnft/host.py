@@ -6,7 +6,6 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -67,22 +66,6 @@ def _peak_of_process() -> float:
         return 0.0
     highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return float(highest if sys.platform == "darwin" else highest * 1024)
-
-
-def _read_available() -> Iterator[int]:
-    path = Path("/proc/meminfo")
-    lines = path.read_text(encoding="ascii").splitlines() if path.is_file() else []
-    for line in lines:
-        if line.startswith("MemAvailable:"):
-            yield int(line.split()[1]) * 1024
-
-
-def _read_limit() -> Iterator[int]:
-    """What a container may use in all."""
-    path = Path("/sys/fs/cgroup/memory.max")
-    text = path.read_text(encoding="ascii").strip() if path.is_file() else ""
-    if text.isdigit():
-        yield int(text)
 
 
 def find_missing(packages: tuple[str, ...]) -> list[str]:

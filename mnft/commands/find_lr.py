@@ -126,7 +126,6 @@ class _OwnRate:
             return f"{words}; the suggestion is {suggestion / self.lr:.2g} times that"
         return (
             f"{words}, chosen by the val accuracy of whole trainings with warmup, decay and "
-            "averaging, which bear a higher rate; the suggestion is where the loss of a short "
-            "trial falls most steeply, which is cautious: keep the recipe's unless its training is "
-            "unstable"
+            "averaging; the suggestion comes from a short trial without these: keep the recipe's "
+            "unless its training is unstable"
         )

@@ -1,1 +1,1 @@
-"""The machine that work runs on: device, precision, memory."""
+"""The machine that computes: devices, precision, memory, and several processes."""

@@ -1,4 +1,4 @@
-"""torch.compile for training: whether it pays and works on this machine, and the way back."""
+"""torch.compile for training: whether it pays and works here, and the model as it is if not."""
 
 from __future__ import annotations
 
@@ -20,28 +20,31 @@ from torch import Tensor, nn
 from mnft.device.ranks.distributed import Ranks, gather
 from mnft.failures import is_out_of_memory
 
-_log = logging.getLogger(__name__)
-# Fewer updates on a GPU do not pay back the minutes that compiling takes.
+_LOGGER = logging.getLogger(__name__)
+# With fewer updates on a GPU, compiling takes longer than it saves: minutes.
 _UPDATES_WORTH_COMPILING = 10_000
-# What compilers fail with: errors of torch's own are RuntimeErrors, the others come from the
-# programs that it starts, their folders and Triton's import.
+# How compiling fails: torch's own errors are RuntimeErrors; the others come from the programs that
+# it starts, from their folders and from importing Triton.
 _ERRORS = (RuntimeError, OSError, ImportError, subprocess.SubprocessError)
 
 
 def choose_compile(
     wanted: bool | Literal["auto"], device: torch.device, *, updates: int, ranks: Ranks
 ) -> tuple[bool, str]:
-    """Whether to compile the model, and the reason in words.
+    """Decide whether to compile the model.
 
-    Where compiling pays or is asked for, but nothing can be compiled in one of the processes, a
-    warning says so and the model stays as it is.
+    If compiling pays or is asked for, but one of the processes cannot compile anything, a warning
+    says so and the model is not compiled.
 
     Args:
-        wanted: `auto` compiles for long trainings on a GPU; on the CPU compiling costs a minute
-            and trains no faster.
-        device: where the model trains.
-        updates: of the whole training.
-        ranks: the processes that train together; all compile or none.
+        wanted: value of `train.compile`. `auto` compiles for long trainings on a GPU; on the CPU
+            compiling costs a minute and training is no faster.
+        device: device that the model trains on.
+        updates: number of updates of the whole training.
+        ranks: processes that train together; all compile or none.
+
+    Returns:
+        Whether to compile, and the reason for people.
     """
     if wanted is False:
         return False, "not asked for"
@@ -54,19 +57,19 @@ def choose_compile(
     if problem is None:
         return True, "asked for" if wanted is True else f"{updates:,} updates pay for compiling"
     if ranks.is_main:
-        _log.warning("training goes on without torch.compile: %s", problem)
+        _LOGGER.warning("training continues without torch.compile: %s", problem)
     return False, f"it cannot be compiled: {problem}"
 
 
 class Compiled(nn.Module):
-    """A model through torch.compile, until compiling it fails: from then on the model as it is.
+    """Runs a model through torch.compile, and without it once compiling has failed.
 
-    Each shape of images has a graph of its own. (With dynamic shapes a graph that is compiled for
-    the smaller last batch would serve all batches from then on, and slower.)
+    Each shape of images gets its own graph. (With dynamic shapes, the graph compiled for the
+    smaller last batch would serve all later batches, and is slower.)
 
     Args:
-        model: that is called with images, or its distributed wrapper.
-        quiet: do not warn; another process does.
+        model: model that takes images, or its distributed wrapper.
+        quiet: whether not to warn, because another process does.
     """
 
     def __init__(self, model: nn.Module, *, quiet: bool = False) -> None:
@@ -77,10 +80,10 @@ class Compiled(nn.Module):
         self._quiet = quiet
 
     def forward(self, images: Tensor) -> Any:
-        """What the model gives, by compiled code where there is some."""
+        """Run the model, by compiled code if there is any."""
         if self._compiled is None:
             return self._orig_mod(images)
-        # A graph that has worked is not to blame for an error.
+        # A graph that has worked before is not the cause of an error.
         if images.shape in self._proven:
             return self._compiled(images)
         try:
@@ -91,7 +94,7 @@ class Compiled(nn.Module):
                 raise
             reason = _summarize(error)
             if not self._quiet:
-                _log.warning("torch.compile failed, training goes on without it: %s", reason)
+                _LOGGER.warning("torch.compile failed, training continues without it: %s", reason)
             self._compiled = None
             return self._orig_mod(images)
         self._proven.add(images.shape)
@@ -99,7 +102,7 @@ class Compiled(nn.Module):
 
 
 def _find_missing_tool(device: torch.device) -> str | None:
-    """What torch's compiler needs and this machine lacks; the compilers would be less clear."""
+    """Name what torch's compiler needs and this machine lacks; its own errors are less clear."""
     if sys.platform == "win32":  # Triton brings its own there
         return None
     if device.type == "cuda":
@@ -121,13 +124,13 @@ def _find_missing_tool(device: torch.device) -> str | None:
 
 
 def _is_installed(written: str | None, *usual: str) -> bool:
-    """Whether a compiler is there: the one that an environment variable names, or a usual one."""
+    """Whether a compiler is installed: the one an environment variable names, or a usual one."""
     names = shlex.split(written)[:1] if written else usual
     return any(shutil.which(name) for name in names)
 
 
 def _try_to_compile(device: torch.device) -> str | None:
-    """Why not even a tiny function can be compiled for a device; None where it can."""
+    """Compile a tiny function for a device; give the reason if that fails, otherwise None."""
 
     def compute(values: Tensor) -> Tensor:
         return (values.sin() + 1).square().sum()
@@ -145,7 +148,7 @@ def _try_to_compile(device: torch.device) -> str | None:
 def _compiling_backward_too() -> AbstractContextManager[None]:
     """Let the backward pass be compiled with the forward pass.
 
-    By itself torch compiles it when it is called, which for an error is too late to turn back.
+    By default torch compiles it when it is called, when it is too late to fall back after an error.
     """
     from torch._functorch import config  # imported by torch.compile in any case
 
@@ -156,7 +159,7 @@ def _compiling_backward_too() -> AbstractContextManager[None]:
 
 
 def _summarize(error: BaseException) -> str:
-    """One line: torch puts its own name and pages of advice around what the compiler said."""
+    """Reduce an error to one line: torch wraps what the compiler said in pages of advice."""
     cause = getattr(error, "inner_exception", error)
     line = next((line for line in str(cause).splitlines() if line), "")
     return f"{type(cause).__name__}: {line}"

@@ -1,4 +1,4 @@
-"""Why torch finds no GPU on a machine that has an NVIDIA driver."""
+"""Explain why torch finds no GPU on a machine that has an NVIDIA driver."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _SELECTOR = "https://pytorch.org/get-started"
 def has_cuda() -> bool:
     """Whether torch can use a GPU through CUDA (or ROCm); opens no context on one."""
     with warnings.catch_warnings():
-        # Torch warns once where the driver is of no use; `explain_missing_gpu` says more.
+        # Torch warns once if it cannot use the driver; `explain_missing_gpu` says more.
         warnings.filterwarnings("ignore", message="CUDA initialization")
         return torch.cuda.is_available()
 
 
 def read_driver_version() -> str | None:
-    """The version of the NVIDIA driver, such as "570.86.15"; None where no driver is loaded."""
+    """Read the version of the NVIDIA driver, such as "570.86.15"; None if no driver is loaded."""
     if _VERSION_FILE.is_file():
         text = _VERSION_FILE.read_text(encoding="utf-8", errors="replace")
     elif command := shutil.which("nvidia-smi"):  # WSL has it, but not that file
@@ -40,9 +40,10 @@ def read_driver_version() -> str | None:
 
 
 def explain_missing_gpu() -> str | None:
-    """Why torch finds no GPU on a machine with an NVIDIA driver, and what to do about it.
+    """Explain why torch finds no GPU on a machine with an NVIDIA driver, and what to do about it.
 
-    None where nothing tells of a driver, or where the GPUs are hidden on purpose.
+    Returns:
+        The explanation; None if there is no sign of a driver, or the GPUs are hidden on purpose.
     """
     if os.environ.get("CUDA_VISIBLE_DEVICES") in {"", "-1"}:
         return None

@@ -1,4 +1,4 @@
-"""Where and how models compute: device, precision, memory format, and several processes."""
+"""Where and how models compute: device, precision, memory format and processes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Machine:
     """What every computation needs to know of the machine.
 
     Attributes:
-        device: where the model and its batches are.
-        ranks: the processes that share the work.
-        train_dtype: arithmetic of training's forward pass.
-        eval_dtype: arithmetic of evaluation.
-        channels_last: memory format of weights and images.
+        device: device of the model and its batches.
+        ranks: processes that share the work.
+        train_dtype: precision of the forward pass in training.
+        eval_dtype: precision of evaluation.
+        channels_last: whether weights and images are in the channels-last memory format.
     """
 
     device: torch.device

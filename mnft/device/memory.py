@@ -1,31 +1,25 @@
-"""Memory of the device: how much was used, whether it ran out, and which batch fits into it."""
+"""Memory of the device: what it says when it runs out, how to free it, and how much was used."""
 
 from __future__ import annotations
 
 import gc
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
 
 from mnft.errors import TrainError, first_line
 from mnft.failures import is_out_of_memory
 from mnft.host import _peak_of_process
 
-_log = logging.getLogger(__name__)
-# What goes through a model at once in evaluation on the CPU.
-_PIXELS = 32 * 224 * 224
-
 
 @contextmanager
 def explaining_memory(device: torch.device, *, hint: str) -> Iterator[None]:
-    """Turn an error that says that memory ran out into one for people; others pass.
+    """Turn an error that means that memory ran out into one for people; other errors pass.
 
     Args:
-        device: that the work runs on.
-        hint: what to lower for this work.
+        device: device that the work runs on.
+        hint: what the user can lower.
 
     Raises:
         TrainError: memory ran out.
@@ -40,9 +34,9 @@ def explaining_memory(device: torch.device, *, hint: str) -> Iterator[None]:
 
 
 def free_memory() -> None:
-    """Give the cached blocks of GPUs back, so that they can be put together anew.
+    """Return the GPU's cached blocks, so that larger ones can be allocated.
 
-    To be called when the failed attempt's error, which holds its tensors, is gone.
+    Call this outside of `except`: the error of a failed attempt holds its tensors.
     """
     gc.collect()
     if torch.cuda.is_available():
@@ -51,26 +45,11 @@ def free_memory() -> None:
         torch.mps.empty_cache()
 
 
-def split_for_evaluation(images: Tensor) -> tuple[Tensor, ...]:
-    """Images in the parts that go through a model at once, of the size that suits the device.
-
-    On the CPU a part has as many pixels as 32 images of 224 pixels: more are no faster there, and
-    their activations in fp32 come on top of what the training keeps. A GPU takes all at once.
-
-    Args:
-        images: (B, C, H, W).
-    """
-    if images.device.type != "cpu":
-        return (images,)
-    height, width = images.shape[-2:]
-    return torch.split(images, max(1, _PIXELS // (height * width)))
-
-
 def peak_memory_mb(device: torch.device) -> float:
-    """The most memory in use at once, in 10^6 bytes.
+    """Measure the peak memory in units of 10^6 bytes; 0 if it is not known.
 
-    On a GPU what tensors took since `reset_peak_memory`; on the CPU what this process (without
-    those that load images) took since it began. 0 where it is not known.
+    On a GPU this is what tensors took since `reset_peak_memory`. On the CPU it is what this process
+    took since it began, without the processes that load images.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
@@ -80,45 +59,6 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Begin to measure anew; the CPU's figure is that of the whole process and stays."""
+    """Restart the measurement on a GPU; the CPU's is of the whole process and cannot restart."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-
-
-def find_batch_size(step: Callable[[int], None], *, largest: int, smallest: int = 8) -> int:
-    """The first batch size that fits into memory, of `largest`, half of that, and so on.
-
-    From above, as the largest mostly fits: smaller ones need not be tried then.
-
-    Args:
-        step: one forward and backward pass of as many random images as it is given.
-        largest: where to begin.
-        smallest: where to end, or `largest` if that is less.
-
-    Raises:
-        TrainError: not even the smallest fits.
-    """
-    size, smallest = largest, min(smallest, largest)
-    while not _fits(step, size):
-        if size == smallest:
-            raise TrainError(
-                f"a batch of {size} images does not fit into memory",
-                hint="lower data.img_size, choose a smaller model, or set train.batch_size and "
-                "train.accumulation_steps",
-            )
-        size = max(size // 2, smallest)
-    return size
-
-
-def _fits(step: Callable[[int], None], size: int) -> bool:
-    try:
-        step(size)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        _log.info("batches of %d images do not fit into memory", size)
-        fits = False
-    else:
-        fits = True
-    free_memory()
-    return fits

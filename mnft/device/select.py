@@ -1,4 +1,4 @@
-"""The machine that work runs on: device, arithmetic precision, seeds."""
+"""Choose the device and the precision; seeds and other global settings of torch."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from mnft.device.gpu_driver import explain_missing_gpu, has_cuda
 from mnft.device.ranks.distributed import Ranks, agree
 from mnft.errors import ConfigError
 
-_log = logging.getLogger(__name__)
+_LOGGER = logging.getLogger(__name__)
 _ALONE = Ranks()
-# glibc's numbers of its settings, and the environment variables by which people choose them.
+# glibc's numbers for two settings, and the environment variables with which people set them.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _MALLOC_SETTINGS = (
     "MALLOC_MMAP_MAX_",
@@ -29,41 +29,40 @@ _MALLOC_SETTINGS = (
     "MALLOC_TRIM_THRESHOLD_",
     "GLIBC_TUNABLES",
 )
-# Side of the images, in pixels, from which a CPU with bf16 trains faster in bf16.
+# Image side in pixels from which a CPU with native bf16 trains faster in bf16.
 _BF16_FROM = 64
 
 
 def resolve_device(name: str, ranks: Ranks = _ALONE) -> torch.device:
-    """The device that `train.device` names, made the current one where it is a GPU.
+    """Find the device that `train.device` names; a GPU becomes the current device.
 
-    `auto` is CUDA, then Apple's MPS, then the CPU; where it is the CPU of a machine with an NVIDIA
-    driver, a warning says why. Of several processes, which call this together, each takes a GPU of
-    its own.
+    `auto` is CUDA, then Apple's MPS, then the CPU; if it is the CPU on a machine with an NVIDIA
+    driver, a warning says why. Several processes call this together, and each takes its own GPU.
 
     Raises:
-        ConfigError: unknown, or not on this machine; or the processes cannot have a GPU each. In
-            every process alike.
+        ConfigError: the device is unknown or not on this machine, or there is no GPU for each
+            process. Every process raises it.
     """
     places = agree(ranks, lambda: _find_place(name, ranks))
     _check_together(places)
     device = places[ranks.rank].device
     if device.type == "cuda":
-        # Pinned memory and what names no device would open a context on GPU 0.
+        # Otherwise pinned memory, and all that names no device, would open a context on GPU 0.
         torch.cuda.set_device(device)
-    is_left_over = name == "auto" and device.type == "cpu" and ranks.local_rank == 0
-    if is_left_over and (reason := explain_missing_gpu()):
-        _log.warning("no GPU is used: %s", reason)
+    falls_back = name == "auto" and device.type == "cpu" and ranks.local_rank == 0
+    if falls_back and (reason := explain_missing_gpu()):
+        _LOGGER.warning("no GPU is used: %s", reason)
     return device
 
 
 def find_device(name: str, ranks: Ranks = _ALONE) -> torch.device:
-    """As `resolve_device`, for this process alone and with no effect.
+    """Find the device as `resolve_device` does, only for this process and without side effects.
 
     Raises:
-        ConfigError: unknown, or not on this machine.
+        ConfigError: the device is unknown or not on this machine.
     """
     if name in {"auto", "cuda"} and has_cuda():
-        # One of its own, also where the launcher shows each process a GPU of its own as number 0.
+        # The modulo serves launchers that show each process only its own GPU, as number 0.
         return torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
     if name == "auto":
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -103,7 +102,7 @@ def find_device(name: str, ranks: Ranks = _ALONE) -> torch.device:
 
 
 class _Place(NamedTuple):
-    """Where a process computes; `gpu` identifies the GPU whatever number it has there."""
+    """Where a process computes; `gpu` is the UUID, as the number depends on the process."""
 
     device: torch.device
     host: str
@@ -119,7 +118,7 @@ def _find_place(name: str, ranks: Ranks) -> _Place:
 
 
 def _check_together(places: Sequence[_Place]) -> None:
-    """Refuse processes that share a GPU, which NCCL cannot serve, or of which some have none."""
+    """Refuse processes that share a GPU, which NCCL does not support, or mix device types."""
     first = places[0]
     for rank, place in enumerate(places):
         if place.device.type != first.device.type:
@@ -143,17 +142,17 @@ def _check_together(places: Sequence[_Place]) -> None:
 def resolve_precision(
     name: str, device: torch.device, *, key: str, img_size: int | None = None
 ) -> torch.dtype:
-    """The dtype that a precision key (`train.precision` or `eval.precision`) names on a device.
+    """Turn a precision key (`train.precision` or `eval.precision`) into a dtype for a device.
 
-    `auto` is bf16 where the processor has it natively (GPUs from Ampere on, CPUs with AVX512-BF16
-    or AMX), fp16 on older GPUs, and else fp32. On a CPU small images stay in fp32, as bf16 gains
-    nothing there.
+    `auto` is bf16 if the processor has it natively (GPUs from Ampere on, CPUs with AVX512-BF16 or
+    AMX), fp16 on older GPUs, and otherwise fp32. On a CPU small images stay in fp32, because bf16
+    is no faster there.
 
     Args:
         name: fp32, bf16, fp16 or auto.
-        device: that computes.
-        key: of the config, for the error.
-        img_size: side of the images in pixels, or None where it is not known.
+        device: device that computes.
+        key: config key that an error names.
+        img_size: side of the images in pixels, or None if it is not known.
 
     Raises:
         ConfigError: fp16 on a CPU, where it is slow and overflows.
@@ -163,7 +162,7 @@ def resolve_precision(
     if name != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
     if device.type == "cuda":
-        # Asked of this GPU: torch.cuda.is_bf16_supported asks the current one. AMD's all have it.
+        # torch.cuda.is_bf16_supported asks the current GPU, not this one. All AMD GPUs have it.
         native = torch.version.hip or torch.cuda.get_device_capability(device)[0] >= 8
         return torch.bfloat16 if native else torch.float16
     if device.type == "cpu" and (img_size is None or img_size >= _BF16_FROM) and cpu_has_bf16():
@@ -185,11 +184,11 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 
 
 def keep_freed_memory() -> None:
-    """Let freed tensors stay with the process, which on the CPU makes training faster.
+    """Keep the memory of freed tensors in the process, which makes training on the CPU faster.
 
-    glibc gives large blocks back to the kernel as soon as they are freed, and the kernel clears
-    fresh pages for the next tensor of the same size. Nothing happens where the C library is
-    another one, or where its environment variables say what is wanted.
+    glibc returns large blocks to the kernel as soon as they are freed, and the kernel has to clear
+    new pages for the next tensor of the same size. This does nothing with other C libraries, or if
+    the user has set glibc's environment variables.
     """
     if sys.platform != "linux" or any(name in os.environ for name in _MALLOC_SETTINGS):
         return
@@ -201,15 +200,15 @@ def keep_freed_memory() -> None:
     mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def tune(device: torch.device) -> None:
-    """Let cuDNN try which of its algorithms is the fastest for each shape of images."""
+def benchmark_cudnn(device: torch.device) -> None:
+    """Let cuDNN measure which of its algorithms is the fastest for each shape of images."""
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
 
 
 @contextmanager
-def without_tuning() -> Iterator[None]:
-    """For shapes that are computed once, where trying algorithms costs more than it gains."""
+def without_cudnn_benchmark() -> Iterator[None]:
+    """Switch cuDNN's measurements off, for shapes that are computed too rarely to be worth them."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = False
     try:
@@ -219,19 +218,19 @@ def without_tuning() -> Iterator[None]:
 
 
 def make_deterministic(device: torch.device) -> None:
-    """Let operations give the same bits each time, and fail where torch has no such operation."""
+    """Make torch compute the same bits each time, and fail where it cannot."""
     if device.type == "cuda":
-        # Read when the first matrix product starts cuBLAS.
+        # cuBLAS reads this at the first matrix product.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True)
 
 
 def seed_stream(seed: int, device: torch.device) -> None:
-    """Seed torch's generators that an update on `device` draws from (dropout and the like).
+    """Seed the generators of torch that an update on `device` draws from (dropout and the like).
 
-    The same streams as after `torch.manual_seed`, which takes 0.1 ms an update, as it looks for
-    devices of every kind.
+    The random numbers are those after `torch.manual_seed`, which looks for devices of every kind
+    and would take 0.1 ms of each update.
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
@@ -242,7 +241,7 @@ def seed_stream(seed: int, device: torch.device) -> None:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch; only this module touches global random states."""
+    """Seed Python, NumPy and torch. Only this module touches global random states."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +15,15 @@ from mnft.config.recipe import Choice
 from mnft.config.schema import Config
 from mnft.device.cpu.activations import save_memory_of_relu6
 from mnft.device.machine import Machine
-from mnft.device.memory import find_batch_size
+from mnft.device.memory import free_memory
 from mnft.device.ranks.distributed import broadcast
-from mnft.device.select import autocast, without_tuning
-from mnft.errors import ConfigError, ModelError
+from mnft.device.select import autocast, without_cudnn_benchmark
+from mnft.errors import ConfigError, ModelError, TrainError
+from mnft.failures import is_out_of_memory
 from mnft.model.factory import BuiltModel
 from mnft.model.freeze import freeze, set_training_mode
 
+_LOGGER = logging.getLogger(__name__)
 # What a part of a batch may keep for the backward pass on the CPU. Cutting costs speed, 1 to 4%
 # where it was measured, so it begins only where a whole run would take about 6 GB.
 _KEPT_BYTES = 3e9
@@ -138,6 +142,41 @@ def choose_parts(
     return max(1, math.ceil(images / fitting))
 
 
+def find_batch_size(step: Callable[[int], None], *, largest: int, smallest: int = 8) -> int:
+    """Find the first batch size that fits into memory, of `largest`, half of that, and so on.
+
+    It begins with the largest because that fits in most cases.
+
+    Args:
+        step: runs one forward and backward pass of as many random images as it is given.
+        largest: size to begin with.
+        smallest: size to end with, or `largest` if that is less.
+
+    Raises:
+        TrainError: not even the smallest size fits.
+    """
+    size, smallest = largest, min(smallest, largest)
+    while True:
+        try:
+            step(size)
+            fits = True
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            fits = False
+        free_memory()  # not within `except`: the error holds the tensors of the attempt
+        if fits:
+            return size
+        _LOGGER.info("batches of %d images do not fit into memory", size)
+        if size == smallest:
+            raise TrainError(
+                f"a batch of {size} images does not fit into memory",
+                hint="lower data.img_size, choose a smaller model, or set train.batch_size and "
+                "train.accumulation_steps",
+            )
+        size = max(size // 2, smallest)
+
+
 def _choose_parts_of(built: BuiltModel, images: int, config: Config, machine: Machine) -> int:
     _, height, width = built.preprocessing.input_size
     if machine.device.type != "cpu" or images * height * width < _MANY_PIXELS:
@@ -171,7 +210,7 @@ def _fit_batch_size(config: Config, built: BuiltModel, machine: Machine) -> int:
             loss = trial(images.contiguous(memory_format=machine.layout)).float().square().mean()
         loss.backward()
 
-    with without_tuning():
+    with without_cudnn_benchmark():
         size = find_batch_size(step, largest=wanted // processes)
     del kept
     return size * processes

@@ -15,7 +15,7 @@ from mnft.device.cpu.depthwise import speed_up_depthwise
 from mnft.device.cpu.threads import Threads, build_threads
 from mnft.device.machine import Machine
 from mnft.device.ranks.batchnorm import synchronize_batchnorm
-from mnft.device.select import make_deterministic, seed_everything, tune
+from mnft.device.select import benchmark_cudnn, make_deterministic, seed_everything
 from mnft.errors import ConfigError, DataError, ModelError
 from mnft.host import name_processor
 from mnft.model.bundle import ModelCard
@@ -139,7 +139,7 @@ def build_training(
 
 def _set_up(config: Config, machine: Machine) -> Threads:
     """Set what is global to the process: seeds, deterministic operations, threads."""
-    tune(machine.device)
+    benchmark_cudnn(machine.device)
     threads = build_threads(
         config.train.threads,
         device=machine.device,

@@ -1,8 +1,9 @@
-"""Optimizer, learning rate schedule and loss, through timm and torch."""
+"""Optimizer and learning rate schedule, through timm and torch."""
 
 from __future__ import annotations
 
 import difflib
+from contextlib import suppress
 from typing import Any
 
 import timm.optim
@@ -13,7 +14,7 @@ from torch import nn
 from mnft.config.schema import OptimConfig, ScheduleConfig
 from mnft.errors import ConfigError
 
-# timm's names of optimizers of torch that have a fused implementation.
+# timm's names for those optimizers of torch that have a fused implementation.
 _FUSED = {"adam", "adamw", "sgd", "nesterov", "momentum", "adagrad"}
 
 
@@ -21,7 +22,7 @@ def check_optimizer_name(name: str) -> None:
     """Refuse a name that timm does not know.
 
     Raises:
-        ConfigError: with a suggestion.
+        ConfigError: the name is unknown; the hint suggests a similar one.
     """
     known = timm.optim.list_optimizers()
     if name.lower() not in known:
@@ -36,19 +37,35 @@ def check_optimizer_name(name: str) -> None:
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """Create the optimizer of the parameters that learn; biases and norms get no weight decay.
 
+    Where torch has a fused implementation, one kernel updates all parameters.
+
     Raises:
-        ConfigError: unknown name, or options that this optimizer has not.
+        ConfigError: unknown name, or options that this optimizer does not have.
     """
     check_optimizer_name(config.name)
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {
+        "opt": config.name,
+        "lr": config.lr,
+        "weight_decay": config.weight_decay,
+        "momentum": config.momentum,
+        "layer_decay": config.layer_decay,
+    }
     if config.betas is not None:
         options["betas"] = tuple(config.betas)
     if config.eps is not None:
         options["eps"] = config.eps
-    options |= {"lr": config.lr, "weight_decay": config.weight_decay}
-    options |= {"momentum": config.momentum, "layer_decay": config.layer_decay}
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    may_fuse = config.name.lower() in _FUSED and all(
+        p.is_floating_point() and p.device.type in {"cpu", "cuda"} for p in learning
+    )
+    optimizer: torch.optim.Optimizer | None = None
     try:
-        optimizer = _create(model, config.name, options)
+        if may_fuse:
+            # It may still be missing for this device or these options.
+            with suppress(TypeError, ValueError, RuntimeError):
+                optimizer = timm.optim.create_optimizer_v2(model, fused=True, **options)
+        if optimizer is None:
+            optimizer = timm.optim.create_optimizer_v2(model, **options)
     except (TypeError, ValueError, ImportError, RuntimeError, AssertionError) as error:
         raise ConfigError(f"{config.name} cannot be built: {error}", key="optim.name") from error
     if getattr(optimizer, "is_second_order", False):
@@ -59,31 +76,15 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     return optimizer
 
 
-def _create(model: nn.Module, name: str, options: dict[str, Any]) -> torch.optim.Optimizer:
-    """Create timm's optimizer, fused into one kernel where torch has that."""
-    optimizer: torch.optim.Optimizer
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if name.lower() in _FUSED and all(
-        p.is_floating_point() and p.device.type in {"cpu", "cuda"} for p in learning
-    ):
-        try:
-            optimizer = timm.optim.create_optimizer_v2(model, opt=name, fused=True, **options)
-            return optimizer
-        except (TypeError, ValueError, RuntimeError):
-            pass  # not for this device or these options
-    optimizer = timm.optim.create_optimizer_v2(model, opt=name, **options)
-    return optimizer
-
-
 class Schedule:
-    """The learning rate as a function of the number of updates; of the metric for plateau.
+    """Sets the learning rate by the number of updates; for plateau, by the metric.
 
     Args:
-        optimizer: whose rates are set.
+        optimizer: optimizer whose rates are set.
         config: the `schedule` section.
-        epochs: of the whole training.
-        updates_per_epoch: optimizer updates in an epoch.
-        mode: "max" where a higher metric is better (plateau).
+        epochs: number of epochs of the whole training.
+        updates_per_epoch: number of optimizer updates in an epoch.
+        mode: "max" if a higher metric is better, or "min"; for plateau.
     """
 
     def __init__(
@@ -100,15 +101,15 @@ class Schedule:
         if config.name == "plateau":
             self._plateau = _Plateau(optimizer, config, updates_per_epoch, mode)
             return
-        # A step schedule that never decays: unlike timm's "none" it applies warmup and the
-        # factors of layer-wise decay.
+        # "none" is a step schedule that never decays: unlike timm's "none" it applies warmup and
+        # the factors of layer-wise decay.
         constant = config.name == "none"
         self._scheduler, _ = create_scheduler_v2(
             optimizer,
             sched="step" if constant else config.name,
             num_epochs=epochs,
             decay_epochs=epochs + 1 if constant else config.decay_epochs,
-            # timm decays one update before its milestone; half an update more mends that.
+            # timm decays one update before its milestone; half an update more fixes that.
             decay_milestones=[m + 0.5 / updates_per_epoch for m in config.decay_milestones],
             decay_rate=1.0 if constant else config.decay_rate,
             min_lr=config.min_lr,
@@ -120,7 +121,7 @@ class Schedule:
 
     @property
     def lr(self) -> float:
-        """The highest learning rate of all parameter groups."""
+        """The highest learning rate of the parameter groups."""
         return max(float(group["lr"]) for group in self._optimizer.param_groups)
 
     def after_update(self, num_updates: int) -> None:
@@ -131,16 +132,16 @@ class Schedule:
             self._scheduler.step_update(num_updates=num_updates)
 
     def after_epoch(self, epoch: int, metric: float) -> None:
-        """Set the rate of the next epoch, for plateau."""
+        """Set the rate of the next epoch, if the schedule is plateau."""
         if self._plateau:
             self._plateau.after_epoch(epoch, metric)
 
     def state_dict(self) -> dict[str, Any]:
-        """What plateau remembers; the other schedules are functions of the number of updates."""
+        """The state of plateau; all other schedules depend only on the number of updates."""
         return dict(self._plateau.inner.state_dict()) if self._plateau else {}
 
     def load_state_dict(self, state: dict[str, Any], num_updates: int) -> None:
-        """Go on after `num_updates` updates; the optimizer has its rates already."""
+        """Resume after `num_updates` updates; the optimizer already has its rates."""
         if self._plateau:
             self._plateau.inner.load_state_dict(state)
         self.after_update(num_updates)
@@ -179,13 +180,13 @@ class _Plateau:
         self.after_update(0)
 
     def after_update(self, num_updates: int) -> None:
-        """Set the rates of warmup; what comes later is left as it is."""
+        """Set the rates of warmup; later rates stay as they are."""
         groups, start = self._optimizer.param_groups, self._config.warmup_lr
         if num_updates < self._warmup_updates:
-            share = num_updates / self._warmup_updates
+            fraction = num_updates / self._warmup_updates
             for group, rate in zip(groups, self._rates, strict=True):
                 low = start * group.get("lr_scale", 1.0)
-                group["lr"] = low + share * (rate - low)
+                group["lr"] = low + fraction * (rate - low)
         elif num_updates < self._warmup_updates + 1:
             for group, rate in zip(groups, self._rates, strict=True):
                 group["lr"] = rate

@@ -1,4 +1,4 @@
-"""What a training needs to go on exactly where it stopped, saved after epochs and within them."""
+"""The state of a training, saved so that it resumes exactly where it stopped."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from mnft.training.epoch.average import WeightAverage
 from mnft.training.optim import Schedule
 
 FORMAT = 1
-# States of before, newest first, for the case that the newest is damaged.
+# The two previous states, newest first, are kept in case the newest is damaged.
 _EARLIER = ("resume-1.pt", "resume-2.pt")
-_log = logging.getLogger(__name__)
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +32,13 @@ class PartialEpoch:
     """An epoch that is under way.
 
     Attributes:
-        epoch: its number.
-        updates: done in it.
-        lr: the learning rate that it began with.
-        totals: sums of the task's training figures, and the number of images, so far.
-        seconds: that they took.
-        waited: of these, for data.
-        accumulation_steps: parts that batches are cut into by now.
+        epoch: number of the epoch.
+        updates: number of updates done in it.
+        lr: learning rate that it began with.
+        totals: sums of the task's training figures so far, and the number of images.
+        seconds: time that it has taken.
+        waited: part of `seconds` that was spent waiting for data.
+        accumulation_steps: number of parts that batches are cut into now.
     """
 
     epoch: int
@@ -52,23 +52,23 @@ class PartialEpoch:
 
 @dataclass
 class TrainState:
-    """The parts of a training that change, and how far it is.
+    """The parts of a training that change, and its progress.
 
-    Random states are not among them: order, augmentation and dropout follow from the seed and
-    the numbers of epoch and update.
+    Random states are not among them: order, augmentation and dropout follow from the seed and the
+    numbers of epoch and update.
 
     Attributes:
         model: the model itself, not its distributed wrapper.
-        optimizer: of the model's parameters.
-        schedule: of the optimizer's learning rate.
-        scaler: of fp16's loss; does nothing for other types.
-        ema: the averaged model, if there is one.
-        history: the finished epochs.
-        best: the result that the best model was saved with.
-        num_updates: optimizer updates so far.
-        head: the result of the head stage, once it is over.
+        optimizer: optimizer of the model's parameters.
+        schedule: schedule of the optimizer's learning rate.
+        scaler: loss scaler for fp16; it does nothing in other precisions.
+        ema: the averaged model, or None.
+        history: results of the finished epochs.
+        best: result of the epoch that the best model is from.
+        num_updates: number of optimizer updates so far.
+        head: result of the head stage, once it is finished.
         partial: the epoch that is under way; None between epochs.
-        threads: of the CPU that compute the epoch that is under way; 0 before the first.
+        threads: number of CPU threads in the epoch that is under way; 0 before the first.
     """
 
     model: nn.Module
@@ -85,7 +85,7 @@ class TrainState:
 
     @property
     def results(self) -> list[EpochResult]:
-        """Of the head stage, if there was one, and of the epochs."""
+        """The results of the head stage, if there was one, and of the epochs."""
         return [*([self.head] if self.head else []), *self.history]
 
     @property
@@ -98,7 +98,7 @@ class TrainState:
 
 
 def describe_state(state: TrainState) -> dict[str, Any]:
-    """Put together what resume.pt holds; its tensors are those that the training changes."""
+    """Collect the content of resume.pt; its tensors are those that the training changes."""
     return {
         "format": FORMAT,
         "model": state.model.state_dict(),
@@ -116,35 +116,44 @@ def describe_state(state: TrainState) -> dict[str, Any]:
 
 
 def copy_to_cpu(content: Any) -> Any:
-    """Copy what `describe_state` gives, so that it stays as it is while the training goes on."""
+    """Copy the result of `describe_state`, so that the training no longer changes it."""
     if isinstance(content, Tensor):
         return content.detach().to("cpu", copy=True)
     if isinstance(content, dict):
-        copied = copy.copy(content)  # of a state dict also the versions that torch keeps with it
+        copied = copy.copy(content)  # with the versions that torch attaches to a state dict
         copied.update((key, copy_to_cpu(value)) for key, value in content.items())
         return copied
     return [copy_to_cpu(value) for value in content] if isinstance(content, list) else content
 
 
 def save_state(content: Mapping[str, Any], path: Path) -> None:
-    """Write resume.pt atomically; the two states before it stay, as resume-1.pt and resume-2.pt.
+    """Write resume.pt atomically; the two states before it stay as resume-1.pt and resume-2.pt.
 
     Args:
-        content: from `describe_state`.
-        path: of resume.pt.
+        content: result of `describe_state`.
+        path: where to write resume.pt.
     """
     with files.atomic_path(path) as temporary:
         _write(content, temporary)
-        _keep_earlier(path)
+        newer, older = (path.with_name(name) for name in _EARLIER)
+        if newer.is_file():
+            newer.replace(older)
+        if path.is_file():
+            # A second name keeps the old state when the new one replaces it.
+            try:
+                newer.hardlink_to(path)
+            except OSError:  # file systems without hard links
+                shutil.copyfile(path, newer)
 
 
 def has_state(path: Path) -> bool:
-    """Whether there is resume.pt or a state before it."""
+    """Whether resume.pt or an older state exists."""
     return any(p.exists() for p in (path, *(path.with_name(name) for name in _EARLIER)))
 
 
 def _write(content: Mapping[str, Any], path: Path) -> None:
-    # Through a stream of ours: what torch says of a full disk is "unexpected pos".
+    # With a stream of our own the system's error is known: for a full disk torch says only
+    # "unexpected pos".
     with path.open("wb") as stream:
         try:
             torch.save(content, stream)
@@ -154,23 +163,11 @@ def _write(content: Mapping[str, Any], path: Path) -> None:
             raise
 
 
-def _keep_earlier(path: Path) -> None:
-    """Give resume.pt a second name, so that replacing it does not remove it."""
-    newer, older = (path.with_name(name) for name in _EARLIER)
-    if newer.is_file():
-        newer.replace(older)
-    if path.is_file():
-        try:
-            newer.hardlink_to(path)
-        except OSError:  # file systems without hard links
-            shutil.copyfile(path, newer)
-
-
 def load_state(state: TrainState, path: Path) -> None:
-    """Read resume.pt, or where it is damaged the state before it, into the parts of `state`.
+    """Read resume.pt into the parts of `state`, or the state before it if it is damaged.
 
     Raises:
-        CheckpointError: missing, damaged with all before it, or of another model.
+        CheckpointError: it is missing, all states are damaged, or it is of another model.
     """
     content = _read_newest(path)
     try:
@@ -180,23 +177,23 @@ def load_state(state: TrainState, path: Path) -> None:
         if state.ema is not None:
             state.ema.module.load_state_dict(content["ema"])
         state.optimizer.load_state_dict(content["optimizer"])
-        if content["scaler"]:  # empty where the run began in another arithmetic than fp16
+        if content["scaler"]:  # empty if the run began in another precision than fp16
             state.scaler.load_state_dict(content["scaler"])
         state.schedule.load_state_dict(content["schedule"], content["num_updates"])
         state.history = [EpochResult.from_record(result) for result in content["history"]]
         state.best = None if content["best"] is None else EpochResult.from_record(content["best"])
         state.num_updates = content["num_updates"]
-        head = content.get("head")  # older runs had no such stage
+        head = content.get("head")  # older runs had no head stage
         state.head = None if head is None else EpochResult.from_record(head)
         partial = content.get("partial")
         state.partial = None if partial is None else PartialEpoch(**partial)
-        state.threads = content.get("threads", 0)  # unknown to older runs
+        state.threads = content.get("threads", 0)  # missing in older runs
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: does not fit this run: {error}") from error
 
 
 def read_saved_progress(path: Path) -> tuple[int, int]:
-    """The finished epochs that resume.pt holds, and the updates of the next; 0 without one."""
+    """Read how many epochs are finished, and how many updates of the next; 0, 0 without a state."""
     if not has_state(path):
         return 0, 0
     content = _read_newest(path)
@@ -205,7 +202,7 @@ def read_saved_progress(path: Path) -> tuple[int, int]:
 
 
 def _read_newest(path: Path) -> dict[str, Any]:
-    """The newest state that is whole."""
+    """Read the newest state that is not damaged."""
     try:
         return _read(path)
     except CheckpointError as error:
@@ -214,14 +211,19 @@ def _read_newest(path: Path) -> dict[str, Any]:
                 content = _read(earlier)
             except CheckpointError:
                 continue
-            _log.warning("%s; going on from %s, the state before it", error.message, earlier.name)
+            _LOGGER.warning(
+                "%s; resuming from %s, the state before it", error.message, earlier.name
+            )
             return content
         raise
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        _check_sums(path)
+        # The CRC-32 of each part, which torch writes but does not check.
+        with zipfile.ZipFile(path) as archive:
+            if (damaged := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"{damaged} does not match its checksum")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(
@@ -237,7 +239,7 @@ def _read(path: Path) -> dict[str, Any]:
         pickle.UnpicklingError,
         zipfile.BadZipFile,
     ) as error:
-        # torch's own text goes on for lines about loading it unsafely.
+        # torch adds lines of advice about loading it unsafely.
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path}: damaged resume state: {reason}",
@@ -246,14 +248,3 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: damaged resume state")
     return content
-
-
-def _check_sums(path: Path) -> None:
-    """Compare each part of the file with its CRC-32, which torch writes and does not read.
-
-    Raises:
-        zipfile.BadZipFile: one differs.
-    """
-    with zipfile.ZipFile(path) as archive:
-        if (damaged := archive.testzip()) is not None:
-            raise zipfile.BadZipFile(f"{damaged} does not match its checksum")

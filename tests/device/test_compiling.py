@@ -121,7 +121,7 @@ def test_a_missing_tool_is_named_in_a_warning(
         assert why.startswith("it cannot be compiled: ")
         assert problem in why
         [said] = warnings_of(caplog)
-        assert said.startswith("training goes on without torch.compile: ")
+        assert said.startswith("training continues without torch.compile: ")
         assert problem in said
 
 
@@ -227,7 +227,7 @@ def test_what_cannot_be_compiled_is_trained_as_it_is(
     for ours, expected in zip(found, learn(plain, plain, 8, 8, 5), strict=True):
         assert torch.equal(ours, expected)
     [said] = warnings_of(caplog)
-    assert said.startswith("torch.compile failed, training goes on without it: ")
+    assert said.startswith("torch.compile failed, training continues without it: ")
     assert said.endswith((": no such compiler", ": no kernel for the backward pass"))
 
 

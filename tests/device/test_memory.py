@@ -11,21 +11,19 @@ from torch import nn
 
 from mnft.config.schema import Config, ModelConfig
 from mnft.data.batches.batch import Batch
-from mnft.device import memory as module
 from mnft.device.memory import (
     explaining_memory,
-    find_batch_size,
     is_out_of_memory,
     peak_memory_mb,
     reset_peak_memory,
-    split_for_evaluation,
 )
 from mnft.device.ranks.distributed import Ranks
 from mnft.errors import TrainError
 from mnft.model.factory import build_model
-from mnft.training import batch_size
+from mnft.training import batch_size, inference
+from mnft.training.batch_size import find_batch_size
 from mnft.training.head.features import compute_features
-from mnft.training.inference import compute_outputs
+from mnft.training.inference import compute_outputs, split_for_evaluation
 
 CPU = torch.device("cpu")
 
@@ -248,7 +246,7 @@ def test_a_gpu_takes_all_images_at_once() -> None:
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_parts_give_the_outputs_of_the_whole(monkeypatch: pytest.MonkeyPatch, flip: bool) -> None:
-    monkeypatch.setattr(module, "_PIXELS", 3 * 16 * 16)
+    monkeypatch.setattr(inference, "_PIXELS", 3 * 16 * 16)
     sizes: list[int] = []
 
     class Model(torch.nn.Module):

@@ -27,12 +27,12 @@ from mnft.device.gpu_driver import explain_missing_gpu, read_driver_version
 from mnft.device.ranks.distributed import Ranks
 from mnft.device.select import (
     autocast,
+    benchmark_cudnn,
     keep_freed_memory,
     make_deterministic,
     resolve_device,
     resolve_precision,
     seed_everything,
-    tune,
 )
 from mnft.errors import ConfigError
 
@@ -470,7 +470,7 @@ def test_deterministic_operations(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_torch_settings")
 def test_cudnn_tries_its_algorithms_on_a_gpu() -> None:
-    tune(CPU)
+    benchmark_cudnn(CPU)
     assert not torch.backends.cudnn.benchmark
-    tune(CUDA)
+    benchmark_cudnn(CUDA)
     assert torch.backends.cudnn.benchmark

@@ -214,7 +214,7 @@ def test_the_newest_states_are_damaged(place: Place, count: int) -> None:
         (place.run / name).write_bytes(content[:-100])
     resumed = place.resume()
     assert resumed.code == 0, resumed.err
-    assert f"going on from resume-{count}.pt" in resumed.err
+    assert f"resuming from resume-{count}.pt" in resumed.err
     assert f"resumed  after epoch {3 - count}," in resumed.err
     assert_same_run(whole.run, place.run)
 

@@ -1,1 +1,1 @@
-"""What makes training on the CPU faster or smaller."""
+"""Makes training on the CPU faster, or lets it take less memory."""

@@ -1,4 +1,4 @@
-"""ReLU6 whose backward pass on the CPU keeps its output alone: a quarter less memory."""
+"""ReLU6 that keeps only its output for the backward pass on the CPU: a quarter less memory."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch.autograd.function import once_differentiable
 
 
 def save_memory_of_relu6(model: nn.Module) -> int:
-    """Let the ReLU6 layers of a model, in place, keep their output for the backward pass.
+    """Change the ReLU6 layers of a model in place to keep their output for the backward pass.
 
-    torch keeps the input, and of an in-place ReLU6 a copy of it. The layer that comes next keeps
-    the output anyway, so keeping this instead costs nothing; where it is 0 or 6 the gradient is 0,
-    as it is by the input. Results are the same bit for bit.
+    torch keeps the input, and for an in-place ReLU6 a copy of it. The next layer keeps the output
+    anyway, so keeping that instead costs nothing. The gradient is 0 where the output is 0 or 6, as
+    torch's is. Results are equal to the bit.
 
     Args:
-        model: any; subclasses of `nn.ReLU6` are left alone.
+        model: any model; subclasses of `nn.ReLU6` are not changed.
 
     Returns:
         The number of layers that were changed.

@@ -1,4 +1,4 @@
-"""Depthwise convolutions whose backward pass on the CPU is in fp32 while the forward is in bf16."""
+"""Depthwise convolutions with a bf16 forward pass and an fp32 backward pass on the CPU."""
 
 from __future__ import annotations
 
@@ -13,24 +13,32 @@ from torch.autograd.function import once_differentiable
 
 
 def speed_up_depthwise(model: nn.Module) -> int:
-    """Change the depthwise convolutions of a model in place; only bf16 training on the CPU differs.
+    """Change the slow depthwise convolutions of a model in place, for bf16 training on the CPU.
 
-    There oneDNN takes three to forty times as long for the bf16 backward pass of a depthwise
-    convolution as for the fp32 one where it has strides, dilation, a kernel larger than 3x3 or
-    several outputs a channel; where it has none of these, bf16 is the faster and stays. Weights,
-    names and outputs stay what they are.
+    With strides, dilation, a kernel larger than 3x3 or several outputs a channel, oneDNN takes
+    three to forty times as long for the bf16 backward pass of a depthwise convolution as for the
+    fp32 one. Without any of these bf16 is faster, and the layer is not changed. Weights, names and
+    outputs stay the same, and so does everything except bf16 training on the CPU.
 
     Args:
-        model: any; subclasses of `nn.Conv2d` other than timm's `Conv2dSame` are left alone.
+        model: any model; subclasses of `nn.Conv2d` other than timm's `Conv2dSame` are not changed.
 
     Returns:
         The number of layers that were changed.
     """
     changed = 0
+    module: Any  # of a class in `_FAST`, once that is known
     for module in model.modules():
-        kind = _FAST.get(type(module))
-        if kind is not None and isinstance(module, nn.Conv2d) and _is_slow(module):
-            module.__class__ = kind
+        if type(module) not in _FAST or module.padding_mode != "zeros":
+            continue
+        is_depthwise = module.groups == module.in_channels > 1
+        is_slow = (
+            max(*module.stride, *module.dilation) > 1
+            or max(module.kernel_size) > 3
+            or module.out_channels > module.in_channels
+        )
+        if is_depthwise and is_slow:
+            module.__class__ = _FAST[type(module)]
             changed += 1
     return changed
 
@@ -39,7 +47,7 @@ class DepthwiseConv2d(nn.Conv2d):
     """`nn.Conv2d` with one group a channel; see `speed_up_depthwise`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """The convolution of (B, C, H, W) float images."""
+        """Convolve (B, C, H, W) float images."""
         if not _trains_in_bf16(input):
             return super().forward(input)
         if not isinstance(self.padding, str):
@@ -55,7 +63,7 @@ class DepthwiseConv2dSame(Conv2dSame):  # type: ignore[misc]
     """timm's `Conv2dSame` with one group a channel; see `speed_up_depthwise`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """The convolution of (B, C, H, W) float images, padded as TensorFlow does."""
+        """Convolve (B, C, H, W) float images, padded as TensorFlow does."""
         if not _trains_in_bf16(x):
             result: Tensor = super().forward(x)
             return result
@@ -64,13 +72,6 @@ class DepthwiseConv2dSame(Conv2dSame):  # type: ignore[misc]
 
 
 _FAST: dict[type, type] = {nn.Conv2d: DepthwiseConv2d, Conv2dSame: DepthwiseConv2dSame}
-
-
-def _is_slow(layer: nn.Conv2d) -> bool:
-    if not layer.groups == layer.in_channels > 1 or layer.padding_mode != "zeros":
-        return False
-    strided = max(*layer.stride, *layer.dilation) > 1
-    return strided or max(layer.kernel_size) > 3 or layer.out_channels > layer.in_channels
 
 
 def _trains_in_bf16(images: Tensor) -> bool:
@@ -90,7 +91,7 @@ def _apply(layer: Any, images: Tensor, padding: tuple[int, ...]) -> Tensor:
 
 
 class _MixedConvolution(torch.autograd.Function):
-    """A convolution, forward in bf16 as autocast computes it, backward in fp32."""
+    """A convolution with its forward pass in bf16, as autocast has it, and its backward in fp32."""
 
     @staticmethod
     def forward(
@@ -108,7 +109,7 @@ class _MixedConvolution(torch.autograd.Function):
         images, weight = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.options
         wanted = list(ctx.needs_input_grad[:3])
-        by_images, by_weight, by_bias = torch.ops.aten.convolution_backward(
+        images_grad, weight_grad, bias_grad = torch.ops.aten.convolution_backward(
             gradient.float(),
             images.float(),
             weight.float(),
@@ -123,8 +124,8 @@ class _MixedConvolution(torch.autograd.Function):
         )
         weight_dtype, bias_dtype = ctx.dtypes
         return (
-            by_images.bfloat16() if wanted[0] else None,
-            by_weight.to(weight_dtype) if wanted[1] else None,
-            by_bias.to(bias_dtype) if wanted[2] else None,
+            images_grad.bfloat16() if wanted[0] else None,
+            weight_grad.to(weight_dtype) if wanted[1] else None,
+            bias_grad.to(bias_dtype) if wanted[2] else None,
             None,
         )

@@ -1,4 +1,4 @@
-"""How much of this machine's cores other processes use, as Linux accounts for it in /proc."""
+"""Measure how many of the machine's cores other processes use, from Linux's /proc."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import os
 import time
 from pathlib import Path
 
-# Linux accounts for the cores' time in ticks, mostly of 10 ms: less says nothing.
+# Linux counts the cores' time in ticks, mostly of 10 ms, so a shorter time says nothing.
 _SHORTEST_S = 0.3
-# Fields of a line of /proc/stat: user, nice, system, idle, iowait, irq, softirq, steal. Time that
-# the host of a virtual machine took away (steal) is other processes' work too.
+# The busy ones of the fields of /proc/stat: user, nice, system, idle, iowait, irq, softirq, steal.
+# Time that the host of a virtual machine took away (steal) counts as work of other processes.
 _BUSY = (0, 1, 2, 5, 6, 7)
 
 
 class OtherWork:
-    """Measures from call to call what the other processes took of the cores of this one.
+    """Measures how much other processes used the cores of this one between two calls.
 
-    The processes that load images are children of this one, and count as its own work.
+    The processes that load images are children of this one and count as its own work.
 
     Args:
-        proc: where Linux tells it; without it nothing is known.
+        proc: Linux's /proc; if it is missing, nothing can be measured.
     """
 
     def __init__(self, proc: Path = Path("/proc")) -> None:
@@ -27,11 +27,11 @@ class OtherWork:
         self._last = self._read()
 
     def measure(self) -> float | None:
-        """Cores that others kept busy on average since the last call: 1.0 is one whole core.
+        """Measure how many cores others kept busy on average since the last call.
 
         Returns:
-            None where the system does not say, or where the last call is only just over; the next
-            call then measures from the same beginning.
+            1.0 for one whole core. None if the system does not say, or if the last call was less
+            than 0.3 s ago; the next call then measures since that same last call.
         """
         now = self._read()
         if now is None or self._last is None:
@@ -44,7 +44,7 @@ class OtherWork:
         return max(0.0, others)
 
     def _read(self) -> tuple[float, float] | None:
-        """The time, and the seconds that the cores have worked for others since the start."""
+        """Read the time, and the seconds that the cores have worked for others since the start."""
         try:
             cores = {f"cpu{number}" for number in os.sched_getaffinity(0)}
             ticks = os.sysconf("SC_CLK_TCK")
@@ -52,19 +52,17 @@ class OtherWork:
             fields = [line.split() for line in lines]
             busy = sum(int(f[1 + place]) for f in fields if f[0] in cores for place in _BUSY)
             times = os.times()
-            # Time of children that are over, and then of those that live.
+            # `times` has the children that have ended; /proc has the living ones.
             own = times.user + times.system + times.children_user + times.children_system
-            children = sum(self._ticks_of(pid) for pid in self._find_children())
+            try:
+                tasks = (self._proc / "self" / "task").iterdir()
+                pids = [pid for task in tasks for pid in (task / "children").read_text().split()]
+            except OSError:  # a thread that has just ended, or a kernel without these files
+                pids = []
+            children = sum(self._ticks_of(pid) for pid in pids)
         except (AttributeError, OSError, ValueError, IndexError):  # macOS, Windows; no /proc
             return None
         return time.monotonic(), (busy - children) / ticks - own
-
-    def _find_children(self) -> list[str]:
-        try:
-            tasks = (self._proc / "self" / "task").iterdir()
-            return [pid for task in tasks for pid in (task / "children").read_text().split()]
-        except OSError:  # a thread that has just ended, or a kernel without these files
-            return []
 
     def _ticks_of(self, pid: str) -> int:
         try:

@@ -1,4 +1,4 @@
-"""How many threads torch computes with: all cores, and fewer beside processes that disturb them."""
+"""How many threads torch computes with: all cores, or fewer if other processes use them too."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from mnft.device.ranks.distributed import Ranks
 from mnft.device.select import autocast
 from mnft.host import count_cores
 
-_log = logging.getLogger(__name__)
-# Cores that others keep busy, below which the machine counts as quiet.
+_LOGGER = logging.getLogger(__name__)
+# The machine counts as quiet if other processes keep fewer cores busy than this.
 _QUIET = 0.2
-# A trial of the candidates takes about this long, and at most this share of the training's time.
+# A trial of the candidates takes about this long, and all trials at most this fraction of the time.
 _TRIAL_S = 0.4
-_TRIAL_SHARE = 0.05
-# A number of threads that takes this many times as long is out of the trial.
+_TRIAL_FRACTION = 0.05
+# A number of threads that takes this many times as long as the fastest leaves the trial.
 _FAR_SLOWER = 4
 # Another number of threads must be this much faster than the one in use to take its place.
 _GAIN = 1.1
@@ -31,17 +31,17 @@ _GAIN = 1.1
 class Threads:
     """The number of threads that torch computes with in each epoch.
 
-    With T threads an operation is over when the last of them is done: one that has to share its
-    core with another process makes all wait. Which processes disturb depends on what they do, so
-    where the cores are in demand a short trial decides.
+    An operation ends when its last thread is done: a thread that has to share its core with another
+    process makes all others wait. How much a process disturbs depends on what it does, so if the
+    cores are in demand a short trial decides.
 
     Attributes:
-        most: threads on a quiet machine.
-        follows: whether the number follows the load of the machine, or stays what it is.
+        most: number of threads on a quiet machine.
+        follows: whether the number follows the load of the machine, or stays the same.
 
     Args:
-        most: as above.
-        follows: as above.
+        most: number of threads on a quiet machine.
+        follows: whether the number should follow the load; one thread never does.
     """
 
     def __init__(self, most: int, *, follows: bool) -> None:
@@ -52,17 +52,18 @@ class Threads:
         torch.set_num_threads(most)
 
     def choose(self, dtype: torch.dtype, *, begun_with: int = 0) -> int:
-        """Set torch's number of threads by what others do now; to be called between epochs.
+        """Set torch's number of threads by what others do now; call this between epochs.
 
-        On a quiet machine this reads a few files of /proc. Nothing changes where the system does
-        not say what others do.
+        On a quiet machine this reads a few files of /proc. Nothing changes if the system does not
+        say what others do.
 
         Args:
-            dtype: arithmetic of the training, for the trial.
-            begun_with: number of an epoch that is going on after a stop, which keeps it; or 0.
+            dtype: precision of the training, for the trial.
+            begun_with: number of threads that an interrupted epoch began with, which its rest
+                keeps; 0 for a new epoch.
 
         Returns:
-            The number.
+            The number of threads.
         """
         if not self.follows:
             return torch.get_num_threads()
@@ -72,31 +73,28 @@ class Threads:
         elif others is not None and others < _QUIET:
             torch.set_num_threads(self.most)
         elif others is not None and time.monotonic() >= self._next_trial:
-            self._try(others, dtype)
+            started = time.monotonic()
+            current = torch.get_num_threads()
+            left = max(1, self.most - round(others))
+            seconds = time_threads({self.most, current, left, max(1, left // 2), 1}, dtype)
+            best = min(seconds, key=lambda count: seconds[count])
+            chosen = best if seconds[best] * _GAIN < seconds[current] else current
+            _LOGGER.info(
+                "other processes keep %.1f cores busy: %d of %d threads (%s)",
+                others,
+                chosen,
+                self.most,
+                ", ".join(f"{count}: {1e3 * seconds[count]:.0f} ms" for count in sorted(seconds)),
+            )
+            torch.set_num_threads(chosen)
+            now = time.monotonic()
+            self._next_trial = now + (now - started) / _TRIAL_FRACTION
         return torch.get_num_threads()
 
     def release(self) -> None:
-        """Give what follows, an evaluation or another training, all threads again."""
+        """Use all threads again, for an evaluation or another training that follows."""
         if self.follows:
             torch.set_num_threads(self.most)
-
-    def _try(self, others: float, dtype: torch.dtype) -> None:
-        started = time.monotonic()
-        current = torch.get_num_threads()
-        left = max(1, self.most - round(others))
-        seconds = time_threads({self.most, current, left, max(1, left // 2), 1}, dtype)
-        best = min(seconds, key=lambda count: seconds[count])
-        chosen = best if seconds[best] * _GAIN < seconds[current] else current
-        _log.info(
-            "other processes keep %.1f cores busy: %d of %d threads (%s)",
-            others,
-            chosen,
-            self.most,
-            ", ".join(f"{count}: {1e3 * seconds[count]:.0f} ms" for count in sorted(seconds)),
-        )
-        torch.set_num_threads(chosen)
-        now = time.monotonic()
-        self._next_trial = now + (now - started) / _TRIAL_SHARE
 
 
 def build_threads(
@@ -106,22 +104,22 @@ def build_threads(
     ranks: Ranks,
     fixed: bool = False,
 ) -> Threads:
-    """The threads for `train.threads`.
+    """Build the threads for `train.threads`.
 
-    `auto` follows the load where one process trains on the CPU and OMP_NUM_THREADS does not say how
-    many. Several processes share the cores of their machine evenly.
+    `auto` follows the load if one process trains on the CPU and OMP_NUM_THREADS is not set. Several
+    processes share the cores of their machine evenly.
 
     Args:
-        wanted: a number, or "auto".
-        device: where the model trains.
-        ranks: the processes that train together.
+        wanted: value of `train.threads`.
+        device: device that the model trains on.
+        ranks: processes that train together.
         fixed: whether the number must not change within a run.
     """
     if wanted != "auto":
         return Threads(wanted, follows=False)
     chosen = "OMP_NUM_THREADS" in os.environ
     if ranks.world_size > 1:
-        # Where nobody chose, torchrun sets one thread a process, however many cores there are.
+        # torchrun sets one thread a process if the user sets none, however many cores there are.
         by_torchrun = (
             "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
         )
@@ -133,13 +131,13 @@ def build_threads(
 
 
 def time_threads(candidates: Iterable[int], dtype: torch.dtype) -> dict[int, float]:
-    """Seconds that one piece of training takes with each number of threads, measured in turn.
+    """Measure the seconds that a small training step takes with each number of threads, in turn.
 
-    Leaves torch's number of threads at one of the candidates.
+    torch's number of threads is one of the candidates afterwards.
 
     Args:
-        candidates: numbers of threads.
-        dtype: arithmetic of the forward pass.
+        candidates: numbers of threads to try.
+        dtype: precision of the forward pass.
     """
     piece = _build_piece(dtype)
 
@@ -149,9 +147,9 @@ def time_threads(candidates: Iterable[int], dtype: torch.dtype) -> dict[int, flo
         piece()
         return time.perf_counter() - started
 
-    # oneDNN prepares its operations for each number of threads: the first time does not count, but
-    # where it takes far too long. Beside three other trainings two threads were seen to take ten
-    # times as long as one, and a trial with more of that would cost seconds.
+    # oneDNN prepares its operations for each number of threads, so the first time does not count
+    # unless it is far too long. Beside three other trainings two threads took ten times as long as
+    # one, and further rounds of that would cost seconds.
     first = {count: time_piece(count) for count in sorted(candidates)}
     fastest = min(first.values())
     slow = {c: s for c, s in first.items() if s > max(_TRIAL_S / 2, _FAR_SLOWER * fastest)}
@@ -168,7 +166,7 @@ def time_threads(candidates: Iterable[int], dtype: torch.dtype) -> dict[int, flo
 
 
 def _build_piece(dtype: torch.dtype) -> Callable[[], None]:
-    """A forward and a backward pass of a block as MobileNets have them, on a few images."""
+    """Build a forward and a backward pass of a MobileNet block on a few images."""
     with torch.random.fork_rng(devices=[]):  # the weights are drawn
         block = nn.Sequential(
             nn.Conv2d(32, 192, 1, bias=False),

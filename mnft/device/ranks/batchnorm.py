@@ -1,4 +1,4 @@
-"""BatchNorm whose statistics are those of the batches of all processes."""
+"""BatchNorm with statistics over the batches of all processes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 
 def synchronize_batchnorm(model: nn.Module) -> nn.Module:
-    """Let BatchNorm layers take their statistics over the batches of all processes.
+    """Change BatchNorm layers in place to take statistics over the batches of all processes.
 
-    torch's SyncBatchNorm is none for the CPU, and on a GPU it waits three times a layer.
+    torch's SyncBatchNorm does not run on the CPU, and on a GPU it waits three times a layer.
     """
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
@@ -24,7 +24,7 @@ def synchronize_batchnorm(model: nn.Module) -> nn.Module:
 
 @cache
 def _synchronized(kind: Any) -> Any:
-    """A subclass of a BatchNorm class whose training statistics span all processes."""
+    """Make a subclass of a BatchNorm class whose training statistics span all processes."""
 
     def forward(self: Any, images: Tensor) -> Tensor:
         if not self.training:
@@ -34,11 +34,11 @@ def _synchronized(kind: Any) -> Any:
         if self.track_running_stats:
             self.num_batches_tracked.add_(1)
             running, momentum = (self.running_mean, self.running_var), self.momentum
-            if momentum is None:  # the mean over all batches; a GPU is waited for
+            if momentum is None:  # the mean over all batches; this waits for a GPU
                 momentum = 1 / float(self.num_batches_tracked)
         normalize = _NormalizeOnGpu.apply if images.is_cuda else _normalize
         out = normalize(images, self.weight, self.bias, *running, momentum, self.eps)
-        # timm's BatchNormAct2d goes on with dropout and the activation.
+        # timm's BatchNormAct2d then applies dropout and the activation.
         result: Tensor = self.act(self.drop(out)) if hasattr(self, "drop") else out
         return result
 
@@ -48,8 +48,8 @@ def _synchronized(kind: Any) -> Any:
 class _NormalizeOnGpu(torch.autograd.Function):
     """BatchNorm over all processes by the kernels of torch's SyncBatchNorm, without its waits.
 
-    SyncBatchNorm waits for the GPU to learn which processes have no images; `EpochSampler` gives
-    each of them some. For the backward pass only the input is kept, in its own precision.
+    SyncBatchNorm waits for the GPU to learn which processes have no images; with `EpochSampler`
+    every process has some. Only the input is kept for the backward pass, in its own precision.
     """
 
     @staticmethod
@@ -65,10 +65,14 @@ class _NormalizeOnGpu(torch.autograd.Function):
     ) -> Tensor:
         images = _dense(images)
         mean, invstd = torch.batch_norm_stats(images, eps)
-        # Not torch.tensor, whose copy to a GPU waits for it.
+        # Not torch.tensor: its copy to a GPU waits for the GPU.
         count = torch.full_like(mean[:1], images.numel() // images.shape[1])
-        everyone = _gather_rows(torch.cat([mean, invstd, count]))
-        means, invstds, counts = torch.split(everyone, [len(mean), len(mean), 1], dim=1)
+        own = torch.cat([mean, invstd, count])
+        # A sum of rows that are zero elsewhere gathers them without waiting for the GPU.
+        rows = own.new_zeros(dist.get_world_size(), len(own))
+        rows[dist.get_rank()] = own
+        dist.all_reduce(rows)
+        means, invstds, counts = torch.split(rows, [len(mean), len(mean), 1], dim=1)
         mean, invstd = torch.batch_norm_gather_stats_with_counts(
             images, means, invstds, running_mean, running_var, momentum, eps, counts.view(-1)
         )
@@ -81,33 +85,25 @@ class _NormalizeOnGpu(torch.autograd.Function):
         images, weight, mean, invstd, counts = ctx.saved_tensors
         needed = ctx.needs_input_grad[:3]
         # The gradients of weight and bias are summed by DistributedDataParallel.
-        sum_dy, sum_dy_xmu, of_weight, of_bias = torch.batch_norm_backward_reduce(
+        sum_dy, sum_dy_xmu, weight_grad, bias_grad = torch.batch_norm_backward_reduce(
             gradient, images, mean, invstd, weight, *needed
         )
-        of_images: Tensor | None = None
+        images_grad: Tensor | None = None
         if needed[0]:
             sums = torch.stack([sum_dy, sum_dy_xmu])
             dist.all_reduce(sums)
-            of_images = torch.batch_norm_backward_elemt(
+            images_grad = torch.batch_norm_backward_elemt(
                 gradient, images, mean, invstd, weight, sums[0], sums[1], counts
             )
-        of_parameters = (of_weight if needed[1] else None, of_bias if needed[2] else None)
-        return of_images, *of_parameters, None, None, None, None
+        parameter_grads = (weight_grad if needed[1] else None, bias_grad if needed[2] else None)
+        return images_grad, *parameter_grads, None, None, None, None
 
 
 def _dense(values: Tensor) -> Tensor:
-    """In one of the two layouts that the kernels know."""
+    """Make the values dense in one of the two memory formats that the kernels support."""
     if values.is_contiguous(memory_format=torch.channels_last):
         return values
     return values.contiguous()
-
-
-def _gather_rows(row: Tensor) -> Tensor:
-    """(N,) of each process to (processes, N) on each, without a wait."""
-    rows = row.new_zeros(dist.get_world_size(), len(row))
-    rows[dist.get_rank()] = row
-    dist.all_reduce(rows)
-    return rows
 
 
 def _normalize(
@@ -119,7 +115,7 @@ def _normalize(
     momentum: float,
     eps: float,
 ) -> Tensor:
-    """The same in operations that every device has."""
+    """BatchNorm over all processes, in operations that every device has."""
     shape = (1, -1, *[1] * (images.ndim - 2))
     mean, var, count = _global_moments(images, shape)
     if running_mean is not None and running_var is not None:
@@ -134,7 +130,7 @@ def _normalize(
 
 
 class _DifferentiableSum(torch.autograd.Function):
-    """Sum over all processes; so is the gradient, as every process uses the sum."""
+    """Sum over all processes; the gradient is summed too, as every process uses the sum."""
 
     @staticmethod
     def forward(_ctx: Any, values: Tensor) -> Tensor:
@@ -150,10 +146,10 @@ class _DifferentiableSum(torch.autograd.Function):
 
 
 def _global_moments(images: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and biased variance of each channel over all processes, and the count of values.
+    """Compute each channel's mean and biased variance over all processes, and the number of values.
 
-    In two passes: the difference of the mean square and the squared mean would lose the variance
-    of channels whose mean is large.
+    It takes two passes: the mean square less the squared mean would lose the variance of channels
+    whose mean is large.
     """
     values = images.to(torch.promote_types(images.dtype, torch.float32))
     axes = [axis for axis in range(values.ndim) if axis != 1]

@@ -1,4 +1,4 @@
-"""Several processes that train one model, as torchrun starts them; one is the simple case."""
+"""Processes that train one model, as torchrun starts them, and what they exchange."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """Which of how many processes this one is, in all and on this machine (`local`)."""
+    """This process's number and the number of processes, in all and on this machine (`local`)."""
 
     rank: int = 0
     world_size: int = 1
@@ -32,23 +32,23 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and speaks to the user."""
+        """Whether this process writes files and reports to the user."""
         return self.rank == 0
 
 
 @contextmanager
 def process_group() -> Iterator[Ranks]:
-    """Join the group that torchrun's environment variables describe; leave it after success.
+    """Join the group that torchrun's environment variables describe, and leave it after success.
 
-    gloo for tensors on the CPU, NCCL for those on GPUs. Without torchrun there is one process and
-    no group. No GPU is touched: which one is this process's own, the config says.
+    The group uses gloo for tensors on the CPU and NCCL for tensors on GPUs. Without torchrun there
+    is one process and no group. No GPU is touched, as the config says which one this process uses.
 
-    After an error the group stays as it is. The other processes do not come to the collectives
-    that this one has begun, and NCCL would wait for them before it lets go: who handles the error
-    ends the process without that (`mnft.cli.exits.leave`).
+    After an error the group is not left: the other processes do not reach the collectives that this
+    one has begun, and NCCL would wait for them. The code that handles the error ends the process
+    without leaving (`mnft.signals.leave`).
 
     Raises:
-        ConfigError: the launcher says which process this is, but not where the others are.
+        ConfigError: the launcher sets the number of this process, but no address of the others.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1 or "RANK" not in os.environ:
@@ -59,30 +59,27 @@ def process_group() -> Iterator[Ranks]:
             f"found RANK and WORLD_SIZE in the environment, but no {' and no '.join(missing)}",
             hint="torchrun sets them all; without them all, mnft trains in one process",
         )
-    # Weights of 1 x 1 and depthwise convolutions have two layouts in channels_last, which are the
-    # same in memory: each process would print this once, for nothing.
+    # In channels_last, weights of 1 x 1 and depthwise convolutions can have two strides for the
+    # same memory. Each process would print this warning once, although nothing is slow.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     backend = "cpu:gloo,cuda:nccl" if has_cuda() else "gloo"
     # The others wait while the main process fetches and checks the images.
     dist.init_process_group(backend, timeout=timedelta(hours=2))
-    yield _find_ranks(int(os.environ["RANK"]), world_size)
-    dist.destroy_process_group()
-
-
-def _find_ranks(rank: int, world_size: int) -> Ranks:
-    """Not every launcher tells a process its place on its machine; the machines' names do."""
+    rank = int(os.environ["RANK"])
+    # Not every launcher sets the local rank; the names of the hosts give it.
     hosts = gather(Ranks(rank, world_size), socket.gethostname())
     beside = [other for other, host in enumerate(hosts) if host == hosts[rank]]
     local_rank = int(os.environ.get("LOCAL_RANK", beside.index(rank)))
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", len(beside)))
-    return Ranks(rank, world_size, local_rank, local_world_size)
+    yield Ranks(rank, world_size, local_rank, local_world_size)
+    dist.destroy_process_group()
 
 
 def broadcast(ranks: Ranks, compute: Callable[[], T]) -> T:
     """Compute a value in the main process and give it to every process.
 
     Raises:
-        Whatever `compute` raises, in every process.
+        MnftError: what `compute` raises, in every process.
     """
     if ranks.world_size == 1:
         return compute()
@@ -100,7 +97,7 @@ def broadcast(ranks: Ranks, compute: Callable[[], T]) -> T:
 
 
 def gather(ranks: Ranks, value: T) -> list[T]:
-    """Every process's value, in the order of ranks, on every process."""
+    """Give every process the values of all processes, in the order of ranks."""
     if ranks.world_size == 1:
         return [value]
     values: list[Any] = [None] * ranks.world_size
@@ -109,10 +106,12 @@ def gather(ranks: Ranks, value: T) -> list[T]:
 
 
 def agree(ranks: Ranks, compute: Callable[[], T]) -> list[T]:
-    """Compute a value in each process, with no collective; all get all, in the order of ranks.
+    """Compute a value in each process and give every process all values, in the order of ranks.
+
+    `compute` must not use collectives: the other processes may fail before theirs.
 
     Raises:
-        MnftError: of the first process that has one, in every process; it names the process.
+        MnftError: the error of the first process that has one, in every process, with its rank.
     """
     if ranks.world_size == 1:
         return [compute()]
@@ -129,25 +128,25 @@ def agree(ranks: Ranks, compute: Callable[[], T]) -> list[T]:
 
 
 def name_rank(error: MnftError, rank: int) -> MnftError:
-    """The error, with the process that it comes from; the main process needs no name."""
+    """Name the process that an error comes from, unless it is the main process."""
     if rank == 0:
         return error
     return type(error)(f"rank {rank}: {error.message}", hint=error.hint, key=error.key)
 
 
 def sum_over_ranks(ranks: Ranks, values: Tensor) -> Tensor:
-    """The sum of a tensor over all processes, on every process."""
+    """Sum a tensor over all processes, in place, on every process."""
     if ranks.world_size > 1:
         dist.all_reduce(values)
     return values
 
 
 def without_exchange(forward: nn.Module, *, unless: bool) -> AbstractContextManager[None]:
-    """Keep a backward pass from exchanging gradients, as for all parts of a batch but the last.
+    """Keep a backward pass from exchanging gradients, for all parts of a batch except the last.
 
     Args:
-        forward: a model, or its DistributedDataParallel wrapper, compiled or not.
-        unless: exchange them after all.
+        forward: model or its DistributedDataParallel wrapper, compiled or not.
+        unless: whether to exchange them after all.
     """
     wrapper: Any = forward
     while hasattr(wrapper, "_orig_mod"):  # torch.compile wraps the wrapper

@@ -1,4 +1,4 @@
-"""Several processes that run one command together: which of them speaks, and how they end."""
+"""Processes that run one command together: which of them reports an error, and how they end."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from mnft.signals import EXIT_BROKEN_PIPE, leave, stop_request
 
 
 class Group:
-    """The processes of a command; one alone is the simple case.
+    """The processes of a command, or the only one.
 
     Attributes:
-        ranks: which of them this is.
-        reporter: told why this process ends.
-        describe_stop: adds to a stop what the command knows of it: what is saved, how to go on.
+        ranks: number of this process among them.
+        reporter: receives the reason why this process ends.
+        describe_stop: adds what the command knows to a stop: what is saved and how to resume.
     """
 
     def __init__(self, ranks: Ranks, reporter: Reporter, peers: Peers | None = None) -> None:
@@ -35,9 +35,9 @@ class Group:
         self._peers = peers
 
     def explain(self, error: BaseException) -> TrainError | Interrupted | None:
-        """The end of another process where an error comes from that; else None.
+        """Explain an error that comes from the end of another process; None for other errors.
 
-        Where it does, this process is ending and ignores signals: torchrun sends it one.
+        After such an error this process is ending, so it ignores the signal that torchrun sends.
         """
         told = self._peers.explain(error) if self._peers else None
         if told is not None:
@@ -45,12 +45,12 @@ class Group:
         return told
 
     def end(self, error: BaseException) -> NoReturn:
-        """Say what is the matter, unless another process does, tell the others, and end this one.
+        """Report an error unless another process does, tell the others, and end this process.
 
-        The main process speaks for all that were stopped, or cannot go on without the one that
-        has failed. An error that several have is said once, by the main process if it is one of
-        them; any other by the process that has it, named. The exit code is that of the error, or
-        of the process whose end is the reason.
+        The main process reports a stop, and that it cannot continue without a process that failed.
+        An error that several processes have is reported once, by the main process if it is one of
+        them. Any other error is reported by the process that has it, with its rank. The exit code
+        is that of the error, or of the process whose end is the reason.
         """
         assert self._peers is not None
         ranks = self.ranks
@@ -80,7 +80,7 @@ class Group:
 def joined(reporter: Reporter) -> Iterator[Group]:
     """Run a command in all processes that torchrun has started.
 
-    With several, an error does not leave this block: it is shown, and the process ends.
+    With several processes, an error does not leave this block: it is shown, and the process ends.
     """
     with process_group() as ranks:
         if ranks.world_size == 1:
@@ -89,12 +89,23 @@ def joined(reporter: Reporter) -> Iterator[Group]:
         stop_request.heed_first_only()
         peers = Peers(ranks)
         group = Group(ranks, reporter, peers)
-        watch = Watch(peers, lambda told: _end_where_main_thread_is_stuck(group, told))
+
+        def end_stuck(told: TrainError | Interrupted) -> None:
+            """End this process from the watching thread while the main thread is stuck."""
+            try:
+                if ranks.is_main:
+                    if isinstance(told, Interrupted):
+                        told = group.describe_stop(told)
+                    reporter.error(told)
+            finally:
+                leave(told.exit_code)
+
+        watch = Watch(peers, end_stuck)
         watch.start()
         try:
             yield group
             watch.stop()
-            # No process leaves, perhaps with the store, while another one may still fail.
+            # No process leaves while another may still fail: it may hold the store.
             gather(ranks, None)
         except BaseException as error:  # noqa: BLE001 - each is shown, a bug with its traceback
             stop_request.ignore_signals()
@@ -103,19 +114,9 @@ def joined(reporter: Reporter) -> Iterator[Group]:
 
 
 def _tell_torchrun(error: BaseException) -> None:
-    """Write the reason to where torchrun takes it from for its report, which people see last."""
+    """Write the reason into the file that torchrun reads for its report, which it prints last."""
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         words = getattr(error, "message", None) or "".join(traceback.format_exception(error))
         # The layout of torch.distributed.elastic.multiprocessing.errors.
         more = {"py_callstack": words, "timestamp": str(int(time.time()))}
         files.write_json(Path(path), {"message": {"message": words, "extraInfo": more}})
-
-
-def _end_where_main_thread_is_stuck(group: Group, told: TrainError | Interrupted) -> None:
-    try:
-        if group.ranks.is_main:
-            if isinstance(told, Interrupted):
-                told = group.describe_stop(told)
-            group.reporter.error(told)
-    finally:
-        leave(told.exit_code)

@@ -1,9 +1,9 @@
 """How the processes of one training learn that one of them has ended, and why.
 
-When a process leaves, a collective over gloo fails in the others at once, with words that help
-nobody. Over NCCL it may wait for ever, in a call of CUDA that no Python code and no signal
-interrupts. So a process that ends early says so in torch's key-value store first, and in each of
-the others a thread looks there.
+When a process leaves, a collective over gloo fails in the others at once, with a message that
+explains nothing. Over NCCL it may wait for ever, in a CUDA call that neither Python code nor a
+signal interrupts. So a process that ends early first says so in torch's key-value store, and in
+each other process a thread looks there.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mnft.device.ranks.distributed import Ranks, broadcast
 from mnft.errors import Interrupted, TrainError
 from mnft.signals import stop_request
 
-# How gloo and NCCL say that a process at the other end has gone.
+# Messages of gloo and NCCL when the process at the other end has gone.
 _LOST = (
     "Connection closed by peer",
     "Connection reset by peer",
@@ -38,15 +38,15 @@ _LOST = (
     "NCCL communicator was aborted",
 )
 _LOOK_EVERY_S = 0.5
-# What the main thread has until it is reminded (of a lost connection, or torchrun's signal, it
-# mostly knows), and then until it is ended.
+# Time that the main thread has to notice by itself (mostly by a lost connection or torchrun's
+# signal) before it gets a signal, and then until the process is ended.
 _TO_NOTICE_S = 1.0
 _TO_END_S = 5.0
-# How long the main process waits until the others know of its end.
+# Longest time that the main process waits until the others know of its end.
 _TO_READ_S = 3.0
-# Where a signal is put off until something is saved, that may take longer.
+# If the signal is deferred until something is saved, ending may take this long.
 _TO_SAVE_S = 60.0
-# An error that rank 0 has too is said there: how long the others wait to see whether it has.
+# An error that rank 0 has too is reported there: the others wait this long to see whether it has.
 _PRECEDENCE_S = 2.0
 
 
@@ -55,11 +55,11 @@ class End:
     """How a process ended early.
 
     Attributes:
-        rank: of the process.
-        host: its machine.
-        exit_code: of the process.
-        message: its error in words; empty where it could not say.
-        by: the name of the signal that ended it, or None.
+        rank: rank of the process.
+        host: name of its machine.
+        exit_code: its exit code.
+        message: its error; empty if it left without a message.
+        by: name of the signal that ended it, or None.
     """
 
     rank: int
@@ -70,7 +70,7 @@ class End:
 
 
 class PeerEnded(TrainError):
-    """Another process has ended, and has said why; this one cannot go on without it."""
+    """Another process has ended and has said why; this one cannot continue without it."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -78,17 +78,17 @@ class PeerEnded(TrainError):
 
 
 class Peers:
-    """What the processes of a group say of their ends; to be made by all of them together.
+    """Tells the processes of a group that one of them has ended; all create it together.
 
     Args:
-        ranks: of this process.
+        ranks: number of this process among them.
     """
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
         self._end: End | None = None
-        # A connection of its own: that of the group is locked while NCCL waits for the others. A
-        # prefix of its own: torchrun's store outlives the processes that it starts again.
+        # The group's own connection is locked while NCCL waits for the others, so this is a second
+        # one. The prefix is new each time because torchrun's store outlives restarted processes.
         store = dist.TCPStore(  # type: ignore[attr-defined]
             os.environ["MASTER_ADDR"],
             int(os.environ["MASTER_PORT"]),
@@ -102,7 +102,7 @@ class Peers:
     def announce(self, exit_code: int, message: str, *, by: str | None = None) -> None:
         """Tell the others that this process ends, unless another one has ended before.
 
-        The main process may be the one that holds the store: it waits a moment until all know.
+        The main process may hold the store, so it waits a moment until all others have read it.
         """
         if self._end is not None:
             return
@@ -117,7 +117,7 @@ class Peers:
                 time.sleep(_LOOK_EVERY_S / 10)
 
     def find_end(self) -> End | None:
-        """The process that ended first, if that is another one."""
+        """Find the process that ended first; None if none has, or if it is this one."""
         if self._end is not None:
             return self._end
         try:
@@ -128,12 +128,12 @@ class Peers:
                 self._end = end
                 self._store.add("readers", 1)
         except RuntimeError:
-            if not self._ranks.is_main:  # which may have held it
+            if not self._ranks.is_main:  # the main process may have held the store
                 self._end = End(0, "", 1, "")
         return self._end
 
     def claim(self, text: str) -> bool:
-        """Whether this process is to say what several may have to say; rank 0 goes first."""
+        """Whether this process is to report what several may report; rank 0 goes first."""
         key = hashlib.sha256(text.encode(errors="replace")).hexdigest()
         try:
             deadline = time.monotonic() + (0 if self._ranks.is_main else _PRECEDENCE_S)
@@ -145,9 +145,9 @@ class Peers:
             return True
 
     def explain(self, error: BaseException) -> TrainError | Interrupted | None:
-        """The end of another process where that is what an error comes from; else None.
+        """Explain an error that comes from the end of another process; None for other errors.
 
-        Where the other process ended in an error, so does a signal: torchrun sends one to the rest.
+        A signal counts as one if the other process ended with an error: torchrun then sends it.
         """
         text = str(error) if isinstance(error, RuntimeError) else ""
         words = next((words for words in _LOST if words in text), None)
@@ -161,7 +161,7 @@ class Peers:
 
 
 def describe_end(end: End) -> TrainError | Interrupted:
-    """What the end of a process means to the others."""
+    """Describe the end of a process to the others."""
     if end.by is not None:
         by = f"{end.by} to rank {end.rank}"
         return Interrupted(end.exit_code, f"by {by}", by=by)
@@ -182,11 +182,11 @@ def _lost(reason: str) -> TrainError:
 
 
 class Watch(threading.Thread):
-    """Ends this process when another one has ended and the main thread does not come to know.
+    """Ends this process when another one has ended and the main thread does not notice.
 
     Args:
-        peers: to look for ends.
-        end: called with what happened, in this thread, to end the process.
+        peers: source of the ends of other processes.
+        end: ends the process; called in this thread with what happened.
     """
 
     def __init__(self, peers: Peers, end: Callable[[TrainError | Interrupted], None]) -> None:
@@ -196,7 +196,7 @@ class Watch(threading.Thread):
         self._over = threading.Event()
 
     def stop(self) -> None:
-        """The main thread knows, or has done its work."""
+        """Stop looking, because the main thread has noticed or has finished its work."""
         self._over.set()
         self.join(_LOOK_EVERY_S)  # no thread may be in torch's code when Python ends
 

@@ -1,4 +1,4 @@
-"""Rows of numbers, one for each image, collected over batches and processes."""
+"""Collect a row of numbers for each image over batches and processes."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from torch import Tensor
 
 from mnft.device.ranks.distributed import Ranks, gather
 
-# Numbers that stay on a device before they are copied to the host: 256 MiB in float32.
+# Numbers that stay on the device until they are copied to the host: 256 MiB in float32.
 _MOST_KEPT = 1 << 26
 
 
 class Rows:
-    """Collects one row of numbers for each image, which batches leave on the device.
+    """Collects one row of numbers for each image, and leaves them on the device until the end.
 
-    A copy to the host waits for all that the device has been given to do, so there is one copy at
-    the end instead of two for each batch.
+    A copy to the host waits for all work that the device has queued, so there is one copy at the
+    end instead of two for each batch.
 
     Args:
-        ranks: the processes that share the images.
+        ranks: processes that share the images.
     """
 
     def __init__(self, ranks: Ranks) -> None:
@@ -33,7 +33,7 @@ class Rows:
         """Add the rows of one batch.
 
         Args:
-            positions: B positions of the images in the order of all images.
+            positions: B positions of the images in the list of all images.
             values: (B, D) float.
             targets: (B,) int64.
         """
@@ -43,11 +43,11 @@ class Rows:
             self._copy()
 
     def collect(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Bring the rows of all processes to the CPU, in the order of the images.
+        """Copy the rows of all processes to the CPU, in the order of the images.
 
         Returns:
             Positions (N,) int64, ascending, values (N, D) and targets (N,) int64; None if there
-            are no rows.
+            are no rows at all.
         """
         self._copy()
         parts = [part for own in gather(self._ranks, self._copied) for part in own]

@@ -97,6 +97,19 @@ class Gradients:
                 torch._foreach_copy_(buffers, saved)
             free_memory()
 
+    def apply(self) -> None:
+        """Clip the gradients, update the weights, and reset the gradients.
+
+        Nothing here waits for the device: the scaler decides there whether to skip the update.
+        """
+        state, clip_grad = self._state, self._options.clip_grad
+        if clip_grad is not None:
+            state.scaler.unscale_(state.optimizer)
+            nn.utils.clip_grad_norm_(state.model.parameters(), clip_grad)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.optimizer.zero_grad()
+
     def _attempt(self, step: int, batch: Batch) -> Tensor:
         machine, ranks = self._options.machine, self._options.machine.ranks
         # Every process cuts its share into the same number of parts, as each waits for the others

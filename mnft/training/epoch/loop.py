@@ -98,13 +98,7 @@ def train_one_epoch(
             seed_stream(derive_seed(seed, totals.updates), machine.device)
         totals.add(gradients.compute(totals.updates, batch), len(batch.images))
 
-        # The update. Nothing here waits for the device: the scaler decides there whether to skip.
-        if options.clip_grad is not None:
-            state.scaler.unscale_(state.optimizer)
-            nn.utils.clip_grad_norm_(state.model.parameters(), options.clip_grad)
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
-        state.optimizer.zero_grad()
+        gradients.apply()
         state.num_updates += 1
         state.schedule.after_update(state.num_updates)
         if state.ema is not None:

@@ -1,4 +1,4 @@
-"""Features of a frozen backbone on the disk, beside the stored images that they come from."""
+"""A cache on disk for the features of a frozen backbone, beside the stored images."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from mnft.tasks.base import Features
 
 _LOGGER = logging.getLogger(__name__)
 _FORMAT = 1
-# Features of more images than this are computed again rather than kept.
+# Larger features are computed again rather than kept.
 _MAX_BYTES = 1 << 30
 
 
 def compute_key(
     model: nn.Module, preprocessing: Preprocessing, dtype: torch.dtype, contents: Sequence[str]
 ) -> str:
-    """A hash of all that features depend on: weights, architecture, input, arithmetic, images.
+    """Hash all that the features depend on: weights, architecture, input, precision and images.
 
     Args:
-        model: whose classifier does not count.
-        preprocessing: of its input.
-        dtype: arithmetic of the backbone.
-        contents: device, then content and class of each image, in order.
+        model: the model, whose classifier does not count.
+        preprocessing: preprocessing of its input.
+        dtype: precision of the backbone.
+        contents: the device, then content and label of each image, in order.
     """
     digest = hashlib.sha256(f"{_FORMAT} {torch.__version__} {dtype} {preprocessing}".encode())
     head = find_linear_head(model)
@@ -50,13 +50,13 @@ def compute_key(
 def cached(
     folder: Path | None, key: Callable[[], str], compute: Callable[[], Features], ranks: Ranks
 ) -> Features:
-    """Features from the cache, or computed and put there.
+    """Load features from the cache, or compute them and put them there.
 
     Args:
-        folder: where; None computes without a cache.
-        key: gives the features' key.
-        compute: by all processes together.
-        ranks: of which the main one reads and writes.
+        folder: folder of the cache; None computes without a cache.
+        key: computes the features' key.
+        compute: computes the features, in all processes together.
+        ranks: processes; the main one reads and writes the cache.
     """
     if folder is None:
         return compute()
@@ -86,5 +86,5 @@ def _save(features: Features, path: Path) -> None:
     try:
         with files.atomic_path(path) as temporary, temporary.open("wb") as stream:
             np.savez(stream, values=features.values.numpy(), targets=features.targets.numpy())
-    except OSError as error:  # a cache that cannot be written is none
+    except OSError as error:  # work without the cache if it cannot be written
         _LOGGER.info("%s: not kept: %s", path, error)

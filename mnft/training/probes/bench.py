@@ -1,4 +1,4 @@
-"""Where the time of a training goes: its batches alone, its updates alone, and both together."""
+"""Measure where the time of a training goes: only batches, only updates, and both together."""
 
 from __future__ import annotations
 

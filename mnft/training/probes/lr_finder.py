@@ -1,52 +1,51 @@
-"""A learning rate from a short trial: the rate grows with every update while the loss is watched.
+"""The learning rate range test: the rate grows with every update while the loss is recorded.
 
-Reference: L. N. Smith, "Cyclical Learning Rates for Training Neural Networks", WACV 2017, section
-3.3 (the "LR range test"); here the rate grows exponentially, and the steepest fall of the loss is
-suggested, as S. Gugger described it and fastai does ("steep"). That is a cautious choice: warmup
-and decay let a training bear several times as much.
+References: L. N. Smith, "Cyclical Learning Rates for Training Neural Networks", WACV 2017, section
+3.3, for the test. The exponential growth and the "valley" that suggests a rate are fastai's
+(J. Howard and S. Gugger, "fastai: A Layered API for Deep Learning", Information 11, 2020;
+`fastai.callback.schedule.valley`).
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
+from mnft.data.batches.batch import Batch
 from mnft.device.memory import explaining_memory
 from mnft.device.select import seed_everything
 from mnft.errors import ConfigError, TrainError
+from mnft.model.freeze import set_training_mode
+from mnft.reporter import Progress
 from mnft.seeding import derive_seed
-from mnft.tasks.base import Loss
-from mnft.training.epoch.loop import train_one_epoch
-from mnft.training.optim import Schedule
+from mnft.training.epoch.gradients import Gradients
 from mnft.training.training import Training
 
 MIN_STEPS = 20
-_DIVERGED = 4.0  # times the smallest smoothed loss
-_KEPT = 0.9  # of the running mean that tells divergence, for each update
-_EDGE = 5  # points at either end that are never suggested
-_PLATEAU = 0.1  # share of the whole fall within which the loss is still high, or still low
-_CHANCE = 5.0  # standard errors of the smoothed loss that a fall must exceed
-_SMALLEST_FALL = 0.01  # of the first loss
+# The test ends once the running mean of the loss is this many times its lowest value so far.
+_DIVERGED = 4.0
+_MOMENTUM = 0.9  # of that running mean
+# Smoothing leaves a third of the scatter of single batches, of which the deepest valley in pure
+# noise reaches about four times as much.
+_CHANCE = 2.0
+_LAST = 5  # points at the end of a curve that diverges, where no valley is searched
 
 
 @dataclass(frozen=True, slots=True)
 class LrCurve:
-    """What the trial found.
+    """What the test found.
 
     Attributes:
-        lrs: of each update, as `optim.lr` would be written; ascending.
-        losses: mean over each update's batch, before the update.
-        smoothed: the same, smoothed over the neighbours on both sides.
-        suggestion: the learning rate to train with, of two digits.
-        reason: why, in words.
-        diverged: the trial ended because the loss grew too large, not because `lrs` was done.
+        lrs: learning rate of each update, as `optim.lr` would set it; ascending.
+        losses: mean loss of each update's batch, before the update.
+        smoothed: the losses, smoothed over their neighbours on both sides.
+        suggestion: learning rate to train with, rounded to two digits.
+        reason: why it is suggested.
+        diverged: whether the test ended early because the loss grew too large.
     """
 
     lrs: tuple[float, ...]
@@ -64,64 +63,86 @@ def find_lr(
     smallest: float = 1e-6,
     largest: float = 1.0,
     steps: int = 100,
-    on_step: Callable[[int, int], None] | None = None,
+    on_step: Progress = lambda _done, _total: None,
 ) -> LrCurve:
-    """Train for some updates at growing rates, and suggest a learning rate.
+    """Train for some updates at growing learning rates, and suggest one.
 
-    Updates are those of a training: the same batches, accumulation, precision, clipping. The
-    ratios of the parameter groups (layer-wise decay) are kept. An epoch that is shorter than the
-    trial is followed by the next. The trial ends when the loss is no longer finite, or its running
-    mean over 4 times the smallest one so far. Weights, optimizer and its rates are not put back.
+    The updates are those of a training: the same batches, accumulation, precision and clipping.
+    Parameter groups keep the ratios of their rates (layer-wise decay). If an epoch has fewer
+    batches than the test needs, further epochs follow. The test ends early when the loss is not
+    finite, or its running mean is more than 4 times the lowest so far.
 
     Args:
-        training: changed in place; to be thrown away.
-        seed: of dropout and the like.
-        smallest: first learning rate, of the group that learns fastest.
+        training: what to train; its weights and optimizer are of no use afterwards.
+        seed: seed of dropout and the like.
+        smallest: first learning rate, for the group that learns fastest.
         largest: last learning rate.
-        steps: updates, at least 20.
+        steps: number of updates, at least 20.
         on_step: called with the updates done and all updates.
 
     Raises:
-        ConfigError: too few steps, or not a range.
-        TrainError: too little memory, or a curve that tells nothing.
+        ConfigError: too few steps, or rates that do not grow.
+        TrainError: too little memory, or a curve from which no rate can be read.
     """
     if steps < MIN_STEPS:
         raise ConfigError(
             f"found {steps} steps to find a learning rate, expected at least {MIN_STEPS}",
-            hint="100 are usual; where the training images are few, they are gone through again",
+            hint="100 are usual; a small data set is repeated",
         )
     if not 0 < smallest < largest < math.inf:
         raise ConfigError(
             f"found learning rates from {smallest:g} to {largest:g}, expected a growing range"
         )
-    recorder = _Recorder(training.criterion)
-    ramp = _Ramp(
-        training.state.optimizer,
-        [float(lr) for lr in np.geomspace(smallest, largest, steps)],
-        recorder,
-        on_step or (lambda _done, _total: None),
+    state, options = training.state, training.options.loop
+    set_training_mode(state.model, freeze_batchnorm=options.freeze_batchnorm)
+    gradients = Gradients(
+        state, training.forward, training.criterion, options, training.train.sampler
     )
-    _train(training, ramp, recorder, seed)
-    # Where the next-to-last loss was already lost, the last is not a number.
-    count = sum(math.isfinite(loss) for loss in ramp.losses)
-    return build_curve(ramp.rates[:count], ramp.losses[:count], diverged=ramp.diverged)
+    groups = state.optimizer.param_groups
+    # Without warmup and decay: timm's schedules keep each group's rate as `initial_lr` and
+    # multiply it by `lr_scale`, the factor of layer-wise decay.
+    rates = [group.get("initial_lr", 1.0) * group.get("lr_scale", 1.0) for group in groups]
+    lrs = np.geomspace(smallest, largest, steps).tolist()
+    losses: list[float] = []
+    running, lowest, diverged = 0.0, math.inf, False
+    hint = "lower train.batch_size or data.img_size, or choose a smaller model"
+    with explaining_memory(options.machine.device, hint=hint):
+        batches = _repeat_epochs(training, seed)
+        for lr, (step, batch) in zip(lrs, batches, strict=False):
+            for group, rate in zip(groups, rates, strict=True):
+                group["lr"] = lr * rate / max(rates)
+            sums = gradients.compute(step, batch)
+            gradients.apply()
+            losses.append(float(sums[0]) / len(batch.images))  # the first figure is the loss
+            on_step(len(losses), steps)
+            running = _MOMENTUM * running + (1 - _MOMENTUM) * losses[-1]
+            mean = running / (1 - _MOMENTUM ** len(losses))  # as Adam corrects for starting at 0
+            lowest = min(lowest, mean)
+            too_large = len(losses) >= MIN_STEPS and mean > _DIVERGED * lowest
+            diverged = too_large or not math.isfinite(losses[-1])
+            if diverged:
+                break
+    count = len(losses) if math.isfinite(losses[-1]) else len(losses) - 1
+    return build_curve(lrs[:count], losses[:count], diverged=diverged)
 
 
-def build_curve(lrs: list[float], losses: list[float], *, diverged: bool) -> LrCurve:
-    """Smooth the losses and suggest a rate.
+def _repeat_epochs(training: Training, seed: int) -> Iterator[tuple[int, Batch]]:
+    for epoch in itertools.count(1):
+        training.train.sampler.set_epoch(epoch)
+        seed_everything(derive_seed(seed, epoch, training.options.loop.machine.ranks.rank))
+        yield from enumerate(training.train)
 
-    The rate is that of the steepest fall. Only the last descent to the smallest loss counts: a dip
-    of noise on the plateau before it, or a fall after divergence, is never suggested, nor is one
-    of the five outermost points. Where the loss does not fall clearly but rises in the end, as
-    with a model that knows much already, it is a tenth of the rate from which on it rises.
+
+def build_curve(lrs: Sequence[float], losses: Sequence[float], *, diverged: bool) -> LrCurve:
+    """Smooth the losses and suggest the rate two thirds down their longest valley.
 
     Args:
-        lrs: ascending.
-        losses: finite, one a rate.
-        diverged: the losses end because they grew too large.
+        lrs: (N,) learning rates, ascending.
+        losses: (N,) finite losses at these rates.
+        diverged: whether the losses end because they grew too large.
 
     Raises:
-        TrainError: fewer than 20 points, or a loss that neither falls nor rises clearly.
+        TrainError: fewer than 20 points, or no valley that stands out from the noise.
     """
     if len(lrs) < MIN_STEPS:
         raise TrainError(
@@ -131,178 +152,51 @@ def build_curve(lrs: list[float], losses: list[float], *, diverged: bool) -> LrC
             hint="look at the images and labels (`mnft data check`), data.mean and data.std; "
             "or try train.precision: fp32",
         )
-    raw = np.asarray(losses, dtype=np.float64)
-    # Losses far above the first would spread over their neighbours.
-    raw = np.minimum(raw, 2 * raw[:_EDGE].max())
-    width = max(1.5, len(raw) / 33)
-    smoothed = _smooth(raw, width)
-    # The standard error of a mean with Gaussian weights, from the scatter before the lowest point.
-    before = max(int(smoothed.argmin()) + 1, 2 * _EDGE)
-    error = float((raw - smoothed)[:before].std()) / math.sqrt(2 * math.sqrt(math.pi) * width)
-    rates = np.asarray(lrs, dtype=np.float64)
-    lr, reason = _suggest(rates, smoothed, _CHANCE * error)
+    # Losses after divergence have no limit, and would spread over their neighbours.
+    raw = np.minimum(losses, 2 * max(losses[:5]))
+    # Gaussian weights on both sides: fastai's running mean lags behind by a factor of two or more
+    # in the learning rate.
+    points = np.arange(len(raw))
+    width = max(2.0, len(raw) / 33)
+    weights = np.exp(-0.5 * ((points[:, None] - points) / width) ** 2)
+    smoothed = weights @ raw / weights.sum(axis=1)
+    # Weights that have diverged may still come down to a low loss, as fastai also leaves out.
+    start, end = find_valley(smoothed[: -_LAST if diverged else None].tolist())
+    fall, noise = smoothed[start] - smoothed[end], (raw - smoothed)[: end + 1].std()
+    if fall <= max(_CHANCE * noise, 0.01 * abs(smoothed[start])):
+        raise TrainError(
+            f"the loss of {smoothed[0]:.3g} does not clearly fall at any learning rate from "
+            f"{lrs[0]:.0e} to {lrs[-1]:.1e}, so none can be suggested",
+            hint="a larger train.batch_size makes the loss less noisy; where the head was fitted "
+            "first, there may be little left to learn",
+        )
+    # fastai's text says two thirds, its code takes the middle.
+    suggestion = lrs[start + round(2 / 3 * (end - start))]
+    reason = (
+        f"it lies two thirds down the longest valley of the loss, from {smoothed[start]:.3g} at "
+        f"{lrs[start]:.1e} to {smoothed[end]:.3g} at {lrs[end]:.1e}"
+    )
+    if diverged:
+        reason += f"; the loss diverges at {lrs[-1]:.1e}"
     return LrCurve(
         lrs=tuple(lrs),
         losses=tuple(losses),
         smoothed=tuple(smoothed.tolist()),
-        suggestion=float(f"{lr:.2g}"),
-        reason=reason + (f"; it diverges at {lrs[-1]:.1e}" if diverged else ""),
+        suggestion=float(f"{suggestion:.2g}"),
+        reason=reason,
         diverged=diverged,
     )
 
 
-def _suggest(
-    lrs: NDArray[np.float64], smoothed: NDArray[np.float64], chance: float
-) -> tuple[float, str]:
-    """A rate and the reason for it; `chance` is a change of the loss that may have no cause."""
-    lowest = int(smoothed.argmin())
-    start, end = float(smoothed[: _EDGE + 1].mean()), float(smoothed[lowest])
-    descent = _find_descent(smoothed, lowest, start)
-    if descent and start - end > max(chance, _SMALLEST_FALL * abs(start)):
-        slopes = np.gradient(smoothed, np.log10(lrs))
-        steepest = min(descent, key=lambda index: float(slopes[index]))
-        return float(lrs[steepest]), (
-            f"the loss falls most steeply there, on its way from {start:.3g} to {end:.3g}; "
-            f"it stays low up to {lrs[_find_end(smoothed, lowest, start)]:.1e}, which bounds "
-            "what is worth a try"
-        )
-    usual = max(start, float(np.median(smoothed)))
-    low = np.flatnonzero(smoothed <= usual + max(chance, _PLATEAU * abs(usual)))
-    rise = int(low[-1]) + 1 if len(low) else 0
-    if 0 < rise < len(lrs) and lrs[rise] >= 10 * lrs[0]:
-        return float(lrs[rise]) / 10, (
-            f"the loss of {start:.3g} does not fall clearly, but rises from {lrs[rise]:.1e} on; "
-            "this is a tenth of that"
-        )
-    raise TrainError(
-        f"the loss of {start:.3g} neither falls nor rises clearly at any learning rate from "
-        f"{lrs[0]:.0e} to {lrs[-1]:.1e}, so none can be suggested",
-        hint="a larger train.batch_size makes the loss less noisy",
-    )
+def find_valley(losses: Sequence[float]) -> tuple[int, int]:
+    """Find the longest decreasing subsequence, which noise interrupts but does not end.
 
-
-class _Done(Exception):
-    """The trial is over."""
-
-
-class _Recorder:
-    """A loss that remembers what it was since it was last asked for."""
-
-    def __init__(self, criterion: Loss) -> None:
-        self._criterion = criterion
-        self._sums: list[Tensor] = []
-        self._images = 0
-
-    def __call__(self, outputs: Tensor, targets: Tensor, images: Tensor) -> Tensor:
-        loss = self._criterion(outputs, targets, images)
-        self._sums.append(loss.detach())
-        self._images += len(images)
-        return loss
-
-    def pop_mean(self) -> float:
-        """The mean over all images since the last call; waits for the device."""
-        mean = float(torch.stack(self._sums).sum()) / self._images
-        self._sums, self._images = [], 0
-        return mean
-
-
-class _Ramp(Schedule):
-    """A schedule that takes the next rate after each update, and ends the trial.
-
-    Attributes:
-        rates: of the updates.
-        losses: of the updates so far.
-        diverged: the last loss was too large.
+    Returns:
+        The point where it would start if it had no gaps, and the point where it ends.
     """
-
-    def __init__(
-        self,
-        optimizer: torch.optim.Optimizer,
-        rates: list[float],
-        recorder: _Recorder,
-        on_step: Callable[[int, int], None],
-    ) -> None:
-        self._optimizer = optimizer
-        self._factors = _group_factors(optimizer)
-        self._recorder = recorder
-        self._on_step = on_step
-        self._running = 0.0
-        self._smallest = math.inf
-        self.rates = rates
-        self.losses: list[float] = []
-        self.diverged = False
-        self._set(rates[0])
-
-    def after_update(self, num_updates: int) -> None:  # noqa: ARG002 - it counts its own
-        """Take down the loss and set the next rate.
-
-        Raises:
-            _Done: all rates were tried, or the loss diverged.
-        """
-        loss = self._recorder.pop_mean()
-        self.losses.append(loss)
-        done = len(self.losses)
-        self._running = _KEPT * self._running + (1 - _KEPT) * loss
-        mean = self._running / (1 - _KEPT**done)
-        self._smallest = min(self._smallest, mean)
-        self._on_step(done, len(self.rates))
-        too_large = done >= MIN_STEPS and mean > _DIVERGED * self._smallest
-        self.diverged = too_large or not math.isfinite(loss)
-        if self.diverged or done == len(self.rates):
-            raise _Done
-        self._set(self.rates[done])
-
-    def _set(self, rate: float) -> None:
-        for group, factor in zip(self._optimizer.param_groups, self._factors, strict=True):
-            group["lr"] = rate * factor
-
-
-def _group_factors(optimizer: torch.optim.Optimizer) -> list[float]:
-    """Each group's rate as a share of the highest one, before warmup or decay.
-
-    `initial_lr` is set by timm's schedules, `lr_scale` by layer-wise decay, which they multiply
-    with it.
-    """
-    groups = optimizer.param_groups
-    rates = [group.get("initial_lr", 1.0) * group.get("lr_scale", 1.0) for group in groups]
-    return [rate / max(rates) for rate in rates]
-
-
-def _train(training: Training, ramp: _Ramp, recorder: _Recorder, seed: int) -> None:
-    sampler, loop = training.train.sampler, training.options.loop
-    state = replace(training.state, schedule=ramp, ema=None)
-    hint = "lower train.batch_size or data.img_size, or choose a smaller model"
-    try:
-        with explaining_memory(loop.machine.device, hint=hint):
-            for epoch in itertools.count(1):
-                sampler.set_epoch(epoch)
-                seed_everything(derive_seed(seed, epoch, loop.machine.ranks.rank))
-                result = train_one_epoch(
-                    state, training.forward, training.train, recorder, loop, on_step=lambda *_: None
-                )
-                loop = replace(loop, accumulation_steps=result.accumulation_steps)
-    except _Done:
-        return
-
-
-def _smooth(values: NDArray[np.float64], width: float) -> NDArray[np.float64]:
-    """Mean over the neighbours with Gaussian weights of `width` points; fewer at the ends."""
-    points = np.arange(len(values))
-    weights = np.exp(-0.5 * ((points[:, None] - points) / width) ** 2)
-    smoothed: NDArray[np.float64] = weights @ values / weights.sum(axis=1)
-    return smoothed
-
-
-def _find_descent(smoothed: NDArray[np.float64], lowest: int, start: float) -> range:
-    """The points of the last descent to the lowest one, without the edges of the curve."""
-    ceiling = start - _PLATEAU * (start - smoothed[lowest])
-    plateau = np.flatnonzero(smoothed[: lowest + 1] >= ceiling)
-    first = int(plateau[-1]) if len(plateau) else 0
-    return range(max(first, _EDGE), min(lowest + 1, len(smoothed) - _EDGE))
-
-
-def _find_end(smoothed: NDArray[np.float64], lowest: int, start: float) -> int:
-    """The last point before the loss leaves its lowest level."""
-    floor = smoothed[lowest] + _PLATEAU * (start - smoothed[lowest])
-    above = np.flatnonzero(smoothed[lowest:] > floor)
-    return lowest + int(above[0]) - 1 if len(above) else len(smoothed) - 1
+    lengths = [0] * len(losses)
+    for end, loss in enumerate(losses):
+        before = [lengths[i] + 1 for i in range(end) if losses[i] > loss]
+        lengths[end] = max(before, default=0)
+    end = max(range(len(losses)), key=lambda i: lengths[i])
+    return end - lengths[end], end

@@ -1,9 +1,9 @@
-"""What a run will need on disk and in memory, against what there is; nothing is written."""
+"""Estimate what a run takes on disk and in shared memory, against what is free."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,25 +19,22 @@ from mnft.data.manifest import Manifest
 from mnft.data.store.cache import choose_cache_folder, measure_free, measure_room
 from mnft.data.store.geometry import EvalGeometry, choose_train_geometry
 from mnft.data.store.store import Store, StoreUnavailable
-from mnft.device.cpu.activations import save_memory_of_relu6
-from mnft.device.machine import Machine
-from mnft.device.select import resolve_device, resolve_precision
+from mnft.device.machine import open_machine
 from mnft.errors import ConfigError
-from mnft.host import _read_available, _read_limit
-from mnft.model.freeze import freeze, set_training_mode
+from mnft.model.freeze import freeze
 from mnft.model.linear_head import find_linear_head
 from mnft.preprocessing import Preprocessing
 from mnft.tasks import open_task
 from mnft.text import count
-from mnft.training.batch_size import choose_parts, count_kept_bytes
+from mnft.training.batch_size import get_batch_size
 from mnft.training.inference import choose_eval_batch_size
 from mnft.training.inputs import choose_loader_options
 from mnft.training.optim import build_optimizer
 
 _SHARED = Path("/dev/shm")
-# States that are on the disk while one is saved: the new one and three before it.
+# Resume states on the disk while one is saved: the new one and three older ones.
 _STATES = 4
-# Model folders: best, last, and the one that is being written.
+# Model folders on the disk while one is saved: best, last and the new one.
 _FOLDERS = 3
 
 
@@ -46,10 +43,10 @@ class Need:
     """One thing that a run takes.
 
     Attributes:
-        what: in words.
-        needed: bytes.
-        free: bytes that there are; None where it is not known.
-        where: a folder or device.
+        what: description for people.
+        needed: bytes that the run takes.
+        free: bytes that are free, or None if that is not known.
+        where: folder that they are in.
     """
 
     what: str
@@ -59,17 +56,17 @@ class Need:
 
     @property
     def fits(self) -> bool:
-        """Whether there is enough, as far as it is known."""
+        """Whether enough is free, as far as that is known."""
         return self.free is None or self.needed <= self.free
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The model of a config with random weights, which says how large it is.
+    """The model of a config with random weights, from which sizes can be read.
 
     Attributes:
-        model: with a head of as many outputs as there are classes.
-        preprocessing: of its input.
+        model: model with one output for each class.
+        preprocessing: preprocessing of its input.
     """
 
     model: nn.Module
@@ -80,7 +77,7 @@ def build_plan(config: Config, num_outputs: int) -> Plan:
     """Build the model without its weights.
 
     Raises:
-        MnftError: it cannot be built, or not without the network.
+        MnftError: the model cannot be built, or only with the network.
     """
     if config.model.name.startswith("hf-hub:"):
         raise ConfigError("a model of the hub, which is not asked", key="model.name")
@@ -94,45 +91,81 @@ def build_plan(config: Config, num_outputs: int) -> Plan:
 def estimate(
     config: Config, plan: Plan, manifest: Manifest, inspections: Mapping[str, Inspection]
 ) -> tuple[list[Need], list[Finding]]:
-    """What a run of the config takes, and what of it there is too little of.
+    """Estimate what a run of the config takes, and find what there is too little of.
 
     Args:
-        config: as loaded.
+        config: config as loaded.
         plan: its model.
-        manifest: how the images will be split.
-        inspections: of the images, which tell their sizes.
+        manifest: split of the images.
+        inspections: inspection of each image by path, which tells its size.
     """
     config, _ = apply_recipe(
         config,
         num_images=len(manifest.split("train")),
         linear_head=find_linear_head(plan.model) is not None,
     )
-    store = _estimate_store(config, plan, manifest, inspections)
-    folder = _estimate_folder(config, plan)
-    needs, findings = [*store, folder], list(_judge_disk(store, folder))
+    needs: list[Need] = []
+    findings: list[Finding] = []
+
+    def add(need: Need, kind: str, *, is_problem: bool, advice: str = "") -> None:
+        needs.append(need)
+        if not need.fits:
+            free = in_words(max(0, need.free or 0))
+            takes = f"{need.what}: {in_words(need.needed)} in {need.where}, which has {free} for it"
+            findings.append(Finding(kind, is_problem, takes + advice, ()))
+
+    is_stored = config.data.store != "off"
+    if is_stored:
+        store = _estimate_store(config, plan, manifest, inspections)
+        advice = "; without it every epoch decodes all images"
+        add(store, "store_space", is_problem=False, advice=advice)
+        is_stored = store.fits
+
+    # What the optimizer keeps of each parameter is there after one step.
+    optimizer = build_optimizer(plan.model, config.optim)
+    for parameter in plan.model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    weights = sum(t.nbytes for t in plan.model.state_dict().values())
+    kept = (value for state in optimizer.state.values() for value in state.values())
+    state = weights + sum(value.nbytes for value in kept if isinstance(value, Tensor))
+    if config.train.ema_decay is not None:
+        state += weights
+    parent = Path(config.run.dir).expanduser()
+    disk = _FOLDERS * weights + _STATES * state
+    add(Need("run folder", disk, measure_free(parent), str(parent)), "disk_space", is_problem=True)
+
+    # Loading processes hand batches over in shared memory. Where the store has all images and
+    # the device augments them, there are no such processes.
+    if not _SHARED.is_dir() or (is_stored and config.augment.policy == "none"):
+        return needs, findings
     try:
-        device = resolve_device(config.train.device)
-    except ConfigError:
-        return needs, findings  # the config is for another machine
-    stored = store and all(need.fits for need in store)
-    if not stored or config.augment.policy != "none":
-        shared = _estimate_shared(config, plan, device)
-        needs += shared
-        findings += [finding for need in shared for finding in _judge_shared(need)]
-    memory = _estimate_memory(config, plan, device)
-    return [*needs, memory], [*findings, *_judge_memory(memory)]
+        machine = open_machine(config.train.device)
+    except ConfigError:  # the config is for another machine
+        return needs, findings
+    workers = choose_loader_options(config, plan.preprocessing, machine).workers
+    eval_batch = choose_eval_batch_size(config.eval, plan.preprocessing)
+    images = max(get_batch_size(config), eval_batch)
+    size = count_shared_bytes(workers, images * math.prod(plan.preprocessing.input_size))
+    shared = Need(
+        f"shared memory of {count(workers, 'worker')}", size, measure_free(_SHARED), str(_SHARED)
+    )
+    advice = "; lower data.workers or train.batch_size"
+    add(shared, "shared_memory", is_problem=True, advice=advice)
+    return needs, findings
 
 
 def in_words(num_bytes: int) -> str:
-    """A number of bytes for people: "12 MB"."""
+    """Format a number of bytes: "12.0 MB"."""
     return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"
 
 
 def _estimate_store(
     config: Config, plan: Plan, manifest: Manifest, inspections: Mapping[str, Inspection]
-) -> list[Need]:
-    if config.data.store == "off":
-        return []
+) -> Need:
+    """Estimate the disk space of the decoded images that the store does not have yet."""
     cache = choose_cache_folder(config.data.store)
     channels, height, width = plan.preprocessing.input_size
     train = choose_train_geometry(
@@ -145,104 +178,9 @@ def _estimate_store(
         room = measure_room(cache, store.folder, int(config.data.store_limit_gb * 1e9))
         try:
             store.open(list(samples.values()))
-            continue  # all there
         except StoreUnavailable:
-            sizes = [inspections[sample.path].size for sample in samples.values()]
-        for size in sizes:
-            whole = split == "val" or size is None
-            needed += channels * height * width if whole else train.count_bytes(*size or (0, 0))
-    return [Need("decoded images", needed, room, str(cache))]
-
-
-def _estimate_folder(config: Config, plan: Plan) -> Need:
-    weights = _count_bytes(plan.model.state_dict().values())
-    state = weights + _count_optimizer_bytes(config, plan)
-    if config.train.ema_decay is not None:
-        state += weights
-    parent = Path(config.run.dir).expanduser()
-    return Need(
-        "run folder", _FOLDERS * weights + _STATES * state, measure_free(parent), str(parent)
-    )
-
-
-def _estimate_shared(config: Config, plan: Plan, device: torch.device) -> list[Need]:
-    if not _SHARED.is_dir():
-        return []
-    options = choose_loader_options(config, plan.preprocessing, Machine(device))
-    assert isinstance(config.train.batch_size, int)
-    eval_batch = choose_eval_batch_size(config.eval, plan.preprocessing)
-    batch = max(config.train.batch_size, eval_batch)
-    size = count_shared_bytes(options.workers, batch * math.prod(plan.preprocessing.input_size))
-    what = f"shared memory of {count(options.workers, 'worker')}"
-    return [Need(what, size, measure_free(_SHARED), str(_SHARED))]
-
-
-def _estimate_memory(config: Config, plan: Plan, device: torch.device) -> Need:
-    """Weights, gradients, optimizer, average, and what the backward pass keeps of a batch."""
-    weights = _count_bytes(plan.model.state_dict().values())
-    learning = [p for p in plan.model.parameters() if p.requires_grad]
-    fixed = weights + _count_bytes(learning) + _count_optimizer_bytes(config, plan)
-    if config.train.ema_decay is not None:
-        fixed += weights
-    side = max(plan.preprocessing.input_size[1:])
-    dtype = resolve_precision(config.train.precision, device, key="train.precision", img_size=side)
-    share = dtype.itemsize / torch.float32.itemsize
-    assert isinstance(config.train.batch_size, int)
-    if device.type == "cpu":
-        save_memory_of_relu6(plan.model)
-    kept = share * count_kept_bytes(plan.model, plan.preprocessing.input_size)
-    steps = config.train.accumulation_steps
-    if steps == "auto":
-        set_training_mode(plan.model, freeze_batchnorm=config.model.freeze_batchnorm)
-        steps = choose_parts(plan.model, config.train.batch_size, kept, device)
-    needed = fixed + round(math.ceil(config.train.batch_size / steps) * kept)
-    return Need("memory for training, at least", needed, _free_memory(device), str(device))
-
-
-def _count_bytes(tensors: object) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors)  # type: ignore[attr-defined]
-
-
-def _count_optimizer_bytes(config: Config, plan: Plan) -> int:
-    """What the optimizer keeps of each parameter, after a step without gradients."""
-    optimizer = build_optimizer(plan.model, config.optim)
-    for parameter in plan.model.parameters():
-        if parameter.requires_grad:
-            parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    optimizer.zero_grad()
-    kept = [t for state in optimizer.state.values() for t in state.values()]
-    return _count_bytes([t for t in kept if isinstance(t, Tensor)])
-
-
-def _free_memory(device: torch.device) -> int | None:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    found = [*_read_available(), *_read_limit()]
-    return min(found) if found and device.type == "cpu" else None
-
-
-def _judge_disk(store: list[Need], folder: Need) -> Iterator[Finding]:
-    for need in store:
-        if not need.fits:
-            what = f"{_compare(need)}; without it every epoch decodes all images"
-            yield Finding("store_space", False, what, ())
-    if not folder.fits:
-        yield Finding("disk_space", True, _compare(folder), ())
-
-
-def _judge_shared(need: Need) -> Iterator[Finding]:
-    if not need.fits:
-        what = f"{_compare(need)}; lower data.workers or train.batch_size"
-        yield Finding("shared_memory", True, what, ())
-
-
-def _judge_memory(need: Need) -> Iterator[Finding]:
-    if not need.fits:
-        what = f"{_compare(need)}; raise train.accumulation_steps or lower train.batch_size"
-        yield Finding("memory", False, what, ())
-
-
-def _compare(need: Need) -> str:
-    free = in_words(max(0, need.free or 0))
-    return f"{need.what}: {in_words(need.needed)} in {need.where}, which has {free} for it"
+            for sample in samples.values():
+                size = inspections[sample.path].size
+                whole = split == "val" or size is None
+                needed += channels * height * width if whole else train.count_bytes(*size or (0, 0))
+    return Need("decoded images", needed, room, str(cache))
