@@ -21,14 +21,14 @@ from mnft.tasks.classify.checks import find_class_faults
 Cli = Callable[..., Result]
 
 
-def check(root: Path, expected: TrainingNeeds | None = None) -> CheckReport:
+def check(root: Path, needs: TrainingNeeds | None = None) -> CheckReport:
     return check_dataset(
-        root, lambda *_: None, None, expected, check_labels=find_class_faults
+        root, lambda *_: None, None, needs, check_labels=find_class_faults
     ).report
 
 
-def of_kind(root: Path, kind: str, expected: TrainingNeeds | None = None) -> list[Finding]:
-    return [finding for finding in check(root, expected).findings if finding.kind == kind]
+def of_kind(root: Path, kind: str, needs: TrainingNeeds | None = None) -> list[Finding]:
+    return [finding for finding in check(root, needs).findings if finding.kind == kind]
 
 
 @pytest.fixture
