@@ -40,9 +40,10 @@ def measure(root: str, cache: str) -> dict[str, float]:
 
     from mnft.config.schema import Config
     from mnft.data.prepare import prepare_manifest
-    from mnft.device.ranks.distributed import Ranks
+    from mnft.device.machine import Machine
     from mnft.device.select import keep_freed_memory
     from mnft.preprocessing import Preprocessing
+    from mnft.tasks import open_task
     from mnft.training.inputs import build_train_batches, open_inputs
 
     keep_freed_memory()
@@ -62,14 +63,15 @@ def measure(root: str, cache: str) -> dict[str, float]:
             base[line.partition(":")[0]] = int(line.split()[1])
     watcher = threading.Thread(target=watch)
     watcher.start()
-    cpu = torch.device("cpu")
+    machine = Machine(torch.device("cpu"))
     config = Config.model_validate({"data": {"root": root, "store": cache}})
     started = time.perf_counter()
     manifest = prepare_manifest(config.data, lambda _done, _total: None, check_later=True)
     spec = Preprocessing((3, 224, 224), (0.5,) * 3, (0.5,) * 3, "bilinear", 0.875)
-    inputs = open_inputs(config, manifest, spec, device=cpu, ranks=Ranks())
+    inputs = open_inputs(config, manifest, spec, machine)
     first = time.perf_counter() - started
-    batches = build_train_batches(config, manifest, spec, inputs, device=cpu, ranks=Ranks())
+    task = open_task(manifest.class_names)
+    batches = build_train_batches(config, manifest, spec, inputs, machine, task)
     for epoch in (1, 2):
         batches.sampler.set_epoch(epoch)
         started = time.perf_counter()

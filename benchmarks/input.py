@@ -29,14 +29,15 @@ from torchvision.datasets import ImageFolder
 
 from mnft.config.schema import Config
 from mnft.data.prepare import prepare_manifest
-from mnft.device.ranks.distributed import Ranks
+from mnft.device.machine import Machine
 from mnft.device.select import keep_freed_memory
 from mnft.host import name_processor
 from mnft.preprocessing import Preprocessing
+from mnft.tasks import open_task
 from mnft.training.inputs import build_train_batches, open_inputs
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CPU = torch.device("cpu")
+MACHINE = Machine(torch.device("cpu"))
 
 
 def textbook(root: str, workers: int) -> DataLoader:
@@ -85,7 +86,7 @@ def mnft_parts(root: str, cache: str):
     )
     manifest = prepare_manifest(config.data, lambda _done, _total: None, check_later=True)
     preprocessing = Preprocessing((3, 224, 224), MEAN, STD, "bilinear", 0.875)
-    inputs = open_inputs(config, manifest, preprocessing, device=CPU, ranks=Ranks())
+    inputs = open_inputs(config, manifest, preprocessing, MACHINE)
     return config, manifest, preprocessing, inputs
 
 
@@ -114,7 +115,8 @@ def main() -> None:
             parts = mnft_parts(args.root, f"{folder}/cache")
             images = len(parts[1].samples)
             rates["mnft first pass"].append(images / (time.perf_counter() - started))
-            batches = build_train_batches(*parts, device=CPU, ranks=Ranks())
+            task = open_task(parts[1].class_names)
+            batches = build_train_batches(*parts, MACHINE, task)
             for epoch in (1, 2):
                 batches.sampler.set_epoch(epoch)
                 started = time.perf_counter()

@@ -98,7 +98,7 @@ def build(args: argparse.Namespace, folder: Path):
 
     from mnft.config.schema import Config
     from mnft.data.prepare import prepare_manifest
-    from mnft.device.ranks.distributed import Ranks
+    from mnft.device.machine import Machine
     from mnft.device.select import keep_freed_memory
     from mnft.training.build import build_training
 
@@ -129,7 +129,7 @@ def build(args: argparse.Namespace, folder: Path):
         }
     )
     manifest = prepare_manifest(config.data, lambda _done, _total: None, check_later=True)
-    return build_training(config, manifest, device=torch.device("cpu"), ranks=Ranks())
+    return build_training(config, manifest, Machine(torch.device("cpu")))
 
 
 def measure(args: argparse.Namespace, training, kind: str) -> dict[str, object]:
@@ -149,7 +149,7 @@ def measure(args: argparse.Namespace, training, kind: str) -> dict[str, object]:
             started = time.perf_counter()
             if setting == "auto":
                 torch.set_num_threads(chosen[-1] if chosen else threads.most)
-                chosen.append(threads.choose(training.options.loop.dtype))
+                chosen.append(threads.choose(training.machine.train_dtype))
                 spent.append(time.perf_counter() - started)
             else:
                 torch.set_num_threads(threads.most if setting == "all" else 1)
@@ -175,7 +175,7 @@ def measure(args: argparse.Namespace, training, kind: str) -> dict[str, object]:
         "model": args.model,
         "img_size": args.img_size,
         "batch_size": args.batch_size,
-        "precision": str(training.options.loop.dtype).removeprefix("torch."),
+        "precision": str(training.machine.train_dtype).removeprefix("torch."),
         "processor": training.facts["processor"],
     }
 

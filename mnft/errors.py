@@ -1,4 +1,4 @@
-"""The error tree: every failure that is the user's to mend, with its exit code and a hint.
+"""The error tree: every failure that the user can fix, with its exit code and a hint.
 
 MnftError                 exit code 1: the work failed
   ConfigError             exit code 2: wrong usage or config
@@ -18,13 +18,13 @@ from contextlib import contextmanager
 
 
 class MnftError(Exception):
-    """A failure that the user can mend.
+    """A failure that the user can fix.
 
     Args:
         message: what failed, where, what was found and what was expected.
         hint: what to do about it; shown on a line of its own.
-        key: the config key that is to blame, such as `model.name`; who knows the config file
-            puts the file and the line in front.
+        key: the config key that is to blame, such as `model.name`; code that knows the config
+            file puts the file and the line in front.
     """
 
     exit_code = 1
@@ -55,11 +55,11 @@ class CheckpointError(MnftError):
 
 
 class TrainError(MnftError):
-    """Training that cannot go on."""
+    """Training that cannot continue."""
 
 
 class ExportError(MnftError):
-    """A model that cannot be exported, quantized or pruned, or a tool-chain that is not there."""
+    """A model that cannot be exported, quantized or pruned, or a tool-chain that is missing."""
 
 
 class GateError(MnftError):
@@ -73,7 +73,7 @@ class Interrupted(BaseException):
 
     Args:
         exit_code: 130 for Ctrl-C, 143 for SIGTERM and SIGUSR1.
-        message: what was kept and how to go on.
+        message: what was kept and how to resume.
         by: what asked for it, in words.
     """
 

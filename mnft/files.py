@@ -120,7 +120,7 @@ def check_replaceable(target: Path, kind: str, is_earlier: Callable[[Path], bool
     if target.is_dir() and (not any(target.iterdir()) or is_earlier(target)):
         return
     raise ConfigError(
-        f"{target} exists and is not an earlier {kind}, which alone may be replaced",
+        f"{target} exists and is not an earlier {kind}, so it is not replaced",
         hint="name a new folder: --output DIR",
     )
 

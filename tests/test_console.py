@@ -431,7 +431,7 @@ def test_an_error_and_its_hint_hang_below_their_labels(terminal, monkeypatch):
 @pytest.mark.parametrize(
     ("message", "copied"),
     [
-        ("by Ctrl-C after 3 epochs; go on with: mnft train --resume runs/flowers", None),
+        ("by Ctrl-C after 3 epochs; resume with: mnft train --resume runs/flowers", None),
         ("next: mnft init data/digits, or mnft data check data/digits", "mnft data check"),
         ("a fine-tuned model is in /a/path/that/is/long/but/fits in", "/a/path/that/is/long"),
         ("give the run another learning rate with --set optim.lr=0.0003", "--set optim.lr=0.0003"),

@@ -1,4 +1,4 @@
-"""The pages that people read: finished, with links that lead somewhere and every command."""
+"""The pages for people are finished, their links and paths exist, and every command is named."""
 
 from __future__ import annotations
 
@@ -28,6 +28,15 @@ def test_a_page_is_finished_and_its_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)
 def test_a_config_says_what_was_measured(config: Path) -> None:
     assert "# Result:" in config.read_text() or "Result: not measured here" in config.read_text()
+
+
+def test_the_files_that_contributing_names_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    paths = re.findall(r"`([\w/]+(?:/|\.(?:py|md|toml)))`", text)
+    assert len(paths) > 20
+    folders = [ROOT, ROOT / "mnft", ROOT / "mnft/tasks/classify"]
+    missing = [path for path in paths if not any((folder / path).exists() for folder in folders)]
+    assert missing == []
 
 
 def test_the_readme_names_every_command() -> None:

@@ -46,9 +46,7 @@ def compare(job: Job) -> None:
     cpu, device = torch.device("cpu"), parts.find_device(job.device)
     sets = [*job.args.sets, "train.device=cpu", "train.precision=fp32"]
     manifest, ours = parts.build(job.config, sets, cpu)
-    stored = parts.open_inputs(
-        ours.config, manifest, ours.card.preprocessing, device=cpu, ranks=parts.Ranks()
-    )
+    stored = parts.open_inputs(ours.config, manifest, ours.card.preprocessing, ours.machine)
     assert stored.train is not None, "the images must come from the store: data.store: auto"
     placed = parts.DeviceImages(stored.train, device)
     compare_pixels(job.report, ours, stored.train, placed)
@@ -119,7 +117,7 @@ def compare_batch(report: Report, manifest: Any, ours: Any, stored: Any, placed:
 
     own = (ours.config, manifest, ours.card.preprocessing)
     beside = parts.build_train_batches(
-        *own, replace(stored, train=placed), device=placed.device, ranks=parts.Ranks()
+        *own, replace(stored, train=placed), replace(ours.machine, device=placed.device), ours.task
     )
     expected, found = next(iter(ours.train)), next(iter(beside))
     gap = (found.images.cpu() - expected.images).abs()
@@ -173,7 +171,7 @@ def compare_gradients(report: Report, ours: Any, theirs: Any) -> None:
         # A copy: the gradients must not stay with the training.
         model = copy.deepcopy(training.state.model)
         parts.set_training_mode(model, freeze_batchnorm=True)
-        device = training.options.loop.device
+        device = training.machine.device
         images, targets = batch.images.to(device), batch.targets.to(device)
         with parts.autocast(device, dtype):
             logits = model(images)
@@ -183,7 +181,7 @@ def compare_gradients(report: Report, ours: Any, theirs: Any) -> None:
         return loss.item(), torch.cat(gradients) / 1024
 
     loss, expected = compute(ours, torch.float32)
-    trained = theirs.options.loop.dtype
+    trained = theirs.machine.train_dtype
     for dtype in dict.fromkeys([torch.float32, trained]):
         most = _GRADIENT_FP32 if dtype == torch.float32 else _GRADIENT_HALF
         own, gradient = compute(theirs, dtype)
@@ -201,7 +199,7 @@ def compare_evaluation(report: Report, ours: Any, theirs: Any) -> None:
 
     count = sum(len(keys) for keys in ours.val.sampler)
     if "head" in ours.stages:
-        heads = [parts.train_head(training).val_accuracy for training in (ours, theirs)]
+        heads = [parts.train_head(training).figures["val_accuracy"] for training in (ours, theirs)]
         report.figures["head_accuracy"] = heads
         report.check(
             "the fitted head",
@@ -215,9 +213,8 @@ def compare_evaluation(report: Report, ours: Any, theirs: Any) -> None:
         parts.compute_outputs(
             training.state.model,
             training.val,
-            num_classes=training.options.num_classes,
-            device=training.options.loop.device,
-            dtype=training.options.eval_dtype,
+            training.machine,
+            num_outputs=len(training.task.labels),
         )
         for training in (ours, theirs)
     ]

@@ -60,7 +60,7 @@ def measure(job: Job) -> None:
     loop, batches = training.options.loop, training.train
     fixed = next(iter(batches))
     size, steps = len(fixed.images), min(job.args.steps, len(batches))
-    dtype = str(loop.dtype).removeprefix("torch.")
+    dtype = str(training.machine.train_dtype).removeprefix("torch.")
     job.report.note(f"{dtype}, {steps} batches of {size}, {job.args.rounds} rounds")
     job.report.note(f"store: {training.facts['store']}")
 
@@ -154,11 +154,12 @@ def build_fixed_step(training: Any, batch: Any) -> tuple[Callable[[], None], Any
     parts.set_training_mode(model, freeze_batchnorm=loop.freeze_batchnorm)
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # capturable: the graph takes this optimizer too.
-    on_gpu = loop.device.type == "cuda"
+    machine = training.machine
+    on_gpu = machine.device.type == "cuda"
     optimizer = torch.optim.AdamW(learning, lr=1e-6, fused=True, capturable=on_gpu)
 
     def step() -> None:
-        with parts.autocast(loop.device, loop.dtype):
+        with parts.autocast(machine.device, machine.train_dtype):
             logits = model(batch.images)
         loss = training.criterion(logits, batch.targets, batch.images)
         (loss / len(batch.images)).backward()
@@ -174,7 +175,7 @@ def capture(
     """The same update as one CUDA graph."""
     import torch
 
-    dtype = training.options.loop.dtype
+    dtype = training.machine.train_dtype
     graph = torch.cuda.CUDAGraph()
     # As torch's notes on CUDA graphs have it: warm up on a side stream, and let the gradients be
     # allocated within the graph.

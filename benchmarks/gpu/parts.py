@@ -15,11 +15,12 @@ from mnft.data.batches.batch import Batch, Batches
 from mnft.data.batches.resample import DeviceImages, adjust, resample_on_cpu, resample_on_device
 from mnft.data.batches.samplers import EpochSampler
 from mnft.data.manifest import Manifest
+from mnft.device.machine import Machine
 from mnft.device.ranks.batchnorm import synchronize_batchnorm
-from mnft.device.ranks.distributed import Ranks
 from mnft.device.select import autocast
 from mnft.model.freeze import set_training_mode
-from mnft.runs.begin import prepare
+from mnft.reporter import SILENT
+from mnft.runs.begin import begin_training
 from mnft.tasks.base import Outputs
 from mnft.training.epoch.loop import LoopResult, train_one_epoch
 from mnft.training.inference import compute_outputs
@@ -35,9 +36,9 @@ __all__ = [
     "DeviceImages",
     "EpochSampler",
     "LoopResult",
+    "Machine",
     "Manifest",
     "Outputs",
-    "Ranks",
     "Training",
     "adjust",
     "autocast",
@@ -58,17 +59,17 @@ __all__ = [
 
 # What phases.py measures: module, function or method in it, and what that is in words.
 PHASES = [
-    ("mnft.runs.begin", "resolve_device", "find the device"),
+    ("mnft.runs.begin", "open_machine", "find the device"),
     ("mnft.runs.begin", "_bring_manifest", "hash the files"),
-    ("mnft.training.build", "build_model", "build the model"),
-    ("mnft.training.build", "_to_device", "model to the device (makes the CUDA context)"),
+    ("mnft.tasks.classify.task", "build_model", "build the model"),
+    ("mnft.training.build", "_place", "model to the device (makes the CUDA context)"),
     ("mnft.training.inputs", "_build", "the store: decode and write, or check"),
     ("mnft.data.batches.resample", "DeviceImages.__init__", "images to the device"),
     ("mnft.training.build", "_build_state", "optimizer and average"),
     ("mnft.training.stages", "compute_features", "features for the head"),
-    ("mnft.training.stages", "fit_head", "fit the head"),
+    ("mnft.tasks.classify.task", "fit_head", "fit the head"),
     ("mnft.training.fit", "train_one_epoch", "epochs of training"),
-    ("mnft.training.fit", "_evaluate", "evaluations"),
+    ("mnft.training.fit", "evaluate", "evaluations"),
     ("mnft.runs.writer", "RunWriter.save_epoch", "saving"),
 ]
 # What lets cuDNN try its algorithms.
@@ -84,4 +85,4 @@ def find_device(name: str) -> torch.device:
 def build(config: Path, sets: Sequence[str], device: torch.device) -> tuple[Manifest, Training]:
     """Everything that `mnft train` builds before its first update, with the stages that it has."""
     loaded, _ = load_config(config, sets)
-    return prepare(loaded, None, device, Ranks())
+    return begin_training(loaded, None, Machine(device), SILENT)

@@ -217,17 +217,10 @@ def evaluate(
         from mnft.commands import evaluate as command
 
     with flag_of("train.device", f"--device {device}"):
-        command.run(
-            chosen,
-            data,
-            split,
-            output,
-            device_name=device,
-            batch_size=batch_size,
-            workers=workers,
-            flip=flip,
-            as_json=as_json,
+        request = command.Request(
+            chosen, data, split, output, device, batch_size, workers, flip=flip
         )
+        command.run(request, as_json=as_json)
 
 
 @app.command()
@@ -259,16 +252,10 @@ def predict(
         from mnft.commands import predict as command
 
     with flag_of("train.device", f"--device {device}"):
-        command.run(
-            checkpoint,
-            inputs,
-            output,
-            top_k=top_k,
-            as_json_lines=json_lines,
-            device_name=device,
-            batch_size=batch_size,
-            workers=workers,
+        request = command.Request(
+            checkpoint, inputs, output, top_k, json_lines, device, batch_size, workers
         )
+        command.run(request)
 
 
 @app.command()

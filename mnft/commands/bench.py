@@ -46,9 +46,9 @@ def run(
     console.note(f"machine  {facts['device']}; {facts['processor']}, {threads}")
     console.note(f"store    {facts['store']}")
     speeds = {
-        "loading alone": result.loading,
+        "loading only": result.loading,
         "fixed-batch limit": result.fixed_batch,
-        "updates alone, same batch": result.computing,
+        "updates only, same batch": result.computing,
         "training": result.training,
         "evaluation": result.evaluating,
     }

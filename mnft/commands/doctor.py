@@ -27,7 +27,7 @@ _SMALL_SHM_MB = 512
 
 
 def run(*, as_json: bool) -> None:
-    """Print versions, devices, memory and extras, and what to mend."""
+    """Print versions, devices, memory and extras, and what to fix."""
     with console.loading():  # not for `--install`, which has no need of torch
         import torch
 
@@ -38,6 +38,8 @@ def run(*, as_json: bool) -> None:
     # The driver counts GPUs that torch cannot use, as where it is too old.
     count = torch.cuda.device_count() if has_cuda() else 0
     gpus = [torch.cuda.get_device_properties(number) for number in range(count)]
+    cudnn: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    shared = Path("/dev/shm")
     facts: dict[str, Any] = {
         "mnft": mnft.__version__,
         "python": platform.python_version(),
@@ -50,12 +52,14 @@ def run(*, as_json: bool) -> None:
         "gpu_memory_gb": [round(gpu.total_memory / 1e9, 1) for gpu in gpus],
         "nvidia_driver": read_driver_version(),
         "torch_cuda": torch.version.cuda,
-        "cudnn": _cudnn_version(),
+        "cudnn": cudnn and f"{cudnn // 10_000}.{cudnn // 100 % 100}.{cudnn % 100}",
         "device": str(device),
         "precision": str(resolve_precision("auto", device, key="train.precision")).split(".")[-1],
         "cpu_bf16": cpu_has_bf16(),
         "disk_free_gb": round(shutil.disk_usage(".").free / 1e9, 1),
-        "shared_memory_mb": _shared_memory_mb(),
+        "shared_memory_mb": shutil.disk_usage(shared).free // 1_000_000
+        if shared.is_dir()
+        else None,
         "extras": {n: all(_version(p) for p in ps) for n, ps in _EXTRAS.items()},
         "export": {fmt.name: _describe_export(fmt) for fmt in FORMATS.values()},
     }
@@ -107,21 +111,6 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def _cudnn_version() -> str | None:
-    """Of the cuDNN that came with torch, such as "9.26.0"."""
-    import torch
-
-    number: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
-    if number is None:
-        return None
-    return f"{number // 10_000}.{number // 100 % 100}.{number % 100}"
-
-
-def _shared_memory_mb() -> int | None:
-    shared = Path("/dev/shm")
-    return shutil.disk_usage(shared).free // 1_000_000 if shared.is_dir() else None
 
 
 def _problems(facts: dict[str, Any]) -> list[str]:

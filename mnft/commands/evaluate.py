@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,38 +26,55 @@ from mnft.tasks.classify.predictions import (
 _SHOWN_CLASSES = 20
 
 
-def run(
-    checkpoint: Path,
-    data: Path | None,
-    split: str | None,
-    output: Path | None,
-    *,
-    device_name: str,
-    batch_size: int | None,
-    workers: int | None,
-    flip: bool,
-    as_json: bool,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to evaluate, on which images and how.
+
+    Attributes:
+        checkpoint: a run, a model folder or an exported file.
+        data: a folder of images; None for those of the run.
+        split: "train", "val" or "test"; None chooses test, or val where there is no test split.
+        output: the folder to write; None chooses one in the run.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        batch_size: images in a batch; None for that of the run's config.
+        workers: loading processes; None chooses their number.
+        flip: whether to average each image with its mirror image.
+    """
+
+    checkpoint: Path
+    data: Path | None
+    split: str | None
+    output: Path | None
+    device: str
+    batch_size: int | None
+    workers: int | None
+    flip: bool
+
+
+def run(request: Request, *, as_json: bool) -> None:
     """Evaluate a model and write metrics, predictions and the confusion matrix.
 
     Raises:
         MnftError: no model, no images, images that changed since training, or an output folder
             that holds something else.
     """
-    opened = open_checkpoint(checkpoint)
+    opened = open_checkpoint(request.checkpoint)
     bundle = opened.bundle
-    target = output or _default_output(opened, data, split)
+    target = request.output or _default_output(opened, request.data, request.split)
     files.check_replaceable(
         target, "evaluation", lambda folder: files.holds_only(folder, EVALUATION_FILES, METRICS)
     )
-    images = find_images(opened, data, split, console.REPORTER)
-    header = {"checkpoint": portable_path(bundle.folder), "data": portable_path(images.root)}
-    header["split"] = images.split
-    header["test_time_augmentation"] = "flip" if flip else "none"
+    images = find_images(opened, request.data, request.split, console.REPORTER)
+    header = {
+        "checkpoint": portable_path(bundle.folder),
+        "data": portable_path(images.root),
+        "split": images.split,
+        "test_time_augmentation": "flip" if request.flip else "none",
+    }
     _check_same(target, header)
     settings = load_settings(opened, [])[0].eval
-    means = Means(device_name, batch_size, workers)
-    outputs = compute_selected(bundle, images, settings, means, console.REPORTER, flip=flip)
+    means = Means(request.device, request.batch_size, request.workers)
+    outputs = compute_selected(bundle, images, settings, means, console.REPORTER, flip=request.flip)
     evaluation = compute_evaluation(outputs.logits, outputs.targets, bundle.class_names)
     paths = [images.samples[position].path for position in outputs.positions]
     seen = count_seen(opened, images)
@@ -88,18 +105,18 @@ def _check_same(target: Path, header: dict[str, str]) -> None:
         return
     for key, now in header.items():
         before = earlier.get(key, now)
-        if before == now or (key != "split" and _is_same_place(Path(str(before)), Path(now))):
+        if before == now:
             continue
+        if key != "split":
+            old, new = Path(str(before)), Path(now)
+            # A path that is gone has moved, or was relative to another current folder.
+            has_moved = not old.exists() and old.name == new.name
+            if has_moved or old.resolve() == new.resolve():
+                continue
         raise ConfigError(
             f"{target} holds the evaluation of another {key} ({before}, not {now})",
             hint="name a new folder: -o DIR",
         )
-
-
-def _is_same_place(before: Path, now: Path) -> bool:
-    # A path that is gone has moved, or was relative to another current folder.
-    moved = not before.exists() and before.name == now.name
-    return moved or before.resolve() == now.resolve()
 
 
 def _default_output(opened: Opened, data: Path | None, split: str | None) -> Path:

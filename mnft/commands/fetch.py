@@ -38,7 +38,8 @@ def run(
         raise ConfigError(
             "missing the NAME of a data set", hint=f"one of {', '.join(catalog.names())}"
         )
-    folder = catalog.bring(name, to or Path("data") / name, console.REPORTER, source)
+    to = to or Path("data") / name
+    folder = catalog.fetch(name, to, source=source, reporter=console.REPORTER)
     if as_json:
         console.show_json({"name": name, "folder": str(folder)})
         return

@@ -10,6 +10,7 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -31,46 +32,59 @@ from mnft.training.inference import compute_outputs
 _CHUNK = 4096
 
 
-def run(
-    checkpoint: Path,
-    inputs: Sequence[str],
-    output: Path | None,
-    *,
-    top_k: int,
-    as_json_lines: bool,
-    device_name: str,
-    batch_size: int,
-    workers: int | None,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Which images to predict with which model, and where to write the rows.
+
+    Attributes:
+        checkpoint: a run, a model folder or an exported file.
+        inputs: files, folders, globs, or "-" for a list on standard input.
+        output: the file to write; None for standard output.
+        top_k: classes to name for each image.
+        as_json_lines: whether to write a JSON object a line instead of CSV.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        batch_size: images in a batch.
+        workers: loading processes; None chooses their number.
+    """
+
+    checkpoint: Path
+    inputs: Sequence[str]
+    output: Path | None
+    top_k: int
+    as_json_lines: bool
+    device: str
+    batch_size: int
+    workers: int | None
+
+
+def run(request: Request) -> None:
     """Predict the classes of images and write a row for each, in their order.
 
     Raises:
-        MnftError: no model, no images, nowhere to write the rows, or not one image that could be
-            read.
+        MnftError: no model, no images, nowhere to write the rows, or no image that could be read.
     """
+    output = request.output
     if output is None and is_stdout_closed():
         raise ConfigError(
             "standard output is closed, so the rows would be lost", hint="name a file: -o FILE.csv"
         )
-    bundle = open_checkpoint(checkpoint).bundle
-    paths = list(_expand(inputs))  # repetitions too: rows follow the list that was given
+    bundle = open_checkpoint(request.checkpoint).bundle
+    paths = list(_expand(request.inputs))  # with repetitions: the rows follow the given list
     if not paths:
         raise DataError("found no images", hint="name files, folders, globs, or - for a list")
-    top_k = min(top_k, len(bundle.class_names))
-    machine = open_machine(device_name)
+    request = replace(request, top_k=min(request.top_k, len(bundle.class_names)))
+    machine = open_machine(request.device)
     machine.place(bundle.model)
-    # Starting processes takes longer than decoding a few images.
-    few = len(paths) <= batch_size
-    options = EvalOptions(
-        batch_size, workers or 0 if few else "auto" if workers is None else workers, allow_bad=True
-    )
-    to_pipe = output is None and _is_pipe(sys.stdout)
-    rows = _predict(bundle, paths, machine, options, top_k, to_pipe=to_pipe)
+    workers = "auto" if request.workers is None else request.workers
+    if len(paths) <= request.batch_size:  # starting processes takes longer than decoding these
+        workers = request.workers or 0
+    options = EvalOptions(request.batch_size, workers, allow_bad=True)
+    rows = _predict(bundle, paths, machine, options, request)
     if output:
-        failed = _write_file(rows, output, top_k, as_json_lines=as_json_lines)
+        failed = _write_file(rows, output, request)
         console.note(f"written to {output}")
     else:
-        failed = _write(rows, sys.stdout, top_k, as_json_lines=as_json_lines)
+        failed = _write(rows, sys.stdout, request)
     if failed == len(paths):
         if failed == 1:
             raise DataError("the image could not be read; its row says why")
@@ -80,7 +94,7 @@ def run(
 
 
 def _expand(inputs: Sequence[str]) -> Iterator[Path]:
-    """Files as they are; the images below folders; what globs match; lines of standard input."""
+    """Files as named, below folders, matched by globs, and listed on standard input."""
     for text in inputs:
         if text == "-":
             # As bytes: names need not be valid UTF-8.
@@ -116,15 +130,15 @@ def _predict(
     paths: list[Path],
     machine: Machine,
     options: EvalOptions,
-    top_k: int,
-    *,
-    to_pipe: bool,
+    request: Request,
 ) -> Iterator[dict[str, Any]]:
     """Rows in the order of `paths`, a chunk at a time, so that a long list takes little memory.
 
-    The bar is gone before rows are given, which may go to the same terminal. What reads a pipe may
-    show them there at any later moment, so beside a pipe there is a bar before the first row only.
+    The bar is gone before rows are given, which may go to the same terminal. The reader of a pipe
+    may show them there at any later moment, so with a pipe there is a bar before the first row
+    only.
     """
+    to_pipe = request.output is None and _is_pipe(sys.stdout)
     for start in range(0, len(paths), _CHUNK):
         reporter = SILENT if start and to_pipe else console.REPORTER
         with reporter.track("predicting") as on_progress:
@@ -151,7 +165,7 @@ def _predict(
                 num_outputs=len(bundle.class_names),
                 on_images=advance,
             )
-        yield from _rows(bundle, chunk, outputs, top_k)
+        yield from _rows(bundle, chunk, outputs, request.top_k)
 
 
 def _is_pipe(stream: TextIO) -> bool:
@@ -180,44 +194,40 @@ def _printable(path: Path) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _write_file(
-    rows: Iterator[dict[str, Any]], output: Path, top_k: int, *, as_json_lines: bool
-) -> int:
+def _write_file(rows: Iterator[dict[str, Any]], output: Path, request: Request) -> int:
     """Write the rows to a file, all or nothing; gives the number of images not read."""
     if output.is_dir():
         raise DataError(f"{output}: is a folder, expected the name of a file to write")
     try:
         if _exists(output) and not output.is_file():  # a pipe or a device stays what it is
             with output.open("w", encoding="utf-8", newline="") as stream:
-                return _write(rows, stream, top_k, as_json_lines=as_json_lines)
+                return _write(rows, stream, request)
         with (
             files.atomic_path(output.resolve()) as temporary,
             temporary.open("w", encoding="utf-8", newline="") as stream,
         ):
-            return _write(rows, stream, top_k, as_json_lines=as_json_lines)
+            return _write(rows, stream, request)
     except OSError as error:
         raise DataError(f"{output}: cannot be written: {error.strerror}") from error
 
 
-def _write(
-    rows: Iterator[dict[str, Any]], stream: TextIO, top_k: int, *, as_json_lines: bool
-) -> int:
+def _write(rows: Iterator[dict[str, Any]], stream: TextIO, request: Request) -> int:
     """Write the rows; gives the number of images that could not be read."""
     failed = 0
     # A file and a pipe get names as they are.
     show = console.clean if stream.isatty() else str
-    if not as_json_lines:
-        names = [f"{n}_{k}" for k in range(1, top_k + 1) for n in ("class", "probability")]
+    if not request.as_json_lines:
+        names = [f"{n}_{k}" for k in range(1, request.top_k + 1) for n in ("class", "probability")]
         stream.write(_csv_line(["path", *names, "error"]))
     for row in rows:
         failed += row["error"] is not None
-        if as_json_lines:
+        if request.as_json_lines:
             top = [{"class": name, "probability": round(p, 6)} for name, p in row["top"]]
             entry = {"path": row["path"], "predictions": top, "error": row["error"]}
             stream.write(show(json.dumps(entry, ensure_ascii=False)) + "\n")
         else:
             cells = [cell for name, p in row["top"] for cell in (name, f"{p:.6f}")]
-            cells += [""] * (2 * top_k - len(cells))
+            cells += [""] * (2 * request.top_k - len(cells))
             stream.write(show(_csv_line([row["path"], *cells, row["error"] or ""])))
         stream.flush()
     return failed

@@ -95,8 +95,9 @@ def _show(record: dict[str, Any], method: Method) -> None:
     layers, size, latency = record["layers"], record["size_bytes"], record["latency"]
     floating = record["float_layers"]
     console.note(
-        f"layers   {layers['quantized']} in int8 ({layers['per_channel']} with a scale a channel), "
-        f"{layers['floating']} in float" + (f" ({', '.join(floating)})" if floating else "")
+        f"layers   {layers['quantized']} in int8 ({layers['per_channel']} with a scale per "
+        f"channel), {layers['floating']} in float"
+        + (f" ({', '.join(floating)})" if floating else "")
     )
     for split, values in record["accuracy"].items():
         (low, high), (least, most) = values["fp32"]["interval"], values["int8"]["interval"]
@@ -124,10 +125,10 @@ def _show(record: dict[str, Any], method: Method) -> None:
         console.warn(
             f"int8 is slower than fp32 in {method.format.title} on this processor; "
             + (
-                "measure on the device that it is for, or stay with the float file"
+                "measure on the device that it is for, or keep the float file"
                 if method.name == PREFERRED
                 else f"OpenVINO may not be: --set quantize.method={PREFERRED}"
             )
         )
     if size["ratio"] > _SIZE_WARNING:
-        console.warn(f"the file has {size['ratio']:.0%} of its size before, usual is 30%")
+        console.warn(f"the file has {size['ratio']:.0%} of its size before; usual is 30%")

@@ -98,10 +98,12 @@ def _announce(run: Run) -> None:
     if done >= config.train.epochs:
         console.warn(
             f"the run has its {count(done, 'epoch')} already; "
-            f"--set train.epochs={done + 10} would go on"
+            f"--set train.epochs={done + 10} would continue it"
         )
     elif out_of_patience(state, training.options):
-        console.warn("the run stopped early; a larger --set train.early_stopping=N would go on")
+        console.warn(
+            "the run stopped early; a larger --set train.early_stopping=N would continue it"
+        )
 
 
 def _show_result(run: Run, result: FitResult, seconds: float, *, as_json: bool) -> None:

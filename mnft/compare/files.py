@@ -38,7 +38,7 @@ COLUMNS = (
 )
 EXPLANATION = (
     "accuracy: with its 95% Wilson interval",
-    "RAM: the most that a process held which opened this model alone and ran it at batch 1, with "
+    "RAM: the most that a process held that only opened this model and ran it at batch 1, with "
     "Python and the runtime",
     "ms, p95 ms: median and 95th percentile of one image through the model, without decoding and "
     "resizing",

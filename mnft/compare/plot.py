@@ -66,27 +66,7 @@ def plot_comparison(comparison: Comparison, path: Path, *, title: str) -> None:
     figure = Figure(figsize=_SIZE, dpi=_DPI, facecolor="white")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
-
-    shortest = min(point.latency_ms for point in points)
-    longest = max(point.latency_ms for point in points)
-    if longest / shortest > _WIDE:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        room = (longest / shortest) ** 0.14
-        axes.set_xlim(shortest / room, longest * room)
-    else:
-        room = 0.18 * (longest - shortest) or 0.2 * longest
-        axes.set_xlim(max(0.0, shortest - room), longest + room)
-    low, high = min(point.low for point in points), max(point.high for point in points)
-    margin = 0.08 * (high - low) or 1.0
-    axes.set_ylim(low - margin, high + margin)
-    below = f"\n{numbers}" if numbers else ""
-    axes.set_xlabel(f"latency of one image, median in ms (less is better){below}", fontsize=10)
-    axes.set_ylabel("accuracy in % (more is better)", fontsize=10)
-    style_axes(axes)
-
+    _set_axes(axes, points, below=f"\n{numbers}" if numbers else "")
     # The front as steps, from the lower to the right edge of the plot.
     front = sorted((point.latency_ms, point.accuracy) for point in points if point.on_front)
     corners = [(front[0][0], axes.get_ylim()[0])]
@@ -148,6 +128,28 @@ def _build_points(
             )
         )
     return points, styles
+
+
+def _set_axes(axes: Axes, points: Sequence[_Point], *, below: str) -> None:
+    """Limits with room around the points, scales and labels; `below` is added to the lower one."""
+    shortest = min(point.latency_ms for point in points)
+    longest = max(point.latency_ms for point in points)
+    if longest / shortest > _WIDE:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        room = (longest / shortest) ** 0.14
+        axes.set_xlim(shortest / room, longest * room)
+    else:
+        room = 0.18 * (longest - shortest) or 0.2 * longest
+        axes.set_xlim(max(0.0, shortest - room), longest + room)
+    low, high = min(point.low for point in points), max(point.high for point in points)
+    margin = 0.08 * (high - low) or 1.0
+    axes.set_ylim(low - margin, high + margin)
+    axes.set_xlabel(f"latency of one image, median in ms (less is better){below}", fontsize=10)
+    axes.set_ylabel("accuracy in % (more is better)", fontsize=10)
+    style_axes(axes)
 
 
 def draw_legend(axes: Axes, styles: Mapping[str, tuple[str, str]]) -> None:

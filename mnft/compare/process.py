@@ -114,7 +114,7 @@ class WorkerProcess:
         try:
             code = self._process.wait(_CLOSING_S)
         except subprocess.TimeoutExpired:
-            return "its output, but goes on"
+            return "its output, but still runs"
         if code >= 0:
             return f"with exit code {code}"
         name = signal.Signals(-code).name

@@ -16,7 +16,7 @@ _REFERENCE_HEAD = """\
 # Configuration reference
 
 A config is a YAML file with the sections below. `--set section.key=value` overrides a key. A key
-that you leave out has its default, or what the [recipe](../README.md#the-recipe) chooses. Unknown
+that you leave out has its default, or what the [recipe](training.md#the-recipe) chooses. Unknown
 keys, wrong types and values out of range are refused; the message lists all of them, with lines.
 
 Each run saves its resolved config as `config.yaml`, which trains the same run again. If the first

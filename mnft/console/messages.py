@@ -45,7 +45,7 @@ def show_error(error: MnftError | Interrupted) -> None:
 def clean(text: str) -> str:
     """The text without the characters that would steer a terminal.
 
-    The lines of a message are indented but for the first; any other line break is part of a name,
+    All lines of a message except the first are indented; any other line break is part of a name,
     which must not look like a message of its own.
     """
     return _NAMED_BREAK.sub(r"\\n", _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text))

@@ -11,6 +11,7 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Container, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePath
@@ -82,18 +83,26 @@ class Decoded(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What one look at a file found.
+    """What is known of a file after reading it once.
 
     Attributes:
         sha256: hash of the file's bytes, hexadecimal; empty when it could not be read.
         size: width and height in pixels as a viewer shows it; None when it cannot be decoded, or
-            was not because its content is known.
+            was not decoded because its content is known.
         problem: why it cannot be decoded; None when it can.
     """
 
     sha256: str
     size: tuple[int, int] | None
     problem: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class BadImage:
+    """A file that is named as an image but cannot be decoded, and why."""
+
+    path: Path
+    reason: str
 
 
 def decode(path: Path) -> Image.Image:
@@ -123,15 +132,15 @@ def decode_bytes(content: bytes, *, min_side: int | None = None) -> Image.Image:
     """Decode the content of an image file; see `decode`.
 
     Args:
-        content: of the file.
-        min_side: where given, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (scaled DCT,
-            several times faster) as long as no side of it falls below this many pixels.
+        content: the bytes of the file.
+        min_side: the number of pixels that no side may fall below when a JPEG is decoded at 1/2,
+            1/4 or 1/8 of its size (scaled DCT, several times faster); None decodes at full size.
     """
     return decode_whole(content, min_side).image
 
 
 def decode_whole(content: bytes, min_side: int | None) -> Decoded:
-    """Do what `decode_bytes` does, and tell what else is known of the file then."""
+    """Decode as `decode_bytes` does, and give the full size and the type as well."""
     if not content:
         raise DataError("the file is empty")
     formats = _known_formats()
@@ -143,15 +152,21 @@ def decode_whole(content: bytes, min_side: int | None) -> Decoded:
             if width * height > MAX_PIXELS:
                 raise _too_large(width * height)
             if min_side is not None and image.format in {"JPEG", "MPO"}:
-                # Of a HEIC file this would give a thumbnail, which may be another picture.
-                share = min_side / min(width, height)
-                image.draft(None, (math.ceil(width * share), math.ceil(height * share)))
+                # For a HEIC file this would give a thumbnail, which may show something else.
+                scale = min_side / min(width, height)
+                image.draft(None, (math.ceil(width * scale), math.ceil(height * scale)))
             image.load()
             if image.format == "HEIF":  # whose transformations are applied now
                 width, height = image.size
-            orientation = _orientation(image)
+            try:
+                orientation = int(image.getexif().get(_EXIF_ORIENTATION, 1))
+            except _DECODER_ERRORS:
+                orientation = 1  # damaged EXIF says nothing; viewers show the image as it is
             size = (height, width) if orientation in _SIDEWAYS else (width, height)
-            return Decoded(_turn_upright(_to_rgb(image), orientation), size, str(image.format))
+            upright = _to_rgb(image)
+            if (method := _TRANSPOSE.get(orientation)) is not None:
+                upright = upright.transpose(method)
+            return Decoded(upright, size, str(image.format))
     except UnidentifiedImageError as error:
         raise DataError(_explain_unknown(content)) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -187,11 +202,11 @@ def read_content(path: Path, *, sha256: str | None = None) -> bytes:
     """The bytes of a file.
 
     Args:
-        path: of the file.
-        sha256: that they must have.
+        path: the file.
+        sha256: the hash that the bytes must have; None reads any file.
 
     Raises:
-        DataError: it cannot be read, or is another than it was.
+        DataError: it cannot be read, or its content has changed.
     """
     try:
         content = path.read_bytes()
@@ -277,22 +292,23 @@ def _load_heif() -> bool:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
-        return _from_deep_grey(image)
+        values = np.asarray(image)
+        grey = _to_eight_bits(values)
+        if isinstance(transparent := image.info.get("transparency"), int):
+            grey[values == transparent] = 255
+        return Image.fromarray(grey).convert("RGB")
     if image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
     if image.mode == "CMYK" and (profile := image.info.get("icc_profile")):
-        return _manage_colour(image, profile)
+        # A damaged profile raises: then the colours are converted without it.
+        with suppress(ImageCms.PyCMSError, OSError):
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            target = ImageCms.createProfile("sRGB")
+            managed = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
+            return managed if managed is not None else image.convert("RGB")
     return image.convert("RGB")
-
-
-def _from_deep_grey(image: Image.Image) -> Image.Image:
-    values = np.asarray(image)
-    grey = _to_eight_bits(values)
-    if isinstance(transparent := image.info.get("transparency"), int):
-        grey[values == transparent] = 255
-    return Image.fromarray(grey).convert("RGB")
 
 
 def _to_eight_bits(values: np.ndarray) -> np.ndarray:
@@ -306,33 +322,3 @@ def _to_eight_bits(values: np.ndarray) -> np.ndarray:
     highest = values[np.isfinite(values)].max(initial=0.0)
     top = next((top for top in tops if highest <= top), tops[-1])
     return np.asarray(np.clip(np.round(values * (255.0 / top)), 0, 255), dtype=np.uint8)
-
-
-def _manage_colour(image: Image.Image, profile: bytes) -> Image.Image:
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        target = ImageCms.createProfile("sRGB")
-        managed = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError):
-        return image.convert("RGB")  # a damaged profile: the colours without it
-    return managed if managed is not None else image.convert("RGB")
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
-    except _DECODER_ERRORS:
-        return 1  # damaged EXIF says nothing; viewers show the image as it is
-
-
-def _turn_upright(image: Image.Image, orientation: int) -> Image.Image:
-    method = _TRANSPOSE.get(orientation)
-    return image if method is None else image.transpose(method)
-
-
-@dataclass(frozen=True, slots=True)
-class BadImage:
-    """A file that is named as an image but cannot be decoded, and why."""
-
-    path: Path
-    reason: str

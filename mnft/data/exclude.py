@@ -6,13 +6,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mnft.data.folder import FolderScan
 from mnft.errors import ConfigError
-
-if TYPE_CHECKING:  # a training reads lists, and must not wait for what finds the files
-    pass
 
 _MAX_BYTES = 1 << 30
 
@@ -24,7 +20,7 @@ class Exclusion:
     Attributes:
         scan: what is left.
         excluded: paths that were taken away.
-        unknown: paths of the list that are no image of the folder.
+        unknown: paths of the list that name no image of the folder.
     """
 
     scan: FolderScan
@@ -56,20 +52,30 @@ def read_list(path: Path) -> list[str]:
     """The paths of a list, in order.
 
     Raises:
-        ConfigError: missing, no text, or with a line that is no path.
+        ConfigError: a list that is missing or not a text, or a line that is not a path.
     """
     paths = []
-    for number, line in enumerate(_read(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         entry = line.strip()
         if not entry or entry.startswith("#"):
             continue
         if entry.startswith('"'):
-            entry = _unquote(entry, f"{path}, line {number}")
+            try:
+                entry = str(json.loads(entry))
+            except ValueError as error:
+                raise ConfigError(
+                    f"{path}, line {number}: not a JSON string: {entry[:80]}", key="data.exclude"
+                ) from error
         paths.append(entry.removeprefix("./"))
     return paths
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a list, with line feeds only.
+
+    Raises:
+        ConfigError: missing, too large, not UTF-8, or a file that cannot be read.
+    """
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise ConfigError(f"{path}: too large for a list of files", key="data.exclude")
@@ -85,13 +91,3 @@ def _read(path: Path) -> str:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(f"{path}: cannot be read: {reason}", key="data.exclude") from error
-
-
-def _unquote(entry: str, where: str) -> str:
-    try:
-        value = json.loads(entry)
-    except ValueError as error:
-        raise ConfigError(
-            f"{where}: not a JSON string: {entry[:80]}", key="data.exclude"
-        ) from error
-    return str(value)

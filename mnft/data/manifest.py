@@ -44,11 +44,11 @@ class Manifest:
 
     Attributes:
         root: the image folder.
-        class_names: sorted; the index of a name is its label.
-        samples: sorted by path.
+        class_names: sorted names; the index of a name is its label.
+        samples: the images, sorted by path.
         left_out: files that were found and are not used.
-        inherited: images outside the train split that the models which the run starts from, or
-            learns from, were trained on; shortened SHA-256.
+        inherited: shortened SHA-256 of images outside the train split that earlier models were
+            trained on: those that the run starts from, and its teacher.
     """
 
     root: Path
@@ -92,17 +92,18 @@ def build_manifest(
 
     Splits that the folder has are kept. A missing val split is taken from train, and where the
     folder has no splits at all a test split too: in each class, unique contents are put in the
-    order of SHA-256(seed, content) and cut; so the split depends on nothing but seed and files.
-    Copies of one content never stand in two splits: in the folder's own splits the copy in train
-    gives way to val, and both to test.
+    order of SHA-256(seed, content) and cut, so the split depends only on the seed and the files.
+    Copies of one content never stand in two splits: of the folder's own splits, test keeps its
+    copy before val, and val before train.
 
     Args:
         scan: the folder.
-        inspections: of its files.
-        val_fraction: share of each class for a val split that is taken from train.
-        test_fraction: likewise.
-        seed: of the cut.
-        known: splits of contents in another run; they stay in them, and only others are cut.
+        inspections: what is known of each of its files, by path.
+        val_fraction: fraction of each class for a val split that is taken from train.
+        test_fraction: fraction of each class for a test split that is taken from train.
+        seed: seed of the cut.
+        known: split of each content in another run; these contents stay in their splits, and only
+            others are cut.
 
     Raises:
         DataError: one class, an empty class, a class too small to split, no training images of a
@@ -116,21 +117,34 @@ def build_manifest(
     ]
     hashes = {image.path: inspections[image.path].sha256 for image in good}
     class_names = _check_classes(scan, good)
-    _check_given_splits(scan)
-    good, doubles = _drop_copies_across_splits(good, hashes)
+    holder: dict[str, ImageFile] = {}  # which copy of a content stays
+    for name in ("train", "val", "test"):
+        holder |= {hashes[image.path]: image for image in good if image.split == name}
+    kept = []
+    for image in good:
+        other = holder.get(hashes[image.path], image)
+        if image.split == other.split:
+            kept.append(image)
+        else:
+            left_out.append(LeftOut(image.path, f"the same bytes as {other.path}"))
     fractions = choose_fractions(
         scan.splits, val_fraction=val_fraction, test_fraction=test_fraction
     )
-    kept = choose_known(scan.splits, known or {})
-    carved = carve(good, hashes, fractions, seed, kept)
-    samples = [
-        Sample(i.path, i.class_name, carved.get(hashes[i.path], i.split or "train"), hashes[i.path])
-        if i.split in (None, "train")
-        else Sample(i.path, i.class_name, i.split, hashes[i.path])
-        for i in good
-    ]
-    _check_train_is_complete(scan.root, samples, class_names)
-    return Manifest(scan.root, tuple(class_names), tuple(samples), tuple(left_out + doubles))
+    carved = carve(kept, hashes, fractions, seed, choose_known(scan.splits, known or {}))
+    samples = []
+    for image in kept:
+        sha256, split = hashes[image.path], image.split or "train"
+        if split == "train":
+            split = carved.get(sha256, split)
+        samples.append(Sample(image.path, image.class_name, split, sha256))
+    learned = {sample.class_name for sample in samples if sample.split == "train"}
+    if missing := [name for name in class_names if name not in learned]:
+        raise DataError(
+            f"{scan.root}: every image of class {', '.join(missing)} is a copy of one in another "
+            "split or class, so none is left for train",
+            hint="`mnft data check` lists the copies",
+        )
+    return Manifest(scan.root, tuple(class_names), tuple(samples), tuple(left_out))
 
 
 def save_manifest(manifest: Manifest, path: Path) -> None:
@@ -218,6 +232,7 @@ def list_changes(manifest: Manifest, samples: Sequence[Sample]) -> list[str]:
 
 
 def _check_classes(scan: FolderScan, good: Sequence[ImageFile]) -> list[str]:
+    """The names of the classes, when every split can be used."""
     train = sorted({image.class_name for image in good if image.split in (None, "train")})
     empty = sorted(
         {n for s, n in scan.empty_classes if s in (None, "train")}
@@ -240,40 +255,9 @@ def _check_classes(scan: FolderScan, good: Sequence[ImageFile]) -> list[str]:
                 f"{', '.join(unknown)}",
                 hint="classes are matched by name: rename or remove them",
             )
-    return train
-
-
-def _check_train_is_complete(
-    root: Path, samples: Sequence[Sample], class_names: Sequence[str]
-) -> None:
-    learned = {sample.class_name for sample in samples if sample.split == "train"}
-    if missing := [name for name in class_names if name not in learned]:
-        raise DataError(
-            f"{root}: every image of class {', '.join(missing)} is a copy of one in another split "
-            "or class, so none is left for train",
-            hint="`mnft data check` lists the copies",
-        )
-
-
-def _check_given_splits(scan: FolderScan) -> None:
     for split in sorted({split for split, _ in scan.empty_classes if split} - set(scan.splits)):
         raise DataError(
             f"{scan.root}: the {split} folder holds no images",
             hint="fill it, or take it away (a val split is then taken from train)",
         )
-
-
-def _drop_copies_across_splits(
-    images: Sequence[ImageFile], hashes: Mapping[str, str]
-) -> tuple[list[ImageFile], list[LeftOut]]:
-    holder: dict[str, ImageFile] = {}
-    for split in ("train", "val", "test"):
-        holder |= {hashes[image.path]: image for image in images if image.split == split}
-    kept, doubles = [], []
-    for image in images:
-        other = holder.get(hashes[image.path], image)
-        if image.split == other.split:
-            kept.append(image)
-        else:
-            doubles.append(LeftOut(image.path, f"the same bytes as {other.path}"))
-    return kept, doubles
+    return train

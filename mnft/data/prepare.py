@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from mnft.config.schema import DataConfig
 from mnft.data.decode import Inspection, list_cures
-from mnft.data.exclude import Exclusion, exclude
+from mnft.data.exclude import exclude
 from mnft.data.folder import FolderScan
 from mnft.data.manifest import (
     SPLIT_FILE,
@@ -25,6 +25,7 @@ from mnft.data.scan_files import scan_files
 from mnft.data.store.cache import choose_cache_folder
 from mnft.data.store.store import list_known_contents
 from mnft.errors import CheckpointError, ConfigError, DataError
+from mnft.reporter import Progress
 from mnft.text import count
 
 _SHOWN = 10
@@ -40,7 +41,7 @@ class _Everything:
 
 
 def prepare_manifest(
-    config: DataConfig, on_progress: Callable[[int, int], None], *, check_later: bool = False
+    config: DataConfig, on_progress: Progress, *, check_later: bool = False
 ) -> Manifest:
     """Find the images of `data.root`, make sure that they decode, and split them.
 
@@ -48,9 +49,9 @@ def prepare_manifest(
 
     Args:
         config: the `data` section.
-        on_progress: called with the files done and all files.
-        check_later: decode the images of the test split alone; whoever decodes the others for the
-            store finds out which do not, and must then prepare again without this.
+        on_progress: a function that is called with the files done and all files.
+        check_later: decode only the images of the test split; the caller, who decodes the others
+            for the store, must prepare again without this if some do not decode.
 
     Raises:
         DataError: the folder cannot be used, or holds files that do not decode and
@@ -75,11 +76,19 @@ def prepare_manifest(
     if len(manifest.left_out) > _SHOWN:
         _log.warning("left out: %d more, see split.json", len(manifest.left_out) - _SHOWN)
     _warn_of_conflicts(manifest)
-    return _record(manifest, exclusion, config.exclude)
+    if exclusion.unknown:
+        _log.warning(
+            "data.exclude: %d paths of %s are no image of the folder: %s",
+            len(exclusion.unknown),
+            config.exclude,
+            ", ".join(exclusion.unknown[:_SHOWN]),
+        )
+    excluded = tuple(LeftOut(path, f"excluded by {config.exclude}") for path in exclusion.excluded)
+    return replace(manifest, left_out=manifest.left_out + excluded)
 
 
 def _warn_of_conflicts(manifest: Manifest) -> None:
-    """Say which files of the same bytes stand in two classes: one of the labels is wrong."""
+    """Warn of files with the same bytes in two classes: one of the labels is wrong."""
     by_content: dict[str, list[Sample]] = defaultdict(list)
     for sample in manifest.samples:
         by_content[sample.sha256].append(sample)
@@ -95,33 +104,20 @@ def _warn_of_conflicts(manifest: Manifest) -> None:
         )
 
 
-def _record(manifest: Manifest, exclusion: Exclusion, name: str | None) -> Manifest:
-    """The manifest with the files that a list has taken away."""
-    if exclusion.unknown:
-        _log.warning(
-            "data.exclude: %d paths of %s are no image of the folder: %s",
-            len(exclusion.unknown),
-            name,
-            ", ".join(exclusion.unknown[:_SHOWN]),
-        )
-    excluded = tuple(LeftOut(path, f"excluded by {name}") for path in exclusion.excluded)
-    return replace(manifest, left_out=manifest.left_out + excluded)
-
-
 def _prepare_unchecked(
     config: DataConfig,
     scan: FolderScan,
     known: Container[str],
-    on_progress: Callable[[int, int], None],
+    on_progress: Progress,
 ) -> Manifest | None:
-    """The manifest if all images decode; None where it is known already that some do not."""
+    """The manifest if all images may decode; None if some are known not to."""
     paths = [image.path for image in scan.images]
-    inspections = scan_files(scan.root, paths, on_progress, _Everything())
+    inspections = scan_files(scan.root, paths, on_progress, known=_Everything())
     if _problems(inspections):
         return None
     manifest = split_folder(config, scan, inspections)
     tested = [sample.path for sample in manifest.split("test")]
-    checked = scan_files(scan.root, tested, lambda _done, _total: None, known)
+    checked = scan_files(scan.root, tested, known=known)
     return None if _problems(checked) else manifest
 
 
@@ -129,10 +125,10 @@ def _prepare(
     config: DataConfig,
     scan: FolderScan,
     known: Container[str],
-    on_progress: Callable[[int, int], None],
+    on_progress: Progress,
 ) -> Manifest:
     paths = [image.path for image in scan.images]
-    inspections = scan_files(scan.root, paths, on_progress, known)
+    inspections = scan_files(scan.root, paths, on_progress, known=known)
     bad = _problems(inspections)
     if bad and config.on_bad_image == "fail":
         raise DataError(
@@ -140,7 +136,7 @@ def _prepare(
             + "\n".join(f"  {path}: {problem}" for path, problem in list(bad.items())[:_LISTED_BAD])
             + (f"\n  and {len(bad) - _LISTED_BAD} more" if len(bad) > _LISTED_BAD else ""),
             hint="".join(f"{cure}; else " for cure in list_cures(bad.values()))
-            + "mend or remove them (`mnft data check --json` lists them all), or leave them out "
+            + "fix or remove them (`mnft data check --json` lists them all), or leave them out "
             "with data.on_bad_image: skip",
         )
     return split_folder(config, scan, inspections)
@@ -152,7 +148,7 @@ def split_folder(
     """Split a folder as a config says; see `build_manifest`.
 
     Raises:
-        DataError: it cannot be split so.
+        DataError: the folder cannot be split like that.
         ConfigError: `data.split_from` names no run, or one that has nothing to say here.
     """
     return build_manifest(
@@ -161,11 +157,11 @@ def split_folder(
         val_fraction=config.val_fraction,
         test_fraction=config.test_fraction,
         seed=config.split_seed,
-        known=None if config.split_from is None else _find_known(config, scan, inspections),
+        known=None if config.split_from is None else _load_known_splits(config, scan, inspections),
     )
 
 
-def _find_known(
+def _load_known_splits(
     config: DataConfig, scan: FolderScan, inspections: Mapping[str, Inspection]
 ) -> dict[str, str]:
     """The split of each content in the run of `data.split_from`."""

@@ -18,14 +18,18 @@ T = TypeVar("T")
 
 
 def scan_files(
-    root: Path, paths: Iterable[str], on_progress: Progress, known: Container[str] = ()
+    root: Path,
+    paths: Iterable[str],
+    on_progress: Progress = lambda _done, _total: None,
+    *,
+    known: Container[str] = (),
 ) -> dict[str, Inspection]:
     """Inspect files; Pillow and hashlib release the interpreter lock while they work.
 
     Args:
         root: the folder.
         paths: files relative to it.
-        on_progress: called with the number of files done and of all files.
+        on_progress: a function that is called with the numbers of files done and of all files.
         known: SHA-256 of contents that are known to decode.
 
     Returns:
@@ -42,7 +46,7 @@ def map_files(
     Args:
         paths: the arguments of the calls.
         function: a function that releases the interpreter lock; others gain nothing from threads.
-        on_progress: called with the number of files done and of all files.
+        on_progress: a function that is called with the numbers of files done and of all files.
 
     Returns:
         The results by path.

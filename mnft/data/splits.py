@@ -13,7 +13,7 @@ from mnft.errors import DataError
 def choose_fractions(
     splits: Sequence[str], *, val_fraction: float, test_fraction: float
 ) -> dict[str, float]:
-    """The splits that a folder with `splits` lacks and that are taken from train, with shares."""
+    """The splits that a folder with `splits` lacks and that are taken from train: fractions."""
     if "val" in splits:
         return {}
     fractions = {"val": val_fraction}
@@ -28,13 +28,13 @@ def compute_split_counts(
     """How many of a class's different images each split takes; None if one would get none.
 
     Args:
-        num_images: to share out.
-        fractions: shares of the splits that are taken from train.
+        num_images: number of different images of the class.
+        fractions: fractions of the splits that are taken from train.
         has: splits that hold images of the class already.
     """
     counts = {
-        name: max(int(name not in has), round(share * num_images))
-        for name, share in fractions.items()
+        name: max(int(name not in has), round(fraction * num_images))
+        for name, fraction in fractions.items()
     }
     return counts if sum(counts.values()) + ("train" not in has) <= num_images else None
 
@@ -55,14 +55,14 @@ def carve(
     """Choose the splits of contents: a stratified cut of each class.
 
     Args:
-        images: of the folder; those in its own val and test folders are passed over.
-        hashes: content of each, by path.
-        fractions: shares of the splits that are taken from train.
-        seed: of the cut.
-        known: contents whose split is decided already.
+        images: the images of the folder; those in its own val and test folders are skipped.
+        hashes: content of each image, by path.
+        fractions: fractions of the splits that are taken from train.
+        seed: seed of the cut.
+        known: the split of contents that is decided already.
 
     Returns:
-        The split by content; those that are not in it stay in train.
+        The split of each content; other contents stay in train.
 
     Raises:
         DataError: a class has too few images.

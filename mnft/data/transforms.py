@@ -27,7 +27,7 @@ def build_eval_transform(preprocessing: Preprocessing) -> Transform:
 
     Returns:
         A function from an RGB image to a (C, H, W) uint8 tensor, whose pixels equal those of
-        torchvision's Resize(floor(size / crop_pct)) and CenterCrop(size) on the same image, but
+        torchvision's Resize(floor(size / crop_pct)) and CenterCrop(size) on the same image, except
         for strips so long that the resized image would have over 89 million pixels.
     """
     geometry = create_transform(
@@ -42,7 +42,7 @@ def build_eval_transform(preprocessing: Preprocessing) -> Transform:
     resized = int(max(height, width) / preprocessing.crop_pct)
     keeps_aspect = preprocessing.crop_mode == "center"
     max_aspect = max(2, _MAX_RESIZED_PIXELS // resized**2) if keeps_aspect else None
-    return _Pipeline(_to_channels(channels), geometry, max_aspect)
+    return _Pipeline(_to_grey if channels == 1 else None, geometry, max_aspect)
 
 
 def build_train_transform(augment: AugmentConfig, preprocessing: Preprocessing) -> Transform:
@@ -69,7 +69,15 @@ def build_train_transform(augment: AugmentConfig, preprocessing: Preprocessing) 
         steps.append(v2.RandomHorizontalFlip(augment.hflip))
     if augment.vflip:
         steps.append(v2.RandomVerticalFlip(augment.vflip))
-    steps += _policy(augment, mode)
+    # torchvision cannot rotate tensors, as which images come from the store, bicubically.
+    rotation = mode if mode is v2.InterpolationMode.NEAREST else v2.InterpolationMode.BILINEAR
+    if augment.policy == "rand_augment":
+        steps.append(v2.RandAugment(magnitude=augment.magnitude, interpolation=rotation))
+    elif augment.policy == "trivial_augment":
+        steps.append(v2.TrivialAugmentWide(interpolation=rotation))
+    elif augment.policy == "aug_mix":
+        severity = min(10, max(1, augment.magnitude // 3))
+        steps.append(v2.AugMix(severity=severity, interpolation=rotation))
     if strength := augment.color_jitter:
         steps.append(v2.ColorJitter(strength, strength, strength))
     steps.append(v2.PILToTensor())
@@ -77,7 +85,7 @@ def build_train_transform(augment: AugmentConfig, preprocessing: Preprocessing) 
         # The mean colour, which normalisation turns into about 0.
         fill = [round(255 * value) for value in preprocessing.mean]
         steps.append(v2.RandomErasing(augment.random_erasing, value=fill))
-    return _Pipeline(_to_channels(channels), v2.Compose(steps))
+    return _Pipeline(_to_grey if channels == 1 else None, v2.Compose(steps))
 
 
 def normalize(images: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -85,7 +93,7 @@ def normalize(images: Tensor, preprocessing: Preprocessing) -> Tensor:
 
     Args:
         images: (B, C, H, W) uint8.
-        preprocessing: whose mean and std are used.
+        preprocessing: the mean and std.
 
     Returns:
         (B, C, H, W) float32: (images / 255 - mean) / std.
@@ -106,7 +114,7 @@ def normalize(images: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 @functools.cache
 def _constants(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Numbers on a device; kept, as every copy to a GPU waits until the GPU has nothing to do."""
+    """Numbers on a device; they are cached, as each copy to a GPU waits until the GPU is idle."""
     return torch.tensor(values, device=device)
 
 
@@ -115,7 +123,7 @@ class _Pipeline:
 
     def __init__(
         self,
-        first: Callable[[Image.Image], Image.Image],
+        first: Callable[[Image.Image], Image.Image] | None,
         second: Callable[[Any], Tensor],
         max_aspect: int | None = None,
     ) -> None:
@@ -128,37 +136,15 @@ class _Pipeline:
             return self._second(image)  # from the store, which has done the first step
         if self._max_aspect:
             image = limit_aspect(image, self._max_aspect)
-        return self._second(self._first(image))
-
-
-def _policy(augment: AugmentConfig, mode: v2.InterpolationMode) -> list[v2.Transform]:
-    # torchvision cannot rotate tensors, as which images come from the store, bicubically.
-    if mode is not v2.InterpolationMode.NEAREST:
-        mode = v2.InterpolationMode.BILINEAR
-    if augment.policy == "rand_augment":
-        return [v2.RandAugment(magnitude=augment.magnitude, interpolation=mode)]
-    if augment.policy == "trivial_augment":
-        return [v2.TrivialAugmentWide(interpolation=mode)]
-    if augment.policy == "aug_mix":
-        severity = min(10, max(1, augment.magnitude // 3))
-        return [v2.AugMix(severity=severity, interpolation=mode)]
-    return []
-
-
-def _to_channels(channels: int) -> Callable[[Image.Image], Image.Image]:
-    return _to_grey if channels == 1 else _as_it_is
+        return self._second(self._first(image) if self._first else image)
 
 
 def _to_grey(image: Image.Image) -> Image.Image:
     return image.convert("L")
 
 
-def _as_it_is(image: Image.Image) -> Image.Image:
-    return image
-
-
 def limit_aspect(image: Image.Image, max_aspect: int) -> Image.Image:
-    """Cut what exceeds `max_aspect` times the shorter side from both ends of the longer."""
+    """Cut both ends of the longer side to `max_aspect` times the shorter side."""
     width, height = image.size
     longest = max_aspect * min(width, height)
     # As much is cut from one end as from the other, so that the centre stays the centre.

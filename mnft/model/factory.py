@@ -16,6 +16,7 @@ from torch import nn
 
 from mnft.config.schema import ModelConfig
 from mnft.errors import ModelError, first_line
+from mnft.failures import is_out_of_memory
 from mnft.model.freeze import evaluating
 from mnft.model.pruned import read_shapes, shrink
 from mnft.model.sources import (
@@ -170,7 +171,7 @@ def _check_size(model: Any, preprocessing: Preprocessing) -> None:
         with torch.no_grad(), evaluating(model):
             model(torch.zeros(1, channels, height, width))
     except (RuntimeError, ValueError, ArithmeticError, AssertionError) as error:
-        if "alloc" in str(error):  # too little memory, which `failures.explain` explains
+        if is_out_of_memory(error):  # which is not the size's fault
             raise
         raise ModelError(
             f"the model cannot take images of {width} x {height} pixels: "

@@ -19,7 +19,12 @@ def find_linear_head(model: nn.Module) -> nn.Linear | None:
 
 
 def has_linear_head(model: nn.Module, input_size: tuple[int, int, int]) -> bool:
-    """Whether the model's outputs are one linear layer on features that it gives."""
+    """Whether the model's outputs are a linear layer applied to its pooled features.
+
+    Args:
+        model: a timm model; it is run once, in evaluation mode.
+        input_size: (C, H, W) of the model's input.
+    """
     head = find_linear_head(model)
     if head is None:
         return False

@@ -203,7 +203,7 @@ def _find_manifest(
         return manifest
     root = Path(config.data.root).expanduser()
     if not root.exists() and config.data.fetch:
-        catalog.bring(config.data.fetch, root, reporter)
+        catalog.fetch(config.data.fetch, root, reporter=reporter)
     with reporter.track("checking images") as on_progress:
         manifest = prepare_manifest(config.data, on_progress, check_later=check_later)
     return inherit(manifest, config, reporter)

@@ -136,7 +136,7 @@ def check_name_is_free(parent: Path, name: str | None) -> None:
 def _taken(path: Path) -> ConfigError:
     return ConfigError(
         f"{path} exists already",
-        hint=f"choose another name, delete it, or go on with it: mnft train --resume {path}",
+        hint=f"choose another name, delete it, or resume it: mnft train --resume {path}",
         key="run.name",
     )
 
@@ -200,7 +200,7 @@ def find_bundle(path: Path) -> Path:
     if RunFolder(path).config.is_file():
         raise CheckpointError(
             f"{path} has no best model: it has not finished an epoch",
-            hint=f"go on with `mnft train --resume {path}`",
+            hint=f"resume it with `mnft train --resume {path}`",
         )
     if path.is_file():
         hint = f"name the folder: {path.parent}"

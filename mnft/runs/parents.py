@@ -21,9 +21,9 @@ class Parent:
     """A model whose weights or answers a training takes over.
 
     Attributes:
-        what: that it is, in words.
-        folder: of the model.
-        run: that it lies in; None where it does not.
+        what: its part in the training, in words.
+        folder: the model folder.
+        run: the run folder that it lies in, or None.
     """
 
     what: str
@@ -32,7 +32,7 @@ class Parent:
 
 
 def inherit(manifest: Manifest, config: Config, reporter: Reporter) -> Manifest:
-    """The manifest with the images that the models before this one were trained on."""
+    """The manifest, with the images that its parents were trained on as `inherited`."""
     seen = frozenset[str]().union(
         *(_read_trained_on(parent, reporter) for parent in find_parents(config))
     )
@@ -62,7 +62,7 @@ def warn_of_seen_images(manifest: Manifest, config: Config, reporter: Reporter) 
 
 
 def find_parents(config: Config) -> list[Parent]:
-    """The model folders that weights come from, and that teach; none of published models."""
+    """The model folders that weights come from, and that teach; published models have none."""
     named = [("the start model", find_start_folder(config.model))]
     if config.distill.teacher is not None:
         named.append(("the teacher", find_folder(config.distill.teacher)))
@@ -76,7 +76,7 @@ def _find_run(folder: Path) -> Path | None:
 
 
 def _read_trained_on(parent: Parent, reporter: Reporter) -> frozenset[str]:
-    """Shortened SHA-256 of its training images; models of before this record have the split's."""
+    """Shortened SHA-256 of its training images; older models have only those of their split."""
     record = parent.folder / RECORD
     try:
         content = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}

@@ -107,8 +107,8 @@ def describe_stop(error: BaseException, run: RunFolder) -> Interrupted:
     done, partial = read_saved_progress(run.resume)
     within = f" and {count(partial, 'update')} of the next" if partial else ""
     message = f"by {by} after {count(done, 'epoch')}{within}"
-    go_on = f"go on with: mnft train --resume {run.path}"
-    return Interrupted(code, f"{message}; {go_on}", by=by)
+    command = f"resume with: mnft train --resume {run.path}"
+    return Interrupted(code, f"{message}; {command}", by=by)
 
 
 def find_differences(a: Config, b: Config) -> set[str]:

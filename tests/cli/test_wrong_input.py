@@ -318,7 +318,7 @@ TABLE = [
     row("eval nothing", "eval --ckpt runs/nothing", 1, "runs/nothing does not exist | hint: name a run (runs/NAME) or a model folder"),
     row("eval images", "eval --ckpt images", 1, "images is not a model or run folder | hint: name a run", None, images),
     row("eval a file", "eval --ckpt runs/done/best/config.json", 1, "config.json is not a model or run folder | hint: name the folder: runs/done/best", None, done_run),
-    row("eval unfinished run", EVAL, 1, "runs/done has no best model: it has not finished an epoch | hint: go on with", None, done_run, remove("runs/done/best")),
+    row("eval unfinished run", EVAL, 1, "runs/done has no best model: it has not finished an epoch | hint: resume it with", None, done_run, remove("runs/done/best")),
     row("eval model without run", "eval --ckpt models/best", 1, "models/best does not lie in a run | hint: name a folder of images: --data DIR", None, done_run, move("runs/done/best", "models/best")),
     row("eval damaged model", EVAL, 1, "runs/done/best/config.json: damaged", None, done_run, write("runs/done/best/config.json", "{")),
     row("eval damaged weights", EVAL, 1, "runs/done/best/model.safetensors: damaged: it is not what was written", None, done_run, write("runs/done/best/model.safetensors", "x")),

@@ -171,7 +171,7 @@ def test_the_bar_is_gone_when_rows_are_written(
 
     rows_of = command._rows
     names = [image(f"{n}.png", n) for n in range(7)]
-    monkeypatch.setattr(command.console, "progress", progress)
+    monkeypatch.setattr(command.console.REPORTER, "track", progress)
     monkeypatch.setattr(command, "_CHUNK", 3)
     monkeypatch.setattr(command, "_rows", give)
     monkeypatch.setattr(command, "_is_pipe", lambda _stream: to_pipe, raising=False)

@@ -37,7 +37,7 @@ from mnft.model.bundle import load_bundle
 from mnft.reporter import SILENT
 from mnft.results import EpochResult
 from mnft.runs import writer as writer_module
-from mnft.tasks.classify.head import Criterion
+from mnft.tasks.classify.head import CrossEntropy
 from mnft.tasks.classify.metrics import EpochMetrics
 from mnft.tasks.classify.targets import compute_balanced_weights
 from mnft.text import count
@@ -287,7 +287,7 @@ def test_an_interrupt_before_the_first_epoch_is_done(
         interrupt_in_epoch(patch, 1)
         stopped = train(name="cut")
     assert stopped.exit_code == 130
-    assert "after 0 epochs and 3 updates of the next; go on with" in stopped.stderr
+    assert "after 0 epochs and 3 updates of the next; resume with" in stopped.stderr
     assert train.resume("cut").exit_code == 0
     assert train(name="whole").exit_code == 0
     assert_same_run(train.run("whole"), train.run("cut"))
@@ -355,7 +355,7 @@ def test_a_signal_within_an_epoch_saves_and_stops_at_once(
     assert signal.getsignal(signal.SIGINT) is before
     assert stopped.exit_code == code
     assert updates == 5
-    assert "after 1 epoch and 2 updates of the next; go on with" in stopped.stderr
+    assert "after 1 epoch and 2 updates of the next; resume with" in stopped.stderr
     assert train.resume("cut").exit_code == 0
     assert_same_run(train.run("whole"), train.run("cut"))
 
@@ -372,7 +372,7 @@ def test_a_second_signal_does_not_wait_for_the_update(
         patch.setattr(loop_module, "_update", signalled)
         stopped = train(name="cut")
     assert stopped.exit_code == 143
-    assert "after 0 epochs; go on with" in stopped.stderr
+    assert "after 0 epochs; resume with" in stopped.stderr
 
 
 def test_a_run_whose_state_is_gone_does_not_begin_again(train: Trainer) -> None:
@@ -402,7 +402,7 @@ def test_an_interrupt_while_an_epoch_is_saved(
         stopped = train(name="cut")
     assert stopped.exit_code == 130
     assert epochs_of(train.run("cut")) == []
-    assert f"after {count(kept, 'epoch')}; go on with" in stopped.stderr
+    assert f"after {count(kept, 'epoch')}; resume with" in stopped.stderr
     if kept:
         assert train.resume("cut").exit_code == 0
         assert_same_run(train.run("whole"), train.run("cut"))

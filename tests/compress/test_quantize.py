@@ -256,7 +256,7 @@ def test_nncf_writes_onnx_too_and_keeps_layers_in_float(float_file, tmp_path):
 @needs_nncf
 @pytest.mark.usefixtures("_no_clock")
 def test_nncf_finds_the_layer_that_must_stay_in_float(run_cli, run):
-    """In a network whose conv2 cannot be in int8, which its gate sees and the search mends."""
+    """In a network whose conv2 cannot be in int8, which the gate sees and the search fixes."""
     spoil(run / "best")
     method = ("--set", "quantize.method=nncf", "--set", "quantize.qat=never")
     result = run_cli("quantize", "--ckpt", run, *QUICK, *method, "--json")
@@ -380,7 +380,7 @@ def test_a_few_more_layers_at_a_time(largest, available, counts):
 def test_nothing_quantized_is_an_error():
     with pytest.raises(ExportError, match="left all 5 layers in float"):
         check_counts(LayerCounts(0, 0, 5), what="X", per_channel=True)
-    with pytest.raises(ExportError, match="a scale a channel"):
+    with pytest.raises(ExportError, match="a scale per channel"):
         check_counts(LayerCounts(5, 0, 0), what="X", per_channel=True)
     check_counts(LayerCounts(5, 0, 0), what="X", per_channel=False)
 

@@ -29,7 +29,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from typer.testing import Result
 
-from mnft.device.ranks import distributed
+from mnft.device.machine import Machine
+from mnft.device.ranks import batchnorm, distributed
 from mnft.device.ranks.batchnorm import synchronize_batchnorm
 from mnft.device.ranks.distributed import Ranks, agree, broadcast, gather, process_group
 from mnft.errors import ConfigError, DataError, Interrupted
@@ -154,7 +155,7 @@ def test_an_error_ends_both_processes_and_is_said_once(config: Path) -> None:
 
 SCRIPT = '''
 import copy, sys, warnings
-from dataclasses import dataclass
+from dataclasses import replace
 from types import SimpleNamespace
 import numpy as np, timm, torch
 from torch import nn
@@ -162,25 +163,32 @@ from timm.layers import BatchNormAct2d
 from mnft.data.batches.batch import Batch
 from mnft.data.batches.samplers import EpochSampler
 from mnft.config.schema import Config, ScheduleConfig
-from mnft.engine import distributed, setup, stages, teaching
+from mnft.device.machine import Machine
+from mnft.device.ranks import batchnorm
+from mnft.device.ranks.batchnorm import synchronize_batchnorm
 from mnft.device.compiling import Compiled
 from mnft.device.ranks.distributed import (
-    broadcast, gather, process_group, sum_over_ranks, synchronize_batchnorm, without_exchange,
+    broadcast, gather, process_group, sum_over_ranks, without_exchange,
 )
 from mnft.training.inference import compute_outputs
-from mnft.tasks.base import Features
-from mnft.training.inputs import no_progress
-from mnft.training.epoch.loop import LoopOptions, train_one_epoch
-from mnft.training.optim import CrossEntropy, Schedule
+from mnft.reporter import SILENT
+from mnft.tasks import open_task
+from mnft.tasks.base import Features, Teacher
+from mnft.tasks.classify.head import CrossEntropy
+from mnft.training import build, stages, teacher as teaching
+from mnft.training.epoch.gradients import LoopOptions
+from mnft.training.epoch.loop import train_one_epoch
+from mnft.training.optim import Schedule
 from mnft.training.state import TrainState
 from mnft.device.ranks.distributed import Ranks
-from mnft.tasks.classify.distill.teacher import Teacher
 from mnft.errors import DataError
 from mnft.preprocessing import Preprocessing
 
 warnings.simplefilter("error")
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
+TASK = open_task(("a", "b", "c"))
+PLAIN = Config(data={"root": "."}, train={"compile": False})
 IMAGES = Preprocessing((3, 32, 32), (0.5,) * 3, (0.5,) * 3, "bilinear", 1.0)
 
 
@@ -272,10 +280,10 @@ def check_batchnorm_of_gpus(ranks):
         "backward_reduce": backward_reduce, "backward_elemt": backward_elemt,
     }.items():
         library.impl(f"batch_norm_{name}", kernel, "CPU")
-    plain = distributed._normalize
-    distributed._normalize = distributed._NormalizeOnGpu.apply
+    plain = batchnorm._normalize
+    batchnorm._normalize = batchnorm._NormalizeOnGpu.apply
     check_batchnorm(ranks)
-    distributed._normalize = plain
+    batchnorm._normalize = plain
     frozen = synchronize_batchnorm(nn.Sequential(nn.BatchNorm2d(4)))
     frozen[0].weight.requires_grad_(False)
     frozen(torch.randn(3, 4, 2, 2)).sum().backward()
@@ -286,7 +294,7 @@ def check_wrapping(ranks):
     """No buffers are copied before a pass; gradients are exchanged after the last part alone."""
     model = timm.create_model("lenet5", num_classes=3)
     model.register_buffer("own", torch.zeros(()))
-    wrapped = setup._wrap(model, CPU, ranks, compiled=False)
+    wrapped, _ = build._build_forward(model, Machine(CPU, ranks), PLAIN, updates=1)
     model.own.fill_(ranks.rank)
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(ranks.rank))
     compiled = torch.compile(wrapped, backend="eager")
@@ -329,7 +337,7 @@ def train(name, ranks, images, targets, **settings):
     forward = model
     if ranks.world_size > 1:
         synchronize_batchnorm(model)
-        forward = setup._wrap(model, CPU, ranks, compiled=False)
+        forward, _ = build._build_forward(model, Machine(CPU, ranks), PLAIN, updates=1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     schedule = Schedule(optimizer, ScheduleConfig(), epochs=1, updates_per_epoch=3, mode="max")
     state = TrainState(model, optimizer, schedule, torch.amp.GradScaler("cpu", enabled=False))
@@ -337,10 +345,12 @@ def train(name, ranks, images, targets, **settings):
         len(images), 9, seed=4, rank=ranks.rank, world_size=ranks.world_size
     )
     sampler.set_epoch(1)
-    options = LoopOptions(CPU, torch.float32, settings.get("parts", 1), settings.get("clip"), ranks)
+    options = LoopOptions(
+        Machine(CPU, ranks), TASK, settings.get("parts", 1), settings.get("clip")
+    )
     result = train_one_epoch(
-        state, forward, Shares(images, targets, sampler), CrossEntropy(0.1, settings.get("weights")),
-        options, on_step=lambda *_: None,
+        state, forward, Shares(images, targets, sampler),
+        CrossEntropy(0.1, settings.get("weights")), options, on_step=lambda *_: None,
     )
     return result, model.state_dict(), model
 
@@ -358,8 +368,9 @@ def check_training(ranks):
     for name, settings in cases:
         one, expected, _ = train(name, Ranks(), images, targets, **settings)
         two, found, model = train(name, ranks, images, targets, **settings)
-        assert abs(two.loss - one.loss) < 1e-4 * one.loss, (name, one, two)
-        assert (two.num_images, two.accuracy) == (one.num_images, one.accuracy)
+        loss = one.figures["loss"]
+        assert abs(two.figures["loss"] - loss) < 1e-4 * loss, (name, one, two)
+        assert (two.num_images, two.figures["accuracy"]) == (one.num_images, one.figures["accuracy"])
         assert one.num_images == 25
         for key, tensor in expected.items():
             torch.testing.assert_close(found[key], tensor, rtol=1e-4, atol=1e-5)
@@ -377,9 +388,7 @@ def check_evaluation(ranks, model):
     batches = [Batch(images[at[i:i + 2]], torch.tensor(at[i:i + 2]), at[i:i + 2], [])
                for i in range(0, len(at), 2)]
     model.train()
-    outputs = compute_outputs(
-        model, batches, num_classes=3, device=CPU, dtype=torch.float32, ranks=ranks
-    )
+    outputs = compute_outputs(model, batches, Machine(CPU, ranks), num_outputs=3)
     assert model.training
     assert outputs.positions.tolist() == outputs.targets.tolist() == list(range(7))
     with torch.inference_mode():
@@ -411,26 +420,31 @@ def check_heads(ranks):
         values = torch.randn(30, 84, generator=generator) + targets[:, None]
         return Features(values, targets)
 
-    stages._compute = teaching._compute = compute
-    loop = SimpleNamespace(device=CPU, dtype=torch.float32, ranks=ranks)
-    options = SimpleNamespace(loop=loop, eval_dtype=torch.float32, num_classes=3, seed=0)
+    stages.compute_features = teaching.compute_features = compute
+    machine = Machine(CPU, ranks)
+    config = Config(data={"root": "."}, distill={"teacher": "lenet5"})
+    model = timm.create_model("lenet5", num_classes=3)
+    threads = SimpleNamespace(choose=lambda dtype: 1, most=1)
     training = SimpleNamespace(
-        options=options, class_weights=None, train_view=None, val=None
+        options=SimpleNamespace(threads=threads, seed=0, epochs=1),
+        state=SimpleNamespace(model=model, ema=None, threads=1), machine=machine, task=TASK,
+        config=config, train_view=None, val=None, feature_folder=None,
+        contents={"train": [], "val": []},
     )
-    fitted, _, _ = stages._fit_head(training, no_progress)
+    stages.train_head(training)
+    fitted = model.get_classifier()
     teacher = Teacher(
         timm.create_model("lenet5", num_classes=3), IMAGES, False, None, None, True, "lenet5"
     )
-    teaching.load_teacher = lambda *_args, **_kwargs: teacher
-    _, words = teaching.build_teaching_loss(
-        CrossEntropy(0.0, None), Config(data={"root": "."}, distill={"teacher": "lenet5"}),
-        class_names=("a", "b", "c"), student=IMAGES, views=([], []), device=CPU,
-        dtype=torch.float32, ranks=ranks, progress=no_progress,
+    task = replace(TASK, load_teacher=lambda *_args: teacher)
+    _, words = teaching.add_teacher(
+        CrossEntropy(0.0, None), config, task, student=IMAGES, views=([], []), machine=machine,
+        reporter=SILENT,
     )
     assert "its head fitted" in words
     of_teacher = teacher.model.get_classifier().weight.detach()
     assert fitted.weight.shape == of_teacher.shape == (3, 84)
-    for weight in (fitted.weight, of_teacher):
+    for weight in (fitted.weight.detach(), of_teacher):
         ours, theirs = gather(ranks, weight)
         assert torch.equal(ours, theirs)
 
@@ -488,7 +502,7 @@ def test_synchronized_batchnorm_never_waits_for_a_gpu(monkeypatch: pytest.Monkey
         "backward_elemt": lambda _dy, x, *_: torch.empty_like(x),
     }
     group = SimpleNamespace(all_reduce=lambda _: None, get_world_size=lambda: 2, get_rank=lambda: 1)
-    monkeypatch.setattr(distributed, "dist", group)
+    monkeypatch.setattr(batchnorm, "dist", group)
     with (
         torch.library._scoped_library("aten", "IMPL", "Meta") as library,
         FakeTensorMode(),
@@ -503,7 +517,7 @@ def test_synchronized_batchnorm_never_waits_for_a_gpu(monkeypatch: pytest.Monkey
         with Transfers() as transfers:
             out = layer(images)
             running = (layer.running_mean, layer.running_var)
-            step = distributed._NormalizeOnGpu
+            step = batchnorm._NormalizeOnGpu
             step.forward(ctx, images, layer.weight, layer.bias, *running, 0.1, 1e-5)
             gradients = step.backward(ctx, torch.empty_like(images))
     assert out.dtype == torch.bfloat16
@@ -590,7 +604,7 @@ def test_an_image_that_one_process_cannot_read(config: Path) -> None:
     script = f"""
         import os, sys
         from pathlib import Path
-        from mnft.engine import fit
+        from mnft.training import fit
         train = fit.train_one_epoch
         def spoil(*args, **kwargs):
             if os.environ["RANK"] == "1":
@@ -622,7 +636,7 @@ def test_memory_runs_out_in_one_process(config: Path) -> None:
     """Under torchrun, which sends SIGTERM to the other one when that may not know yet."""
     script = """
         import os, torch
-        from mnft.engine import fit
+        from mnft.training import fit
         train = fit.train_one_epoch
         def spoil(*args, **kwargs):
             if os.environ["RANK"] == "1":
@@ -668,7 +682,9 @@ def test_sigterm_stops_both_and_can_be_resumed(config: Path, run_cli: Cli, to: s
     assert process.returncode == 1  # torchrun's own
     said = [line for line in err.decode().splitlines() if line.startswith(("error", "stopped"))]
     assert len(said) == 1, err.decode()
-    assert re.match(r"stopped: by SIGTERM( to rank 1)? after \d+ epochs; go on with: mnft", said[0])
+    assert re.match(
+        r"stopped: by SIGTERM( to rank 1)? after \d+ epochs; resume with: mnft", said[0]
+    )
     assert b"mnft train --resume runs/cut" in err
     if to != "torchrun":  # which reports no exit codes when it is stopped itself
         assert re.search(r"exitcode +: 143 ", err.decode())
@@ -764,7 +780,7 @@ def test_cores_are_shared_with_the_processes_of_this_machine_alone(
     settings, _ = load_config(config, ["train.batch_size=16"])
     shape = Preprocessing((3, 32, 32), (0.5,) * 3, (0.5,) * 3, "bilinear", 1.0)
     ranks = Ranks(rank=5, world_size=16, local_rank=1, local_world_size=4)
-    inputs.choose_loader_options(settings, shape, torch.device("cpu"), ranks)
+    inputs.choose_loader_options(settings, shape, Machine(torch.device("cpu"), ranks))
     assert asked[0]["processes"] == 4
 
 
@@ -778,5 +794,5 @@ def test_a_batch_too_small_for_the_processes(config: Path, run_cli: Cli) -> None
     settings, _ = load_config(config, ["train.batch_size=3"])
     manifest = Manifest(config.parent, ("a", "b"), ())
     with pytest.raises(ConfigError, match="two images for each of 2 processes") as error:
-        build_training(settings, manifest, device=torch.device("cpu"), ranks=Ranks(0, 2))
+        build_training(settings, manifest, Machine(torch.device("cpu"), Ranks(0, 2)))
     assert error.value.key == "train.batch_size"

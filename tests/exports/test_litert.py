@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -133,7 +134,7 @@ def test_installing_makes_tries_and_then_marks_it(commands):
     assert said[-1] == f"{folder} is there already"
 
 
-def test_a_half_made_environment_is_made_anew(commands):
+def test_a_half_made_environment_is_made_again(commands):
     folder = fake_environment()
     (folder / "complete.json").unlink()
     (folder / "left_over").touch()
@@ -142,7 +143,7 @@ def test_a_half_made_environment_is_made_anew(commands):
     assert not (folder / "left_over").exists()
 
 
-def test_an_environment_without_a_new_requirement_is_made_anew(commands):
+def test_an_environment_without_a_new_requirement_is_made_again(commands):
     fake_environment(requirements=["torch"])
     install(on_progress=lambda _: None)
     assert len(commands) == 3
@@ -227,7 +228,6 @@ def test_two_installations_do_not_run_at_once(commands, monkeypatch):
 def test_doctor_installs(commands, run_cli, monkeypatch, capsys):
     from mnft.commands import doctor
 
-    monkeypatch.setitem(doctor._INSTALLERS, "tflite", install)
     doctor.install("tflite")
     assert capsys.readouterr().out.strip() == str(find_folder())
     with pytest.raises(ConfigError, match="found 'onnx', expected tflite"):
@@ -261,6 +261,16 @@ def test_a_wrong_request_is_answered_in_words(tmp_path, values, words):
     folder = request(tmp_path, **values)
     assert litert_worker.main(str(folder / "request.json")) == 1
     assert words in json.loads((folder / "answer.json").read_text())["error"]
+
+
+def test_the_worker_imports_little_of_mnft():
+    """The rest need not work with the older torch of its environment."""
+    code = "import sys, mnft.exports.litert.worker; print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = done.stdout.split()
+    packages = {name.split(".")[1] for name in modules if name.startswith("mnft.")}
+    single = {"errors", "failures", "files", "host", "preprocessing", "reporter", "text"}
+    assert packages - single == {"exports", "model"}
 
 
 def test_a_request_without_a_model_is_wrong():
@@ -375,7 +385,7 @@ def test_the_worker_gets_the_request_and_its_answer_comes_back(cache, tmp_path, 
     assert target.read_text() == "tflite"
     assert facts["n"] == 5
     assert Path(facts["model_folder"]).is_absolute()
-    assert Path(facts["mnft"], "edge", "litert_worker.py").is_file()
+    assert Path(facts["mnft"], "exports", "litert", "worker.py").is_file()
     litert_worker.read_request(
         {key: value for key, value in facts.items() if key not in {"n", "mnft"}}
         | {"calibration": "x"}
@@ -386,12 +396,13 @@ def test_the_worker_is_that_of_this_mnft_alone(cache, tmp_path, monkeypatch):
     """Neighbours of an installed mnft, a newer torch among them, must not be found."""
     fake_environment()
     site = tmp_path / "site-packages"
-    (site / "mnft" / "edge").mkdir(parents=True)
+    package = site / "mnft" / "exports" / "litert"
+    package.mkdir(parents=True)
     (site / "torch.py").write_text("raise SystemExit('not this one')")
     (site / "mnft" / "__init__.py").write_text("VALUE = 5")
-    (site / "mnft" / "edge" / "__init__.py").touch()
-    worker = site / "mnft" / "edge" / "litert_worker.py"
-    worker.write_text(
+    (package / "__init__.py").touch()
+    (package.parent / "__init__.py").touch()
+    (package / "worker.py").write_text(
         "import importlib.util, json, sys\n"
         "from mnft import VALUE\n"
         "assert __name__ == '__main__'\n"

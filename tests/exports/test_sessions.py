@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import subprocess
@@ -14,7 +15,6 @@ import numpy as np
 import pytest
 
 from mnft.errors import CheckpointError, ConfigError, ExportError
-from mnft.exports import formats
 from mnft.exports.artifact import Artifact, write_record
 from mnft.exports.formats import FORMATS, Format, check_installed, find_format
 from mnft.exports.model import RuntimeModel
@@ -30,12 +30,12 @@ ARTIFACT = Artifact(
     ("a", "b"),
     Preprocessing((1, 4, 4), (0.5,), (0.5,), "bilinear", 1.0),
 )
-RUNNABLE = [form for form in FORMATS.values() if form.runtime is not None]
+RUNNABLE = [fmt for fmt in FORMATS.values() if fmt.runtime is not None]
 
 
-def skip_without(form: Format) -> None:
-    if missing := find_missing(form.runtime or ()):
-        pytest.skip(f"{', '.join(missing)} is not installed: mnft[{form.extra}]")
+def skip_without(fmt: Format) -> None:
+    if missing := find_missing(fmt.runtime or ()):
+        pytest.skip(f"{', '.join(missing)} is not installed: mnft[{fmt.extra}]")
 
 
 @pytest.fixture
@@ -43,18 +43,18 @@ def without_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> str:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(formats, "version", missing)
+    monkeypatch.setattr("importlib.metadata.version", missing)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00garbage" * 40], ids=["empty", "garbage"])
-@pytest.mark.parametrize("form", RUNNABLE, ids=lambda form: form.name)
-def test_a_file_that_the_runtime_refuses(form: Format, content: bytes, tmp_path: Path) -> None:
-    skip_without(form)
-    (tmp_path / form.file).write_bytes(content)
+@pytest.mark.parametrize("fmt", RUNNABLE, ids=lambda fmt: fmt.name)
+def test_a_file_that_the_runtime_refuses(fmt: Format, content: bytes, tmp_path: Path) -> None:
+    skip_without(fmt)
+    (tmp_path / fmt.file).write_bytes(content)
     with pytest.raises(ExportError, match="cannot open it: ") as caught:
-        open_session(tmp_path, replace(ARTIFACT, format=form.name, file=form.file))
-    assert str(tmp_path / form.file) in caught.value.message
-    assert form.title in caught.value.message
+        open_session(tmp_path, replace(ARTIFACT, format=fmt.name, file=fmt.file))
+    assert str(tmp_path / fmt.file) in caught.value.message
+    assert fmt.title in caught.value.message
     assert "\n" not in caught.value.message
 
 
@@ -65,12 +65,12 @@ def test_what_cannot_run_here() -> None:
         open_session(Path(), replace(ARTIFACT, format="tensorrt"))
 
 
-@pytest.mark.parametrize("form", [f for f in RUNNABLE if f.runtime], ids=lambda form: form.name)
+@pytest.mark.parametrize("fmt", [f for f in RUNNABLE if f.runtime], ids=lambda fmt: fmt.name)
 @pytest.mark.usefixtures("without_packages")
-def test_a_runtime_that_is_not_installed(form: Format) -> None:
+def test_a_runtime_that_is_not_installed(fmt: Format) -> None:
     with pytest.raises(ExportError, match="is not installed") as caught:
-        open_session(Path(), replace(ARTIFACT, format=form.name, file=form.file))
-    assert caught.value.hint == f"pip install 'mnft[{form.extra}]'"
+        open_session(Path(), replace(ARTIFACT, format=fmt.name, file=fmt.file))
+    assert caught.value.hint == f"pip install 'mnft[{fmt.extra}]'"
 
 
 @pytest.mark.usefixtures("without_packages")
@@ -85,11 +85,37 @@ def test_extras_are_those_of_the_package() -> None:
 
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     extras = project["project"]["optional-dependencies"]
-    for form in FORMATS.values():
-        needed = {*form.converter, *(form.runtime or ())}
+    for fmt in FORMATS.values():
+        needed = {*fmt.converter, *(fmt.runtime or ())}
         if needed:
-            listed = {r.split(">")[0].split("=")[0] for r in extras[form.extra]}
-            assert needed <= listed, form.name
+            listed = {r.split(">")[0].split("=")[0] for r in extras[fmt.extra]}
+            assert needed <= listed, fmt.name
+
+
+@pytest.mark.parametrize("fmt", FORMATS.values(), ids=lambda fmt: fmt.name)
+def test_each_format_is_a_module_that_writes_and_opens(fmt: Format) -> None:
+    """It is imported late, and without its packages."""
+    module = fmt.load_module()
+    assert len(inspect.signature(module.write).parameters) >= 4
+    if fmt.runtime is None:
+        assert not hasattr(module, "open")
+    else:
+        assert [*inspect.signature(module.open).parameters] == ["path", "threads"]
+
+
+HEAVY = """
+import sys
+from mnft.exports import formats, session
+for fmt in formats.FORMATS.values():
+    fmt.load_module()
+heavy = {"torch", "onnx", "onnxruntime", "openvino", "executorch", "ai_edge_litert", "coremltools"}
+print(*sorted(heavy & set(sys.modules)))
+"""
+
+
+def test_the_table_and_its_modules_import_no_tool_chain() -> None:
+    done = subprocess.run([sys.executable, "-c", HEAVY], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
 
 
 def test_unknown_formats() -> None:

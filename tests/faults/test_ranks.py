@@ -52,9 +52,9 @@ GPUS = """
 import os
 from types import SimpleNamespace
 import torch
-from mnft.engine import device
+from mnft.device import select
 rank = os.environ["RANK"]
-device.has_cuda = lambda: {there}
+select.has_cuda = lambda: {there}
 torch.cuda.device_count = lambda: {count}
 torch.cuda.get_device_properties = lambda device: SimpleNamespace(uuid={uuid})
 torch.cuda.set_device = lambda device: print("took", device)
@@ -130,14 +130,14 @@ def test_one_has_no_gpu_at_all(place: Place) -> None:
 
 UNREADABLE = """
 import os
-from mnft.data import loaders
+from mnft.data.batches import raw
 from mnft.errors import DataError
-decode = loaders.decode
+read = raw.read_content
 def refuse(path, **kwargs):
     if os.environ["RANK"] == "1" and path.stem == "003" and "train" in path.parts:
-        raise DataError(f"{path}: gone")
-    return decode(path, **kwargs)
-loaders.decode = refuse
+        raise DataError("gone")
+    return read(path, **kwargs)
+raw.read_content = refuse
 """
 
 
@@ -160,7 +160,7 @@ def test_a_signal_to_one(place: Place, rank: int) -> None:
     assert (first.code, second.code) == (143, 143)
     by = "SIGTERM to rank 1" if rank else "SIGTERM"
     assert says(first)[0].startswith(f"stopped: by {by} after ")
-    assert "go on with: mnft train --resume runs/run" in says(first)[0]
+    assert "resume with: mnft train --resume runs/run" in says(first)[0]
     assert second.err == ""
     assert '"reason": "Interrupted"' in (place.run / "log.jsonl").read_text()
 
@@ -171,7 +171,7 @@ def test_a_signal_to_both(place: Place) -> None:
     for process in both * 2:  # torchrun passes on what the scheduler has sent to all
         process.kill(signal.SIGTERM)
     first, second = (process.wait() for process in both)
-    first.fails_clearly(143, "go on with: mnft train --resume runs/run")
+    first.fails_clearly(143, "resume with: mnft train --resume runs/run")
     assert (second.code, second.err) == (143, "")
 
 

@@ -20,14 +20,14 @@ STAGES = {
 IN_EVALUATION = """
 import os, signal
 import mnft.training.fit as fit
-compute = fit.compute_outputs
-def outputs(model, batches, **kwargs):
+run = fit.run_model
+def run_model(model, batches, *args):
     def cut():
         yield next(iter(batches))
         os.kill(os.getpid(), signal.{signal})
         yield from ()
-    return compute(model, cut(), **kwargs)
-fit.compute_outputs = outputs
+    return run(model, cut(), *args)
+fit.run_model = run_model
 """
 MOMENTS = {
     "store": {"at": 3, "name": "in the middle of writing pixels.bin"},
@@ -84,7 +84,7 @@ def test_a_signal_stops_within_seconds_and_loses_nothing(
     by = "Ctrl-C" if name == "SIGINT" else name
     stopped.fails_clearly(code, f"by {by}")
     if place.run.exists():
-        assert f"go on with: mnft train --resume {Path('runs/run')}" in stopped.err
+        assert f"resume with: mnft train --resume {Path('runs/run')}" in stopped.err
     assert stopped.seconds < 20
     resumed = place.go_on()
     assert resumed.code == 0, resumed.err
@@ -118,7 +118,7 @@ def test_a_signal_to_the_whole_group_as_schedulers_send_it(
     process = place.start_training()
     process.until("epoch 1/3")
     process.kill(signal.SIGTERM, group=True)
-    process.wait().fails_clearly(143, "by SIGTERM", "go on with")
+    process.wait().fails_clearly(143, "by SIGTERM", "resume with")
     resumed = place.resume()
     assert resumed.code == 0, resumed.err
     assert_same_run(whole.run, place.run)

@@ -24,6 +24,8 @@ from support.images import MakeFolder
 from typer.testing import Result
 
 from mnft.training.epoch import loop
+from mnft.training.epoch.gradients import Gradients
+from mnft.training.optim import Schedule
 
 Cli = Callable[..., Result]
 BATCH = 16
@@ -174,18 +176,18 @@ def test_a_stopped_run_ends_as_one_that_never_stopped(
     """Under train.deterministic, bit for bit; stops.py does the same with real processes."""
     sets = ["train.deterministic=true", "augment.mixup=0.2"]
     updates = 0
-    update = loop._update
+    after_update = Schedule.after_update
 
     def signalled(*args: Any) -> None:
         nonlocal updates
-        update(*args)
+        after_update(*args)
         updates += 1
         if updates == 5:
             os.kill(os.getpid(), signal.SIGTERM)
 
     assert train("whole", *sets).exit_code == 0
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_update", signalled)
+        patch.setattr(Schedule, "after_update", signalled)
         stopped = train("cut", *sets)
     assert stopped.exit_code == 143
     assert "after 1 epoch and 2 updates of the next" in stopped.stderr
@@ -231,14 +233,14 @@ class SmallMemory:
 
     def limit(self, share: float) -> None:
         if self._train.device == "cpu":
-            forward = loop._forward
+            forward = Gradients._run
 
-            def fail(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+            def fail(own: Gradients, images: torch.Tensor) -> torch.Tensor:
                 if len(images) > 48 * share:
                     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-                return forward(model, images)
+                return forward(own, images)
 
-            self._monkeypatch.setattr(loop, "_forward", fail)
+            self._monkeypatch.setattr(Gradients, "_run", fail)
             return
         self._free()
         before = torch.cuda.memory_allocated()

@@ -96,7 +96,7 @@ def test_waits_are_counted_by_the_line_of_mnft(gpu_script: Script) -> None:
     limit = gpu_script("limit")
     source = "import warnings\n\ndef wait(text):\n    warnings.warn(text)\n"
     scope: dict[str, Any] = {}
-    exec(compile(source, ROOT / "mnft" / "engine" / "loop.py", "exec"), scope)
+    exec(compile(source, ROOT / "mnft" / "training" / "epoch" / "loop.py", "exec"), scope)
     with limit.waits_by_line() as found:
         for _ in range(3):
             scope["wait"]("called a synchronizing CUDA operation (Triggered internally at x.cpp)")

@@ -43,7 +43,7 @@ def create(name: str, num_classes: int = 3, **kwargs: Any) -> nn.Module:
 
 def halve(model: nn.Module, *, round_to: int = 8, share: float = 0.6) -> nn.Module:
     macs = int(share * compute_macs(model, SIZE))
-    return prune(model, SIZE, max_macs=macs, round_to=round_to, importance="magnitude").model
+    return prune(model, SIZE, max_macs=macs, round_to=round_to, importance="magnitude")
 
 
 def images(count: int = 2) -> torch.Tensor:
@@ -143,8 +143,8 @@ def test_taylor_keeps_the_channels_that_the_loss_depends_on():
     batches = [Batch(images(8), torch.arange(8) % 3)] * 2
     add_gradients(model, batches, 16)
     options = {"max_macs": macs, "round_to": 1}
-    taylor = prune(model, SIZE, importance="taylor", **options).model.conv1.weight
-    magnitude = prune(model, SIZE, importance="magnitude", **options).model.conv1.weight
+    taylor = prune(model, SIZE, importance="taylor", **options).conv1.weight
+    magnitude = prune(model, SIZE, importance="magnitude", **options).conv1.weight
     assert len(taylor) <= 4
     own = model.conv1.weight
     assert all(any(torch.equal(row, own[channel]) for row in taylor) for channel in kept[:1])

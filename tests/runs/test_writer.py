@@ -140,7 +140,7 @@ def test_a_signal_between_two_epochs_saves(
         patch.setattr(console.TrainingDisplay, "on_epoch", signalled)
         stopped = train("train.epochs=4", name="cut")
     assert stopped.exit_code == code
-    assert "after 3 epochs; go on with" in stopped.stderr
+    assert "after 3 epochs; resume with" in stopped.stderr
     assert train.resume("cut").exit_code == 0
     assert_same_run(train.run("whole"), train.run("cut"))
 

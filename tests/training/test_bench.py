@@ -10,7 +10,7 @@ import torch
 
 from mnft.config.schema import Config
 from mnft.data.prepare import prepare_manifest
-from mnft.device.ranks.distributed import Ranks
+from mnft.device.machine import Machine
 from mnft.training.build import build_training
 from mnft.training.inference import compute_outputs
 from mnft.training.probes.bench import BenchResult, Speed, bench
@@ -32,16 +32,16 @@ def config(make_folder, tmp_path: Path) -> Path:
 def build(path: Path):
     values = Config.model_validate(json.loads(path.read_text()))
     manifest = prepare_manifest(values.data, lambda _done, _total: None)
-    return build_training(values, manifest, device=torch.device("cpu"), ranks=Ranks())
+    return build_training(values, manifest, Machine(torch.device("cpu")))
 
 
 def test_bench_shows_what_limits(config, run_cli):
     result = run_cli("bench", str(config), "--rounds", "2", "--batches", "2")
     assert result.exit_code == 0, result.stderr
     for part in (
-        "loading alone",
+        "loading only",
         "fixed-batch limit",
-        "updates alone, same batch",
+        "updates only, same batch",
         "training",
         "evaluation",
     ):

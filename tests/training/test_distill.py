@@ -16,6 +16,7 @@ from torch import nn
 
 from mnft.config.schema import DistillConfig, ModelConfig
 from mnft.data.transforms import normalize
+from mnft.device.machine import Machine
 from mnft.errors import ModelError
 from mnft.model.bundle import ModelCard, load_bundle, save_bundle
 from mnft.model.factory import build_model
@@ -277,7 +278,7 @@ def save_model(tmp_path: Path) -> SaveModel:
 
 def load(teacher: str | Path, classes: tuple[str, ...] = CLASSES) -> Teacher:
     config = DistillConfig(teacher=str(teacher))
-    return load_teacher(config, class_names=classes, device=CPU, channels_last=True)
+    return load_teacher(config, Machine(CPU), class_names=classes)
 
 
 def test_a_run_a_model_folder_and_a_local_dir_are_the_same(save_model: SaveModel) -> None:

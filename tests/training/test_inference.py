@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mnft.config.schema import Config, EvalConfig
 from mnft.data.batches.batch import Batch
-from mnft.device.ranks.distributed import Ranks
+from mnft.device.machine import Machine
+from mnft.device.ranks import rows
 from mnft.preprocessing import Preprocessing
-from mnft.training import inference as evaluate
 from mnft.training.head.features import compute_features
 from mnft.training.inference import InParts, choose_eval_batch_size, compute_outputs
 
@@ -67,13 +67,13 @@ class Copies(TorchDispatchMode):
 
 @pytest.mark.parametrize("most_kept", [1, 70, 1 << 26])
 def test_outputs_are_in_the_order_of_the_images(monkeypatch, most_kept):
-    monkeypatch.setattr(evaluate, "_MOST_KEPT", most_kept)
+    monkeypatch.setattr(rows, "_MOST_KEPT", most_kept)
     torch.manual_seed(0)
     model, images = Classifier(), torch.randn(50, 3, 2, 2)
     targets = torch.arange(50) % 3
     order = np.random.default_rng(0).permutation(50).tolist()
     one_by_one = batches(images, targets, order=order)
-    outputs = compute_outputs(model, one_by_one, num_classes=3, device=CPU, dtype=torch.float32)
+    outputs = compute_outputs(model, one_by_one, Machine(CPU), num_outputs=3)
     with torch.no_grad():
         expected = torch.cat([model(part) for part in images.split(8)])
     assert outputs.positions.tolist() == list(range(50))
@@ -84,7 +84,7 @@ def test_outputs_are_in_the_order_of_the_images(monkeypatch, most_kept):
 
 
 def test_no_images_give_no_outputs():
-    outputs = compute_outputs(Classifier(), [], num_classes=3, device=CPU, dtype=torch.float32)
+    outputs = compute_outputs(Classifier(), [], Machine(CPU), num_outputs=3)
     assert outputs.logits.shape == (0, 3)
     assert outputs.positions.shape == outputs.targets.shape == (0,)
 
@@ -98,23 +98,21 @@ def test_a_device_is_waited_for_once_and_not_for_each_batch(monkeypatch):
         targets = torch.zeros(50, dtype=torch.int64, device=GPU)
         with Copies() as copies:
             features = compute_features(
-                model, batches(images, targets), device=GPU, dtype=torch.float32, ranks=Ranks()
+                model, batches(images, targets), Machine(GPU), dtype=torch.float32
             )
         assert features.values.shape == (50, 6)
         assert features.values.device == features.targets.device == CPU
         assert copies.count == 2  # the features and the labels of all
         at_the_end = []
-        collect = evaluate.Rows.collect
+        collect = rows.Rows.collect
 
-        def collected(rows):
+        def collected(own):
             at_the_end.append(copies.count)
-            collect(rows)  # NumPy takes no fake tensors
+            collect(own)  # NumPy takes no fake tensors
 
-        monkeypatch.setattr(evaluate.Rows, "collect", collected)
+        monkeypatch.setattr(rows.Rows, "collect", collected)
         with Copies() as copies:
-            compute_outputs(
-                model, batches(images, targets), num_classes=3, device=GPU, dtype=torch.float32
-            )
+            compute_outputs(model, batches(images, targets), Machine(GPU), num_outputs=3)
         assert at_the_end == [0]
         assert copies.count == 2
 

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from mnft.config.schema import OptimConfig, ScheduleConfig
 from mnft.data.batches.batch import Batch
 from mnft.data.batches.samplers import EpochSampler
+from mnft.device.machine import Machine
 from mnft.device.ranks.distributed import Ranks
 from mnft.errors import TrainError
 from mnft.reporter import SILENT
-from mnft.results import EpochResult
+from mnft.tasks import open_task
 from mnft.tasks.base import Loss
 from mnft.tasks.classify.head import CrossEntropy
-from mnft.tasks.classify.metrics import EpochMetrics
 from mnft.training import fit as fit_module
 from mnft.training.epoch.gradients import LoopOptions
 from mnft.training.epoch.loop import LoopResult, train_one_epoch
@@ -31,6 +31,8 @@ from mnft.training.optim import Schedule, build_optimizer
 from mnft.training.state import TrainState
 
 CPU = torch.device("cpu")
+TASK = open_task(("a", "b", "c"))
+FIGURES = {"loss": 1.0, "accuracy": 0.5, "macro_f1": 0.5}
 OOM = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 OOM_CPU = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")
 
@@ -108,7 +110,7 @@ def train(
         model,
         batches,
         criterion or CrossEntropy(0.1, None),
-        LoopOptions(CPU, torch.float32, parts, None, ranks),
+        LoopOptions(Machine(CPU, ranks), TASK, accumulation_steps=parts),
         on_step=lambda *_: None,
     )
 
@@ -131,7 +133,8 @@ def test_a_batch_too_large_is_computed_in_parts(
         for parts in (2, 4)
     ]
     assert result.accumulation_steps == by_hand.accumulation_steps == 4
-    assert (result.loss, result.accuracy) == (by_hand.loss, by_hand.accuracy)
+    assert result.figures == by_hand.figures
+    assert result.figures.keys() == {"loss", "accuracy"}
     assert result.num_images == by_hand.num_images == 40
     assert found.state_dict().keys() == expected.state_dict().keys()
     for name, tensor in expected.state_dict().items():
@@ -265,7 +268,7 @@ def test_the_loss_sees_the_images_of_each_part() -> None:
 def run_fit(
     monkeypatch: pytest.MonkeyPatch,
     outcomes: list[LoopResult | Exception],
-    evaluate: Callable[..., EpochMetrics] = lambda *_: EpochMetrics(1.0, 0.5, 0.5),
+    evaluate: Callable[..., dict[str, float]] = lambda *_: FIGURES,
     processes: int = 1,
 ) -> Any:
     """The result of `fit`, and the parts that each epoch began with."""
@@ -283,22 +286,26 @@ def run_fit(
         return outcome
 
     monkeypatch.setattr(fit_module, "train_one_epoch", scripted)
-    monkeypatch.setattr(fit_module, "_evaluate", evaluate)
+    monkeypatch.setattr(fit_module, "evaluate", evaluate)
 
     class Train:
         sampler = EpochSampler(4, 2, seed=0)
 
-    loop = LoopOptions(CPU, torch.float32, 1, None, Ranks(0, processes))
-    options = FitOptions(len(outcomes), "accuracy", None, 0, 2, torch.float32, loop, stage="head")
-    arguments: Any = (state, model, Train(), [], Criterion(0.0, None), options)
+    loop = LoopOptions(Machine(CPU, Ranks(0, processes)), TASK)
+    options = FitOptions(len(outcomes), "accuracy", None, 0, loop, stage="head")
+    arguments: Any = (state, model, Train(), [], CrossEntropy(0.0, None), options)
     return fit(*arguments, checkpointer=None, reporter=SILENT), began
 
 
 def test_the_next_epoch_begins_with_the_parts_that_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
-    trained = LoopResult(1.0, 0.5, 4, 2.0, waited=0.5, accumulation_steps=4)
+    trained = LoopResult(FIGURES, 4, 2.0, waited=0.5, accumulation_steps=4)
     result, began = run_fit(monkeypatch, [trained, trained])
     assert began == [1, 4]
     for epoch in result.epochs:
+        assert epoch.figures == {
+            **{f"train_{name}": value for name, value in FIGURES.items()},
+            **{f"val_{name}": value for name, value in FIGURES.items()},
+        }
         assert epoch.stage == "head"
         assert epoch.data_wait == 0.25
         assert epoch.peak_memory_mb > 50
@@ -322,22 +329,17 @@ def test_several_processes_are_told_to_cut_their_batches(monkeypatch: pytest.Mon
 
 
 def test_evaluation_that_does_not_fit_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> EpochMetrics:
+    def fail(*_: object) -> dict[str, float]:
         raise OOM
 
     with pytest.raises(TrainError, match="cpu has too little memory") as raised:
-        run_fit(monkeypatch, [LoopResult(1.0, 0.5, 4, 2.0)], fail)
+        run_fit(monkeypatch, [LoopResult(FIGURES, 4, 2.0)], fail)
     assert raised.value.hint == "lower eval.batch_size"
 
 
 def test_other_errors_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match=r"^shapes"):
         run_fit(monkeypatch, [RuntimeError("shapes cannot be multiplied")])
-
-
-def test_results_of_older_runs_can_be_read() -> None:
-    old = EpochResult(1, 2, 1.0, 0.5, 1.0, 0.5, 0.5, 0.1, 9.0, 1.0, True)
-    assert (old.stage, old.data_wait, old.peak_memory_mb) == ("finetune", 0.0, 0.0)
 
 
 # Fused optimizers

@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from mnft.training.parts import choose_parts, count_kept_bytes, resolve_parts
 from support.training import Trainer, log_of
 from torch import nn
 
 from mnft.config.load import load_config
+from mnft.config.recipe import Choice
 from mnft.config.schema import Config
+from mnft.device.machine import Machine
 from mnft.device.ranks.distributed import Ranks
 from mnft.model.factory import BuiltModel, build_model
-from mnft.training import parts as module
+from mnft.training import batch_size as module
+from mnft.training.batch_size import choose_parts, count_kept_bytes, resolve_batch_size
 
 CPU = torch.device("cpu")
 
@@ -37,6 +39,18 @@ def build(**sections: dict[str, Any]) -> tuple[Config, BuiltModel]:
         img_size=config.data.img_size,
         overrides={},
     )
+
+
+def resolve(
+    config: Config,
+    built: BuiltModel,
+    device: torch.device = CPU,
+    ranks: Ranks = Ranks(),  # noqa: B008
+) -> tuple[Config, list[Choice]]:
+    machine = Machine(device, ranks)
+    if device == CPU:
+        machine = machine.with_precision(config.train.precision, "fp32", img_size=224)
+    return resolve_batch_size(config, built, machine, wanted=config.train.batch_size)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +74,7 @@ def test_a_batch_keeps_at_most_three_gigabytes(
     config, built = build(train=train_section, model=model)
     before = copy.deepcopy(built.model.state_dict())
     state = torch.get_rng_state()
-    resolved, choices = resolve_parts(config, built, CPU, ranks)
+    resolved, choices = resolve(config, built, ranks=ranks)
     assert resolved.train.accumulation_steps == steps
     assert [choice.key for choice in choices] == ["train.accumulation_steps"] * (steps > 1)
     assert resolved.model_copy(update={"train": config.train}) == config
@@ -74,10 +88,10 @@ def test_a_batch_keeps_at_most_three_gigabytes(
 def test_a_gpu_and_small_images_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "count_kept_bytes", None)
     config, built = build(train={"batch_size": 64})
-    resolved, _ = resolve_parts(config, built, torch.device("meta"), Ranks())
+    resolved, _ = resolve(config, built, torch.device("meta"))
     assert resolved.train.accumulation_steps == 1
     config, built = build(train={"batch_size": 64}, data={"img_size": 64})
-    assert resolve_parts(config, built, CPU, Ranks())[0].train.accumulation_steps == 1
+    assert resolve(config, built)[0].train.accumulation_steps == 1
 
 
 def test_what_is_kept_of_an_image() -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
@@ -26,23 +26,6 @@ from mnft.model.freeze import evaluating
 from mnft.model.profile import compute_macs
 
 Importance = Literal["taylor", "magnitude"]
-_HINT = (
-    "convolutional networks can, such as MobileNets, EfficientNets, ResNets and ConvNeXts; those "
-    "with attention cannot"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Pruned:
-    """A model with fewer channels.
-
-    Attributes:
-        model: a pruned copy, in evaluation mode.
-        macs: the multiply-accumulates of one image.
-    """
-
-    model: nn.Module
-    macs: int
 
 
 def import_torch_pruning() -> Any:
@@ -80,7 +63,7 @@ def prune(
     max_macs: int,
     round_to: int,
     importance: Importance,
-) -> Pruned:
+) -> nn.Module:
     """Remove channels until a model has at most `max_macs`; the classifier keeps its outputs.
 
     Args:
@@ -92,15 +75,15 @@ def prune(
             loss that its removal means, to the first order (Molchanov et al., 2019).
 
     Returns:
-        The pruned copy, as close below `max_macs` as whole channels allow.
+        A pruned copy in evaluation mode, as close below `max_macs` as whole channels allow.
 
     Raises:
         ExportError: torch-pruning is not installed.
         ModelError: torch-pruning cannot follow the model, or so few MACs cannot be reached.
     """
     tp = import_torch_pruning()
-    name, full = type(model).__name__, compute_macs(model, input_size)
-    with foreign(f"the channels of {name} cannot be pruned", ModelError, hint=_HINT):
+    full = compute_macs(model, input_size)
+    with _refusing(model):
         twin = copy.deepcopy(model)
         image = _example(twin, input_size)
         graph, groups = _build_groups(tp, twin, image)
@@ -117,16 +100,35 @@ def prune(
             key="prune.macs",
         )
 
+    pruned = _remove(tp, model, input_size, widths, importance)
+    macs = compute_macs(pruned, input_size)
+    if macs > max_macs:
+        raise ModelError(
+            f"{type(model).__name__} has {macs / full:.1%} of its MACs after pruning, expected at "
+            f"most {max_macs / full:.1%}: its layers depend on one another in an unknown way",
+            key="prune.macs",
+        )
+    return pruned
+
+
+def _remove(
+    tp: Any,
+    model: nn.Module,
+    input_size: tuple[int, int, int],
+    widths: Sequence[int],
+    importance: Importance,
+) -> nn.Module:
+    """A copy of a model whose groups of layers keep their `widths` most important channels."""
     pruned = copy.deepcopy(model).eval()
     for parameter, original in zip(pruned.parameters(), model.parameters(), strict=True):
         # A deep copy has no gradients, which `taylor` reads.
         parameter.grad = None if original.grad is None else original.grad.clone()
-    with foreign(f"the channels of {name} cannot be pruned", ModelError, hint=_HINT):
-        score = (
-            tp.importance.GroupTaylorImportance()
-            if importance == "taylor"
-            else tp.importance.GroupMagnitudeImportance(p=2)
-        )
+    score = (
+        tp.importance.GroupTaylorImportance()
+        if importance == "taylor"
+        else tp.importance.GroupMagnitudeImportance(p=2)
+    )
+    with _refusing(model):
         image = _example(pruned, input_size)
         graph, groups = _build_groups(tp, pruned, image)
         for group, width in zip(groups, widths, strict=True):
@@ -135,14 +137,7 @@ def prune(
             pruned(image)
     for parameter in pruned.parameters():
         parameter.grad = None
-    macs = compute_macs(pruned, input_size)
-    if macs > max_macs:
-        raise ModelError(
-            f"{name} has {macs / full:.1%} of its MACs after pruning, expected at "
-            f"most {max_macs / full:.1%}: its layers depend on one another in an unknown way",
-            key="prune.macs",
-        )
-    return Pruned(pruned, macs)
+    return pruned
 
 
 def add_gradients(model: nn.Module, batches: Iterable[Batch], num_images: int) -> None:
@@ -193,6 +188,16 @@ def _take(batches: Iterable[Batch], num_images: int) -> Iterable[Batch]:
         done += len(batch.images)
         if len(batch.images) > 1:
             yield batch
+
+
+def _refusing(model: nn.Module) -> AbstractContextManager[None]:
+    """The border to torch-pruning: say what its errors mean for a model."""
+    return foreign(
+        f"the channels of {type(model).__name__} cannot be pruned",
+        ModelError,
+        hint="convolutional networks can, such as MobileNets, EfficientNets, ResNets and "
+        "ConvNeXts; those with attention cannot",
+    )
 
 
 def _build_groups(tp: Any, model: Any, image: Tensor) -> tuple[Any, Any]:

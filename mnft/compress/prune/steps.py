@@ -147,7 +147,7 @@ def _prune_once(bundle: Bundle, job: PruneJob, max_macs: int, step: int) -> Bund
         max_macs=max_macs,
         round_to=settings.round_to,
         importance=settings.importance,
-    ).model
+    )
     estimate_statistics(pruned, base.train, settings.images)
     folder = job.folder / START
     card = replace(base.card, pruned=True)

@@ -116,4 +116,4 @@ def check_counts(counts: LayerCounts, *, what: str, per_channel: bool) -> None:
     if not counts.quantized:
         raise ExportError(f"{what} left all {counts.floating} layers in float")
     if per_channel and not counts.per_channel:
-        raise ExportError(f"{what} gave no weight a scale a channel")
+        raise ExportError(f"{what} gave no weight a scale per channel")

@@ -5,7 +5,7 @@ BatchNorm is folded into the convolutions first, so that what is trained is what
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -154,7 +154,37 @@ def fine_tune(
     with torch.no_grad():
         for start in range(0, len(images), _BATCH_SIZE):
             prepared(torch.from_numpy(images[start : start + _BATCH_SIZE]))
+    _train(training, prepared, observers, reporter)
+    with foreign(_CANNOT, ExportError, hint=_HINT), quiet():
+        onnx.write(convert_pt2e(prepared), example, artifact, path, opset=_OPSET)
+    return len(observers)
 
+
+def _insert_rounding(graph: nn.Module, example: Tensor, keep_float: Collection[str]) -> Any:
+    """The exported graph with a fake quantizer at each tensor that int8 will round."""
+    from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
+    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+
+    batch = torch.export.Dim("batch", min=1, max=onnx.LARGEST_BATCH)
+    quantizer = x86.X86InductorQuantizer().set_global(
+        x86.get_default_x86_inductor_quantization_config(is_qat=True)
+    )
+    for name, module in graph.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear) and within(name, keep_float):
+            quantizer.set_module_name_qconfig(name, None)
+    # Without strict, torchao finds no pattern and quantizes nothing.
+    exported = torch.export.export(graph, (example,), dynamic_shapes=({0: batch},), strict=True)
+    # Not prepare_qat_pt2e, which would continue to train BatchNorm.
+    prepared = prepare_pt2e(exported.module(), quantizer)
+    for parameter in prepared.parameters():
+        parameter.requires_grad_(True)
+    return prepared
+
+
+def _train(
+    training: Training, prepared: nn.Module, observers: Sequence[Any], reporter: Reporter
+) -> None:
+    """Train the rounded model as the run was trained, with ranges that only move at first."""
     model, config, options = _Trainable(prepared), training.config, training.options
     optimizer = build_optimizer(model, config.optim)
     schedule = Schedule(
@@ -189,30 +219,6 @@ def fine_tune(
             f"         epoch {epoch}/{config.train.epochs}  loss {loss:.4f}  acc "
             f"{accuracy:.2%}  {result.seconds:.1f} s"
         )
-    with foreign(_CANNOT, ExportError, hint=_HINT), quiet():
-        onnx.write(convert_pt2e(prepared), example, artifact, path, opset=_OPSET)
-    return len(observers)
-
-
-def _insert_rounding(graph: nn.Module, example: Tensor, keep_float: Collection[str]) -> Any:
-    """The exported graph with a fake quantizer at each tensor that int8 will round."""
-    from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
-    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
-
-    batch = torch.export.Dim("batch", min=1, max=onnx.LARGEST_BATCH)
-    quantizer = x86.X86InductorQuantizer().set_global(
-        x86.get_default_x86_inductor_quantization_config(is_qat=True)
-    )
-    for name, module in graph.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear) and within(name, keep_float):
-            quantizer.set_module_name_qconfig(name, None)
-    # Without strict, torchao finds no pattern and quantizes nothing.
-    exported = torch.export.export(graph, (example,), dynamic_shapes=({0: batch},), strict=True)
-    # Not prepare_qat_pt2e, which would continue to train BatchNorm.
-    prepared = prepare_pt2e(exported.module(), quantizer)
-    for parameter in prepared.parameters():
-        parameter.requires_grad_(True)
-    return prepared
 
 
 class _Trainable(nn.Module):

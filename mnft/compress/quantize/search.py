@@ -55,6 +55,18 @@ class QuantizeJob:
         exported = load_exported(folder)
         return compute_selected(exported, images, settings, Means("cpu"), reporter, what=what)
 
+    def read_held_out(self) -> HeldOutImages:
+        """The val images, or some of them where they are too many to hold; the gate takes all."""
+        bundle, settings = self.opened.bundle, self.config.quantize
+        some = self.images.val.take_evenly(_HELD_OUT_IMAGES)
+        label_of = {name: label for label, name in enumerate(bundle.class_names)}
+        return HeldOutImages(
+            read_images(bundle, some, self.config),
+            np.array([label_of[sample.class_name] for sample in some.samples]),
+            settings.max_accuracy_drop,
+            settings.float_layers,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
@@ -91,23 +103,11 @@ def quantize(job: QuantizeJob, folder: Path, work: Path, reporter: Reporter) -> 
     builder = Int8Builder(opened.bundle, method, calibration, work)
     write_record(builder.float_folder, builder.float_artifact)
     before = job.compute_outputs(builder.float_folder, val, "float file", reporter)
-
-    def read_held_out() -> HeldOutImages:
-        # Where the val images are too many to hold, some of them; the gate below takes all.
-        some = val.take_evenly(_HELD_OUT_IMAGES)
-        label_of = {name: label for label, name in enumerate(opened.bundle.class_names)}
-        return HeldOutImages(
-            read_images(opened.bundle, some, config),
-            np.array([label_of[sample.class_name] for sample in some.samples]),
-            settings.max_accuracy_drop,
-            settings.float_layers,
-        )
-
     path = folder / builder.artifact.file
     attempts: list[dict[str, Any]] = []
     fine_tune = build_finetuner(opened, config, arrays, builder.onnx_artifact, reporter)
     for attempt in builder.plan(
-        settings, fine_tune=fine_tune, held_out=read_held_out, reporter=reporter
+        settings, fine_tune=fine_tune, held_out=job.read_held_out, reporter=reporter
     ):
         layers = f" ({', '.join(attempt.keep_float)})" if attempt.keep_float else ""
         reporter.note(f"writing  {method.title}: {attempt.title}{layers}")

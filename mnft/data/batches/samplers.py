@@ -29,7 +29,7 @@ class EpochSampler(Sampler[list[Key]]):
     Args:
         num_samples: images in the split.
         batch_size: images in a batch, over all processes.
-        seed: with the epoch, decides order and augmentation.
+        seed: seed of order and augmentation; each epoch derives its own from it.
         rank: this process.
         world_size: all processes.
         weights: relative chance of each image, drawn with replacement; None takes each image once.

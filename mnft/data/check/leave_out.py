@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mnft import files
 from mnft.data.check.findings import Finding
-from mnft.data.exclude import _read, read_list
+from mnft.data.exclude import read_list, read_text
 from mnft.errors import ConfigError
 
 _HEAD = "# mnft: files to leave out; data.exclude names this list"
@@ -26,21 +26,22 @@ _QUOTED = re.compile(r'^[#"\s]|\s$|[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]
 
 
 def write_list(path: Path, findings: Sequence[Finding]) -> int:
-    """Write what findings leave out; a list that is there already is kept, and added to.
+    """Write what findings leave out; an existing list is kept, and added to.
 
     Args:
-        path: of the list.
-        findings: with `leave_out` (lines) and `look_at` (comments, for a person to decide).
+        path: where the list is, or will be.
+        findings: findings whose `leave_out` becomes lines, and whose `look_at` becomes comments
+            for a person to decide on.
 
     Returns:
-        Files that were added.
+        The number of files that were added.
 
     Raises:
-        ConfigError: the file is there and is no such list, or cannot be written.
+        ConfigError: the file exists and is not such a list, or cannot be written.
     """
     text, known = _HEAD + "\n" + _EXPLANATION, set[str]()
     if path.exists():
-        text = _read(path)
+        text = read_text(path)
         if not text.startswith(_HEAD):
             raise ConfigError(
                 f"{path}: is there already and is no list of files to leave out",
@@ -62,15 +63,11 @@ def write_list(path: Path, findings: Sequence[Finding]) -> int:
         parts += [f"{_quote(entry)}\n" for entry in active]
         parts += [f"{_comment(entry)}\n" for entry in doubtful]
         seen |= set(active) | set(doubtful)
-    _write(path, "".join(parts))
-    return len(left)
-
-
-def _write(path: Path, text: str) -> None:
     try:
-        files.write_text(path, text)
+        files.write_text(path, "".join(parts))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
+    return len(left)
 
 
 def _quote(path: str) -> str:

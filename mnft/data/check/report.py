@@ -69,8 +69,8 @@ class Checked:
 
     Attributes:
         report: what was found.
-        images: that are not excluded.
-        inspections: of the files that are not excluded, by path.
+        images: the images that are not excluded.
+        inspections: what is known of each of them, by path.
         manifest: how a training would split them; None where it would refuse to.
     """
 
@@ -92,7 +92,7 @@ def check_dataset(
 
     Args:
         root: the folder.
-        on_progress: called with the files inspected and all files.
+        on_progress: a function that is called with the files done and all files.
         config: how the folder will be split, what is left out, and whether unreadable files are a
             problem; the defaults where there is none.
         needs: what a training needs of the images; the defaults where there is none.

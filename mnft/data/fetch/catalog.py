@@ -1,4 +1,4 @@
-"""Fetch a data set of the table: from the network or the user's files to a whole image folder."""
+"""Fetch a data set of the table: from the network or the user's archives to an image folder."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import difflib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from mnft.data.fetch import archive
-from mnft.data.fetch.archive import Progress
 from mnft.data.fetch.layouts import ImageFolderWriter
 from mnft.data.fetch.table import SPECS, DatasetSpec
+from mnft.data.store.cache import choose_cache_folder
 from mnft.errors import ConfigError, DataError
-from mnft.reporter import Reporter
+from mnft.reporter import SILENT, Reporter
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +33,7 @@ class DatasetInfo:
 
 
 def names() -> list[str]:
-    """The names that `fetch` takes."""
+    """The names of the data sets in the table."""
     return list(SPECS)
 
 
@@ -44,7 +43,7 @@ def describe(name: str) -> DatasetInfo:
     Raises:
         ConfigError: no such data set.
     """
-    spec = _find(name)
+    spec = _get_spec(name)
     splits = [f"{split} {size:,}" for split, size in spec.split_sizes.items() if split]
     return DatasetInfo(
         name=spec.name,
@@ -59,20 +58,19 @@ def describe(name: str) -> DatasetInfo:
 
 
 def fetch(
-    name: str,
+    dataset: str | DatasetSpec,
     destination: Path,
     *,
     source: Path | None = None,
-    on_progress: Progress | None = None,
+    reporter: Reporter = SILENT,
 ) -> Path:
     """Bring a data set as an image folder: `destination/[split/]class/`.
 
     Args:
-        name: one of `names()`.
-        destination: does not exist, or is an empty folder; it appears whole or not at all.
-        source: instead of the network: an archive, a folder that holds the archives, or a folder
-            where they are unpacked already; nothing in it is changed.
-        on_progress: told (what, done, total or 0).
+        dataset: one of `names()`, or a data set that is not in the table.
+        destination: a folder that does not exist, or is empty; it appears whole or not at all.
+        source: an archive, or a folder that holds the archives, instead of the network.
+        reporter: receives what is fetched, and the progress.
 
     Returns:
         The destination.
@@ -82,52 +80,58 @@ def fetch(
         DataError: destination in use, no network, wrong checksum, damaged or unsafe archive,
             missing images, or a disk that cannot be written.
     """
-    return fetch_dataset(_find(name), destination, source=source, on_progress=on_progress)
-
-
-def bring(name: str, destination: Path, reporter: Reporter, source: Path | None = None) -> Path:
-    """Fetch a data set with a progress bar; arguments and errors are those of `fetch`."""
-    info = describe(name)
-    reporter.note(f"fetch    {info.title}: {info.num_images:,} images, {info.num_classes} classes")
-    with reporter.track(f"fetching {name}") as on_progress:
-        return fetch(
-            name,
-            destination,
-            source=source,
-            on_progress=lambda _what, done, total: on_progress(done, total),
-        )
-
-
-def fetch_dataset(
-    spec: DatasetSpec,
-    destination: Path,
-    *,
-    source: Path | None = None,
-    on_progress: Progress | None = None,
-) -> Path:
-    """Do what `fetch` does, for a data set that need not be in the table."""
+    spec = _get_spec(dataset) if isinstance(dataset, str) else dataset
+    what = f"{spec.num_images:,} images, {spec.num_classes} classes"
+    reporter.note(f"fetch    {spec.title}: {what}")
     if source is not None and not spec.files:
         raise ConfigError(
             f"{spec.name}: comes with an installed package, so there is nothing to give --from",
             hint=f"run: mnft data fetch {spec.name}",
         )
-    with archive.disk_errors(f"could not fetch {spec.name}"):
-        _check_free(destination)
-        with _work_folder(destination) as work:
-            base = _obtain(spec, source, work, on_progress)
-            writer = ImageFolderWriter(
-                work / "images",
-                move=base.is_relative_to(work),
-                total=spec.num_images,
-                on_progress=on_progress,
+    try:
+        if (destination.exists() or destination.is_symlink()) and not destination.is_dir():
+            raise DataError(f"{destination}: exists and is not a folder")
+        if destination.exists() and any(destination.iterdir()):
+            raise DataError(
+                f"{destination}: not empty, and data sets are never mixed",
+                hint="give a folder that does not exist, or remove this one first",
             )
-            spec.layout(base, writer)
-            _check_counts(spec, writer)
-            _put_in_place(work / "images", destination)
+        # The work folder lies beside the real destination, so images are moved within one disk.
+        real = destination.resolve()
+        real.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            dir=real.parent, prefix=f".{real.name[:80]}.", suffix=".tmp", ignore_cleanup_errors=True
+        ) as work:
+            unpacked, images = Path(work, "unpacked"), Path(work, "images")
+            _unpack(spec, source, unpacked, reporter)
+            with reporter.track("writing images") as on_progress:
+                writer = ImageFolderWriter(images, total=spec.num_images, on_progress=on_progress)
+                spec.layout(unpacked / spec.top, writer)
+            found, num_classes = dict(writer.counts), len(writer.class_names)
+            if found != dict(spec.split_sizes) or num_classes != spec.num_classes:
+                raise DataError(
+                    f"{spec.name}: expected {_describe(spec.split_sizes)} in {spec.num_classes} "
+                    f"classes, found {_describe(found)} in {num_classes}",
+                    hint="the data is not complete or was changed; fetch it from the original "
+                    "archive",
+                )
+            # One flush for all: without it a power cut could leave a folder of empty files.
+            if hasattr(os, "sync"):
+                os.sync()
+            if real.exists():
+                real.rmdir()
+            images.rename(real)
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        raise DataError(
+            f"could not fetch {spec.name}: {error.strerror or error}{where}",
+            hint="free some space, or choose a disk with room that you may write to: --to for the "
+            "images, MNFT_CACHE for downloads",
+        ) from error
     return destination
 
 
-def _find(name: str) -> DatasetSpec:
+def _get_spec(name: str) -> DatasetSpec:
     if name in SPECS:
         return SPECS[name]
     close = difflib.get_close_matches(name.lower(), names(), n=1)
@@ -138,125 +142,42 @@ def _find(name: str) -> DatasetSpec:
     )
 
 
-def _check_free(destination: Path) -> None:
-    if not (destination.exists() or destination.is_symlink()):
-        return
-    if not destination.is_dir():
-        raise DataError(f"{destination}: exists and is not a folder")
-    if any(destination.iterdir()):
-        raise DataError(
-            f"{destination}: not empty, and data sets are never mixed",
-            hint="give a folder that does not exist, or remove this one first",
-        )
-
-
-@contextmanager
-def _work_folder(destination: Path) -> Iterator[Path]:
-    # beside the real destination, so that images are moved within one disk
-    real = destination.resolve()
-    real.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        dir=real.parent, prefix=f".{real.name[:80]}.", suffix=".tmp", ignore_cleanup_errors=True
-    ) as work:
-        yield Path(work)
-
-
-def _obtain(
-    spec: DatasetSpec, source: Path | None, work: Path, on_progress: Progress | None
-) -> Path:
-    """Give the folder that holds the unpacked files: the user's own, or one inside `work`."""
-    if not spec.files:
-        return work
-    archives = _download_all(spec, on_progress) if source is None else _local_files(spec, source)
-    if archives:
-        for path, remote in zip(archives, spec.files, strict=True):
-            if source is not None:
-                archive.verify(path, remote, on_progress=on_progress)
-            _unpack(path, work / "unpacked", on_progress)
-        return _find_base(spec, work / "unpacked")
-    assert source is not None
-    base = _find_base(spec, source.resolve())
-    for remote in spec.files:
-        if (base / remote.file_name).is_file():
-            archive.verify(base / remote.file_name, remote, on_progress=on_progress)
-    return base
-
-
-def _download_all(spec: DatasetSpec, on_progress: Progress | None) -> list[Path]:
-    folder, hint = archive.downloads_folder() / spec.name, _offline_hint(spec)
-    return [
-        archive.download(remote, folder, hint=hint, on_progress=on_progress)
-        for remote in spec.files
-    ]
-
-
-def _offline_hint(spec: DatasetSpec) -> str:
+def _unpack(spec: DatasetSpec, source: Path | None, folder: Path, reporter: Reporter) -> None:
+    """Download the archives, or take the user's, check them, and unpack them into one folder."""
     urls = ", ".join(file.url for file in spec.files)
-    single = len(spec.files) == 1
-    return (
+    is_single = len(spec.files) == 1
+    hint = (
         f"download {urls} on another machine"
-        f"{'' if single else ' into one folder'}, copy it here and run: mnft data fetch "
-        f"{spec.name} --from {spec.files[0].file_name if single else 'FOLDER'}"
+        f"{'' if is_single else ' into one folder'}, copy it here and run: mnft data fetch "
+        f"{spec.name} --from {spec.files[0].file_name if is_single else 'FOLDER'}"
+        if spec.files
+        else ""
     )
-
-
-def _local_files(spec: DatasetSpec, source: Path) -> list[Path]:
-    """The user's archives, in the order of `spec.files`; empty where the folder has not all."""
-    if not source.exists():
-        raise DataError(f"{source}: no such file or folder", hint=_offline_hint(spec))
-    if source.is_file() and len(spec.files) == 1:
-        return [source]
-    folder = source.parent if source.is_file() else source
-    paths = [folder / file.file_name for file in spec.files]
-    missing = [path.name for path in paths if not path.is_file()]
-    if source.is_file() and missing:
-        raise DataError(
-            f"{spec.name}: {', '.join(missing)} is missing beside {source}",
-            hint=_offline_hint(spec),
-        )
-    return [] if missing else paths
-
-
-def _unpack(path: Path, folder: Path, on_progress: Progress | None) -> None:
-    if path.suffix == ".mat":
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, folder / path.name)
+    if source is None:
+        cache = choose_cache_folder("auto") / "downloads" / spec.name
+        paths = [archive.download(f, cache, hint=hint, reporter=reporter) for f in spec.files]
     else:
-        archive.extract(path, folder, on_progress=on_progress)
+        if not source.exists():
+            raise DataError(f"{source}: no such file or folder", hint=hint)
+        beside = source.parent if source.is_file() else source
+        paths = [beside / remote.file_name for remote in spec.files]
+        if source.is_file() and is_single:
+            paths = [source]
+        if missing := [path.name for path in paths if not path.is_file()]:
+            where = "beside" if source.is_file() else "in"
+            raise DataError(
+                f"{spec.name}: {', '.join(missing)} is missing {where} {source}", hint=hint
+            )
+        for path, remote in zip(paths, spec.files, strict=True):
+            archive.verify(path, remote, reporter)
+    folder.mkdir()
+    for path in paths:
+        if path.suffix == ".mat":
+            shutil.copyfile(path, folder / path.name)
+        else:
+            archive.extract(path, folder, reporter=reporter)
 
 
-def _find_base(spec: DatasetSpec, folder: Path) -> Path:
-    for base in (folder, *(folder / top for top in spec.tops)):
-        if all((base / need).exists() for need in spec.needs):
-            return base
-    archives = ", ".join(file.file_name for file in spec.files)
-    raise DataError(
-        f"{folder}: holds neither the archives ({archives}) nor what they unpack to "
-        f"({', '.join(spec.needs)})",
-        hint=_offline_hint(spec),
-    )
-
-
-def _check_counts(spec: DatasetSpec, writer: ImageFolderWriter) -> None:
-    found, num_classes = dict(writer.counts), len(writer.class_names)
-    if found != dict(spec.split_sizes) or num_classes != spec.num_classes:
-        raise DataError(
-            f"{spec.name}: expected {_counted(spec.split_sizes)} in {spec.num_classes} classes, "
-            f"found {_counted(found)} in {num_classes}",
-            hint="the data is not complete or was changed; fetch it from the original archive",
-        )
-
-
-def _counted(sizes: Mapping[str | None, int]) -> str:
+def _describe(sizes: Mapping[str | None, int]) -> str:
     parts = [f"{size:,} {split or ''}".strip() for split, size in sizes.items()]
     return f"{' + '.join(parts) or 0} images"
-
-
-def _put_in_place(images: Path, destination: Path) -> None:
-    # one flush for all: without it a power cut could leave a folder of empty files
-    if hasattr(os, "sync"):
-        os.sync()
-    real = destination.resolve()
-    if real.exists():
-        real.rmdir()
-    images.rename(real)

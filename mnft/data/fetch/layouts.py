@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mnft.data.fetch.archive import Progress
 from mnft.errors import DataError
+from mnft.reporter import Progress
 
 _REPORT_EVERY = 100
 _CIFAR_SIDE = 32
@@ -22,25 +20,23 @@ class ImageFolderWriter:
 
     Args:
         root: the new image folder.
-        move: whether image files may be moved; else they are copied and stay as they are.
-        total: how many images are expected, for the progress.
-        on_progress: told the images done.
+        total: how many images are expected.
+        on_progress: a function that is called with the images done and `total`.
 
     Attributes:
-        counts: images of each split; under None where the data set has no split.
+        root: the new image folder.
+        counts: number of images in each split; under None where the data set has no split.
         class_names: the classes that have an image.
     """
 
-    def __init__(
-        self, root: Path, *, move: bool, total: int, on_progress: Progress | None = None
-    ) -> None:
+    def __init__(self, root: Path, *, total: int, on_progress: Progress) -> None:
+        self.root = root
         self.counts: Counter[str | None] = Counter()
         self.class_names: set[str] = set()
-        self._root, self._move, self._total = root, move, total
-        self._on_progress = on_progress
+        self._total, self._on_progress = total, on_progress
 
     def place(self, image: Path, split: str | None, class_name: str) -> None:
-        """Move or copy an image file into its class.
+        """Move an image file into its class.
 
         Raises:
             DataError: there is no such file, or its class has one of that name already.
@@ -48,14 +44,9 @@ class ImageFolderWriter:
         if not image.is_file():
             raise DataError(
                 f"{image}: the image is listed but not there",
-                hint="the archive or folder is not complete; fetch it again",
+                hint="the archive is not complete; fetch it again",
             )
-        target = self._target(split, class_name, image.name)
-        if self._move:
-            image.rename(target)
-        else:
-            shutil.copyfile(image, target)
-        self._count(split, class_name)
+        image.rename(self._add(split, class_name, image.name))
 
     def save_png(self, pixels: Any, split: str | None, class_name: str, name: str) -> None:
         """Write pixels, (H, W) grey or (H, W, 3) RGB uint8, as `name`.png; same pixels, same bytes.
@@ -65,28 +56,20 @@ class ImageFolderWriter:
         """
         from PIL import Image
 
-        Image.fromarray(pixels).save(self._target(split, class_name, f"{name}.png"), format="PNG")
-        self._count(split, class_name)
+        Image.fromarray(pixels).save(self._add(split, class_name, f"{name}.png"), format="PNG")
 
-    def keep_text(self, file: Path) -> None:
-        """Copy a text, such as the licence, beside the classes, where there is one."""
-        if file.is_file():
-            self._root.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, self._root / file.name)
-
-    def _target(self, split: str | None, class_name: str, name: str) -> Path:
-        folder = self._root / (split or "") / class_name
+    def _add(self, split: str | None, class_name: str, name: str) -> Path:
+        """Count an image, and give the path where it goes."""
+        folder = self.root / (split or "") / class_name
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / name).exists():
             raise DataError(f"{name}: found twice in the class {class_name!r}")
-        return folder / name
-
-    def _count(self, split: str | None, class_name: str) -> None:
         self.counts[split] += 1
         self.class_names.add(class_name)
         done = self.counts.total()
-        if self._on_progress and (done % _REPORT_EVERY == 0 or done == self._total):
-            self._on_progress("writing images", done, self._total)
+        if done % _REPORT_EVERY == 0 or done == self._total:
+            self._on_progress(done, self._total)
+        return folder / name
 
 
 def digits(_base: Path, writer: ImageFolderWriter) -> None:
@@ -123,7 +106,7 @@ def flower_photos(base: Path, writer: ImageFolderWriter) -> None:
         if folder.is_dir() and not folder.name.startswith("."):
             for image in sorted(folder.glob("[!.]*.jpg")):
                 writer.place(image, None, readable(folder.name))
-    writer.keep_text(base / "LICENSE.txt")
+    (base / "LICENSE.txt").rename(writer.root / "LICENSE.txt")
 
 
 def cifar10(base: Path, writer: ImageFolderWriter) -> None:
@@ -152,7 +135,7 @@ def pets(base: Path, writer: ImageFolderWriter) -> None:
 
 
 def food101(base: Path, writer: ImageFolderWriter) -> None:
-    """`images/apple_pie/1005649.jpg`; the lists hold such paths without the ending."""
+    """`images/apple_pie/1005649.jpg`; the lists hold such paths without the extension."""
     for split in ("train", "test"):
         for entry in _lines(base / "meta" / f"{split}.txt"):
             class_name = readable(entry.partition("/")[0])
@@ -180,28 +163,25 @@ def _save_cifar(
     files: list[str],
     label_bytes: int,
 ) -> None:
-    index = 0
-    for file in files:
-        for label, pixels in _cifar_records(base / file, label_bytes):
-            if label >= len(names):
-                raise DataError(f"{base / file}: label {label}, but there are {len(names)} classes")
-            writer.save_png(pixels, split, names[label], f"{index:05d}")
-            index += 1
-
-
-def _cifar_records(path: Path, label_bytes: int) -> Iterator[tuple[int, Any]]:
-    """Give (label, (32, 32, 3) uint8); the file holds red, green and blue planes."""
     import numpy as np
 
-    record_bytes = label_bytes + _CIFAR_PIXEL_BYTES
-    data = np.fromfile(path, dtype=np.uint8)
-    if data.size % record_bytes:
-        raise DataError(
-            f"{path}: {data.size:,} bytes are not a whole number of {record_bytes}-byte records"
-        )
-    for record in data.reshape(-1, record_bytes):
-        planes = record[label_bytes:].reshape(3, _CIFAR_SIDE, _CIFAR_SIDE)
-        yield int(record[label_bytes - 1]), np.ascontiguousarray(planes.transpose(1, 2, 0))
+    index, record_bytes = 0, label_bytes + _CIFAR_PIXEL_BYTES
+    for file in files:
+        path = base / file
+        data = np.fromfile(path, dtype=np.uint8)
+        if data.size % record_bytes:
+            raise DataError(
+                f"{path}: {data.size:,} bytes are not a whole number of {record_bytes}-byte records"
+            )
+        for record in data.reshape(-1, record_bytes):
+            label = int(record[label_bytes - 1])
+            if label >= len(names):
+                raise DataError(f"{path}: label {label}, but there are {len(names)} classes")
+            # The red, the green and the blue plane, each row by row.
+            planes = record[label_bytes:].reshape(3, _CIFAR_SIDE, _CIFAR_SIDE)
+            pixels = np.ascontiguousarray(planes.transpose(1, 2, 0))
+            writer.save_png(pixels, split, names[label], f"{index:05d}")
+            index += 1
 
 
 def _class_lines(path: Path) -> list[str]:

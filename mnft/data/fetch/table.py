@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mnft.data.fetch import layouts as catalog_layouts
+from mnft.data.fetch import layouts
 from mnft.data.fetch.archive import RemoteFile
 from mnft.data.fetch.layouts import ImageFolderWriter
 
@@ -16,15 +16,14 @@ class DatasetSpec:
     """One data set.
 
     Attributes:
-        name: as typed after `mnft data fetch`.
-        title: what it is.
-        terms: licence, or what its authors say about use.
-        num_classes: how many classes it has.
-        split_sizes: images of each official split; under None where there is no split.
-        layout: turns the unpacked files into an image folder.
+        name: the name that is typed after `mnft data fetch`.
+        title: a line that says what it is.
+        terms: its licence, or what its authors say about use.
+        num_classes: number of classes.
+        split_sizes: number of images in each official split; under None where there is no split.
+        layout: a function that turns the unpacked files into an image folder.
         files: what is downloaded; empty where the data comes with an installed package.
-        needs: what the unpacked files hold, relative to the folder that holds them.
-        tops: names that this folder may have inside the archive or the user's folder.
+        top: the folder inside the archives that holds the files; empty where there is none.
     """
 
     name: str
@@ -34,8 +33,7 @@ class DatasetSpec:
     split_sizes: Mapping[str | None, int]
     layout: Callable[[Path, ImageFolderWriter], None]
     files: tuple[RemoteFile, ...] = ()
-    needs: tuple[str, ...] = ()
-    tops: tuple[str, ...] = ()
+    top: str = ""
 
     @property
     def num_images(self) -> int:
@@ -53,7 +51,7 @@ _SPECS = (
         terms="UCI Optical Recognition of Handwritten Digits (Alpaydin and Kaynak 1998), CC BY 4.0",
         num_classes=10,
         split_sizes={None: 1797},
-        layout=catalog_layouts.digits,
+        layout=layouts.digits,
     ),
     DatasetSpec(
         name="flowers102",
@@ -61,7 +59,7 @@ _SPECS = (
         terms="no licence stated, photographs from the web; cite Nilsback and Zisserman 2008",
         num_classes=102,
         split_sizes={"train": 1020, "val": 1020, "test": 6149},
-        layout=catalog_layouts.flowers102,
+        layout=layouts.flowers102,
         files=(
             RemoteFile(
                 "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/102flowers.tgz",
@@ -79,8 +77,6 @@ _SPECS = (
                 "46b8678f91fd95d3c8f4feab80d271a6c834a1dd896fe29fd3e6ad9ce5c8dccd",
             ),
         ),
-        needs=("jpg", "imagelabels.mat", "setid.mat"),
-        tops=("flowers-102", "102flowers"),
     ),
     DatasetSpec(
         name="flower_photos",
@@ -88,7 +84,7 @@ _SPECS = (
         terms="CC BY 2.0; the photographers are named in LICENSE.txt, which is kept",
         num_classes=5,
         split_sizes={None: 3670},
-        layout=catalog_layouts.flower_photos,
+        layout=layouts.flower_photos,
         files=(
             RemoteFile(
                 "https://storage.googleapis.com/download.tensorflow.org/example_images/flower_photos.tgz",
@@ -96,8 +92,7 @@ _SPECS = (
                 "4c54ace7911aaffe13a365c34f650e71dd5bf1be0a58b464e5a7183e3e595d9c",
             ),
         ),
-        needs=("daisy", "dandelion", "roses", "sunflowers", "tulips"),
-        tops=("flower_photos",),
+        top="flower_photos",
     ),
     DatasetSpec(
         name="cifar10",
@@ -105,7 +100,7 @@ _SPECS = (
         terms="no licence stated; cite Krizhevsky 2009",
         num_classes=10,
         split_sizes={"train": 50_000, "test": 10_000},
-        layout=catalog_layouts.cifar10,
+        layout=layouts.cifar10,
         files=(
             RemoteFile(
                 "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
@@ -113,8 +108,7 @@ _SPECS = (
                 "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
             ),
         ),
-        needs=("batches.meta.txt", "data_batch_1.bin", "test_batch.bin"),
-        tops=("cifar-10-batches-bin",),
+        top="cifar-10-batches-bin",
     ),
     DatasetSpec(
         name="cifar100",
@@ -122,7 +116,7 @@ _SPECS = (
         terms="no licence stated; cite Krizhevsky 2009",
         num_classes=100,
         split_sizes={"train": 50_000, "test": 10_000},
-        layout=catalog_layouts.cifar100,
+        layout=layouts.cifar100,
         files=(
             RemoteFile(
                 "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
@@ -130,8 +124,7 @@ _SPECS = (
                 "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
             ),
         ),
-        needs=("fine_label_names.txt", "train.bin", "test.bin"),
-        tops=("cifar-100-binary",),
+        top="cifar-100-binary",
     ),
     DatasetSpec(
         name="pets",
@@ -139,7 +132,7 @@ _SPECS = (
         terms="CC BY-SA 4.0; cite Parkhi, Vedaldi, Zisserman and Jawahar 2012",
         num_classes=37,
         split_sizes={"train": 3680, "test": 3669},
-        layout=catalog_layouts.pets,
+        layout=layouts.pets,
         files=(
             RemoteFile(
                 "https://www.robots.ox.ac.uk/~vgg/data/pets/data/images.tar.gz",
@@ -152,8 +145,6 @@ _SPECS = (
                 "52425fb6de5c424942b7626b428656fcbd798db970a937df61750c0f1d358e91",
             ),
         ),
-        needs=("images", "annotations/trainval.txt", "annotations/test.txt"),
-        tops=("oxford-iiit-pet",),
     ),
     DatasetSpec(
         name="food101",
@@ -161,7 +152,7 @@ _SPECS = (
         terms="photographs from Foodspotting, scientific fair use only; cite Bossard et al. 2014",
         num_classes=101,
         split_sizes={"train": 75_750, "test": 25_250},
-        layout=catalog_layouts.food101,
+        layout=layouts.food101,
         files=(
             RemoteFile(
                 "http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz",
@@ -169,8 +160,7 @@ _SPECS = (
                 "d97d15e438b7f4498f96086a4f7e2fa42a32f2712e87d3295441b2b6314053a4",
             ),
         ),
-        needs=("images", "meta/train.txt", "meta/test.txt"),
-        tops=("food-101",),
+        top="food-101",
     ),
 )
 SPECS: Mapping[str, DatasetSpec] = {spec.name: spec for spec in _SPECS}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import sys
 from pathlib import Path
+
+from platformdirs import user_cache_dir
 
 _LOGGER = logging.getLogger(__name__)
 # Left free on the disk, so that the run itself can be saved.
@@ -15,15 +16,9 @@ _RESERVE_BYTES = 1 << 30
 
 def choose_cache_folder(setting: str) -> Path:
     """The folder that `data.store` names; `auto` is $MNFT_CACHE, or mnft in the user's caches."""
-    if setting != "auto":
-        return Path(setting).expanduser()
-    if own := os.environ.get("MNFT_CACHE"):
-        return Path(own).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "mnft"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", str(Path.home()))) / "mnft" / "Cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mnft"
+    if setting == "auto":
+        setting = os.environ.get("MNFT_CACHE") or user_cache_dir("mnft", appauthor=False)
+    return Path(setting).expanduser()
 
 
 def make_room(cache: Path, keep: Path, needed: int, limit: int) -> str | None:
@@ -34,12 +29,12 @@ def make_room(cache: Path, keep: Path, needed: int, limit: int) -> str | None:
 
     Args:
         cache: the folder that holds the stores, two levels down.
-        keep: the store to make room for; the others of its data set stay too.
-        needed: bytes that it will grow by.
-        limit: bytes that all stores may have together.
+        keep: the store that will grow; the others of its data set stay too.
+        needed: number of bytes that it will grow by.
+        limit: number of bytes that all stores may have together.
 
     Returns:
-        Why it cannot be, in words; None when there is room.
+        The reason why there is no room, in words; None when there is room.
     """
     stores = {p.parent: _size(p.parent) for p in cache.glob("*/*/index.bin")}
     kept = sum(size for store, size in stores.items() if store.parent == keep.parent)
@@ -47,7 +42,7 @@ def make_room(cache: Path, keep: Path, needed: int, limit: int) -> str | None:
         return f"it needs {(kept + needed) / 1e9:.1f} GB, data.store_limit_gb is {limit / 1e9:g}"
     others = [store for store in stores if store.parent != keep.parent]
     used = sum(stores.values())
-    for store in sorted(others, key=_last_use):
+    for store in sorted(others, key=lambda store: (store / "index.bin").stat().st_mtime):
         if used + needed <= limit and _free(cache) >= needed + _RESERVE_BYTES:
             break
         _LOGGER.info("removed %s, %.1f GB, to make room", store, stores[store] / 1e9)
@@ -62,9 +57,9 @@ def measure_room(cache: Path, keep: Path, limit: int) -> int:
     """Bytes that `make_room` could make for a store; nothing is removed.
 
     Args:
-        cache: the folder that holds the stores; need not exist.
-        keep: the store.
-        limit: bytes that all stores may have together.
+        cache: the folder that holds the stores; it need not exist.
+        keep: the store that would grow.
+        limit: number of bytes that all stores may have together.
     """
     stores = {p.parent: _size(p.parent) for p in cache.glob("*/*/index.bin")}
     kept = sum(size for store, size in stores.items() if store.parent == keep.parent)
@@ -81,10 +76,6 @@ def measure_free(folder: Path) -> int:
 
 def _size(store: Path) -> int:
     return sum(file.stat().st_size for file in store.iterdir() if file.is_file())
-
-
-def _last_use(store: Path) -> float:
-    return (store / "index.bin").stat().st_mtime
 
 
 def _free(folder: Path) -> int:

@@ -53,9 +53,9 @@ class TrainGeometry:
     JPEGs several times larger are decoded with scaled DCT, which keeps at least that size.
 
     Attributes:
-        short_side: in pixels.
+        short_side: length of the shorter side in pixels.
         channels: 3 for RGB, 1 for grey.
-        interpolation: "bilinear", "bicubic" or "nearest", of the reduction.
+        interpolation: how images are reduced: "bilinear", "bicubic" or "nearest".
     """
 
     short_side: int
@@ -70,9 +70,9 @@ class TrainGeometry:
     def count_bytes(self, width: int, height: int) -> int:
         """Bytes of the pixels of an image of this size, to a row or column."""
         short = min(width, height)
-        share = min(1.0, self.short_side / short)
+        scale = min(1.0, self.short_side / short)
         long = min(max(width, height), _MAX_ASPECT * short)
-        return round(short * share) * round(long * share) * self.channels
+        return round(short * scale) * round(long * scale) * self.channels
 
     def decode(self, content: bytes) -> Pixels:
         """The content of an image file to (H, W, C) uint8, H and W its own.
@@ -83,8 +83,8 @@ class TrainGeometry:
         image = limit_aspect(decode_bytes(content, min_side=self.short_side), _MAX_ASPECT)
         if self.channels == 1:
             image = image.convert("L")
-        if (share := self.short_side / min(image.size)) < 1:
-            width, height = (max(1, round(side * share)) for side in image.size)
+        if (scale := self.short_side / min(image.size)) < 1:
+            width, height = (max(1, round(side * scale)) for side in image.size)
             image = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
         pixels = np.array(image)  # a copy: torch warns of arrays that cannot be written to
         return pixels if pixels.ndim == 3 else pixels[:, :, None]
@@ -93,10 +93,10 @@ class TrainGeometry:
 def choose_train_geometry(
     preprocessing: Preprocessing, scale: tuple[float, float]
 ) -> TrainGeometry:
-    """Room for random crops of the shares `scale` of the area.
+    """Keep enough pixels for random crops whose fractions of the area are in `scale`.
 
-    The side is such that a crop of the middle share has the size of the input: smaller crops are
-    enlarged a little, as they are of every photograph of that size, larger ones reduced.
+    The side is such that a crop of the middle fraction has the size of the input: smaller crops
+    are enlarged a little, larger ones reduced.
     """
     channels, height, width = preprocessing.input_size
     middle = (scale[0] + scale[1]) / 2

@@ -7,7 +7,7 @@ import logging
 import mmap
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,6 +25,7 @@ from mnft.data.store.geometry import Pixels
 from mnft.data.store.index import ENTRY, Index, compute_checks, compute_ends, parse_index
 from mnft.errors import DataError
 from mnft.host import count_cores
+from mnft.reporter import Progress
 
 _LOGGER = logging.getLogger(__name__)
 _FORMAT = 2  # 1 had no sums of the pixels
@@ -51,13 +52,13 @@ class StoreUnavailable(Exception):
 
 @dataclass
 class StoredImages:
-    """Images of a store by position; the file is mapped, and mapped anew in each process.
+    """Images of a store by position; each process maps the file for itself.
 
     Attributes:
-        path: the pixels.
+        path: the file that holds the pixels.
         starts: (N,) int64, first byte of each image.
-        sizes: (N, 2) int64, height and width.
-        channels: of all.
+        sizes: (N, 2) int64, height and width of each image.
+        channels: number of channels of all images.
     """
 
     path: Path
@@ -75,7 +76,7 @@ class StoredImages:
         """All bytes of the file, mapped; what is written to them would not reach the file.
 
         Raises:
-            DataError: the file was cut off; the system ends who reads behind its end.
+            DataError: the file was cut off; the system kills a process that reads behind its end.
         """
         if self._map is None:
             with open(self.path, "rb") as stream:
@@ -85,7 +86,7 @@ class StoredImages:
         if self._file.size() < len(self._map):
             raise DataError(
                 f"{self.path}: the stored images were cut off while they were in use",
-                hint="go on with `mnft train --resume RUN`, which decodes what is missing",
+                hint="`mnft train --resume RUN` continues, and decodes what is missing",
             )
         mapped: Pixels = self._map
         return mapped
@@ -103,7 +104,7 @@ class StoredImages:
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """What building brought: images decoded now, and bytes on the disk in all."""
+    """The result of building: images decoded now, and all bytes on the disk."""
 
     added: int
     size_bytes: int
@@ -112,17 +113,17 @@ class Built:
 class Store:
     """The store of one data set in one geometry.
 
-    Two files that only grow: pixels, then the entries that say where they are. An entry is
-    written after its pixels are on the disk, so what a crash leaves is whole up to the last
-    flush, and the next builder goes on from there. An image whose pixels are not what was written
-    is decoded again, behind the others. One builder at a time holds a lock; others wait and find
-    the work done. Readers need no lock.
+    It has two files that only grow: the pixels, and the entries that say where they are. An entry
+    is written after its pixels are on the disk, so what a crash leaves is whole up to the last
+    flush, and the next builder continues from there. An image whose pixels are damaged is decoded
+    again, behind the others. One builder at a time holds a lock; others wait and find the work
+    done. Readers need no lock.
 
     Args:
         cache: the cache folder.
         root: the image folder; stores of one folder lie together.
         geometry: how images are decoded.
-        channels: of the pixels.
+        channels: number of channels of the pixels.
     """
 
     def __init__(self, cache: Path, root: Path, geometry: Geometry, channels: int) -> None:
@@ -144,7 +145,7 @@ class Store:
         root: Path,
         samples: Sequence[Sample],
         limit_bytes: int,
-        on_progress: Callable[[int, int], None],
+        on_progress: Progress,
     ) -> Built:
         """Decode the images that the store lacks, in threads.
 
@@ -180,10 +181,10 @@ class Store:
         root: Path,
         samples: Sequence[Sample],
         limit_bytes: int,
-        on_progress: Callable[[int, int], None],
+        on_progress: Progress,
     ) -> Built:
         wanted = {sample.sha256: sample for sample in reversed(samples)}
-        known = self._find_whole(bytes.fromhex(sha256) for sha256 in wanted)
+        known = self._check_whole(bytes.fromhex(sha256) for sha256 in wanted)
         missing = [s for key, s in wanted.items() if bytes.fromhex(key) not in known][::-1]
         if missing:
             files.write_json(self.folder / "about.json", self._about)
@@ -197,9 +198,9 @@ class Store:
         root: Path,
         samples: list[Sample],
         limit_bytes: int,
-        on_progress: Callable[[int, int], None],
+        on_progress: Progress,
     ) -> None:
-        end, count = self._find_end()
+        end, count = self._locate_end()
         done = 0
         with (
             open(self._pixels, "ab") as pixels,
@@ -214,7 +215,9 @@ class Store:
                 written = np.zeros(len(chunk), dtype=ENTRY)
                 for number, (sample, image) in enumerate(zip(chunk, decoded, strict=True)):
                     if done == 0:  # a first guess of the size
-                        self._check_room(image.nbytes * len(samples), limit_bytes)
+                        size = image.nbytes * len(samples)
+                        if problem := make_room(self._cache, self.folder, size, limit_bytes):
+                            raise StoreUnavailable(problem)
                     pixels.write(image.data)
                     height, width, _ = image.shape
                     crc = zlib.crc32(image.data)
@@ -242,10 +245,6 @@ class Store:
         except DataError as error:
             raise DataError(f"{path}: {error.message}") from error
 
-    def _check_room(self, needed: int, limit_bytes: int) -> None:
-        if problem := make_room(self._cache, self.folder, needed, limit_bytes):
-            raise StoreUnavailable(problem)
-
     def _read_index(self) -> Index:
         """The entries that are not damaged and whose pixels are all there."""
         try:
@@ -258,11 +257,11 @@ class Store:
         kept: Index = index[there & (index["check"] == compute_checks(index))]
         return kept
 
-    def _find_end(self) -> tuple[int, int]:
+    def _locate_end(self) -> tuple[int, int]:
         """Where the next pixels go, in bytes, and the next entry.
 
-        Behind what a damaged entry may speak of: a reader that opened the store before the damage
-        still reads it.
+        They go behind the pixels of damaged entries: a reader that opened the store before the
+        damage still reads those.
         """
         try:
             raw = parse_index(self._index.read_bytes())
@@ -274,7 +273,7 @@ class Store:
             return size, len(raw)
         return int(compute_ends(index, self._channels).max(initial=0)), len(raw)
 
-    def _find_whole(self, wanted: Iterable[bytes]) -> set[bytes]:
+    def _check_whole(self, wanted: Iterable[bytes]) -> set[bytes]:
         """Which of these contents have entries, and pixels that are what was written."""
         index = self._read_index()
         places = {bytes(sha256): place for place, sha256 in enumerate(index["sha256"])}
@@ -317,7 +316,7 @@ def _chunks(samples: list[Sample]) -> Iterator[list[Sample]]:
 
 
 def _ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items, each taken one step early: its work goes on while the last one is used."""
+    """The same items, each taken one step early: it is decoded while the one before is written."""
     current = next(items, None)
     while current is not None:
         following = next(items, None)

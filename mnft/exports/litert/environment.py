@@ -1,4 +1,4 @@
-"""A Python environment of its own for LiteRT's converter, which needs an older torch than mnft."""
+"""The Python environment of LiteRT's converter, which needs an older torch than mnft."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def find_python() -> Path:
     folder = find_folder()
     if problem := _find_problem(folder):
         raise ExportError(
-            f"TFLite files are written in a Python environment of its own, {problem}",
+            f"TFLite files are written in a Python environment of their own, which is {problem}",
             hint=f"set it up (about 7 GB, a few minutes): {SETUP_COMMAND}",
         )
     return _python_of(folder)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from support.reporting import Recorder
 
 from mnft.data.fetch import archive
 from mnft.data.fetch.archive import RemoteFile
@@ -108,17 +109,15 @@ def part_of(folder: Path, content: bytes) -> Path:
 
 def test_downloads_and_reports(server, tmp_path):
     behaviour, remote = server
-    seen: list[tuple[str, int, int]] = []
-    path = archive.download(
-        remote, tmp_path / "new" / "cache", hint=HINT, on_progress=lambda *a: seen.append(a)
-    )
+    recorder = Recorder()
+    path = archive.download(remote, tmp_path / "new" / "cache", hint=HINT, reporter=recorder)
     assert path == tmp_path / "new" / "cache" / "set.tar"
     assert path.read_bytes() == CONTENT
     assert names_in(path.parent) == ["set.tar"]
-    downloading = [done for what, done, _ in seen if what == "downloading set.tar"]
+    downloading = [done for what, done, _ in recorder.seen if what == "downloading set.tar"]
     assert downloading == sorted(downloading)
     assert downloading[-1] == len(CONTENT)
-    assert seen[-1] == ("checking set.tar", len(CONTENT), len(CONTENT))
+    assert recorder.seen[-1] == ("checking set.tar", len(CONTENT), len(CONTENT))
     assert behaviour.asked == [None]
 
 
@@ -142,11 +141,9 @@ def test_resumes(server, tmp_path, ranges):
 def test_resume_counts_what_was_there(server, tmp_path):
     _, remote = server
     part_of(tmp_path, CONTENT[:-1])
-    done: list[int] = []
-    archive.download(
-        remote, tmp_path, hint=HINT, on_progress=lambda _what, n, _total: done.append(n)
-    )
-    assert done[0] == len(CONTENT)
+    recorder = Recorder()
+    archive.download(remote, tmp_path, hint=HINT, reporter=recorder)
+    assert recorder.seen[0] == ("downloading set.tar", len(CONTENT), len(CONTENT))
 
 
 def test_a_whole_part_needs_no_network(tmp_path):
@@ -264,8 +261,8 @@ def test_only_http(server, tmp_path, scheme):
     secret = tmp_path / "secret" / "set.tar"
     secret.parent.mkdir()
     secret.write_bytes(CONTENT)
-    with pytest.raises(DataError, match=f"unknown url type: {scheme}"):
-        archive.download(remote_for(f"{scheme}://{secret}"), tmp_path, hint=HINT)
+    with pytest.raises(DataError, match="could not download"):
+        archive.download(remote_for(f"{scheme}://127.0.0.1{secret}"), tmp_path, hint=HINT)
     behaviour.status, behaviour.headers = 302, {"Location": f"{scheme}://127.0.0.1{secret}"}
     with pytest.raises(DataError, match="could not download"):
         archive.download(remote, tmp_path, hint=HINT)
@@ -275,12 +272,12 @@ def test_an_interrupted_download_keeps_its_part(server, tmp_path):
     behaviour, remote = server
     behaviour.drop_after = [100_000]
 
-    def interrupt(_what: str, done: int, _total: int) -> None:
+    def interrupt(_what: str, done: int) -> None:
         if done >= 100_000:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        archive.download(remote, tmp_path, hint=HINT, on_progress=interrupt)
+        archive.download(remote, tmp_path, hint=HINT, reporter=Recorder(interrupt))
     assert (tmp_path / "set.tar.part").stat().st_size == 100_000
     archive.download(remote, tmp_path, hint=HINT)
     assert behaviour.asked == [None, "bytes=100000-"]
@@ -291,34 +288,11 @@ def test_a_full_disk(server, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        with (
-            pytest.raises(DataError, match="fetching: File too large"),
-            archive.disk_errors("fetching"),
-        ):
+        with pytest.raises(OSError, match="File too large"):
             archive.download(remote, tmp_path, hint=HINT)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert archive.download(remote, tmp_path, hint=HINT).read_bytes() == CONTENT
-
-
-def test_disk_errors_hint_at_what_to_do():
-    with (
-        pytest.raises(DataError, match="fetching: No space left: /disk/file") as e,
-        archive.disk_errors("fetching"),
-    ):
-        raise OSError(28, "No space left", "/disk/file")
-    assert "free some space" in e.value.hint
-
-
-def test_downloads_folder(monkeypatch, tmp_path):
-    monkeypatch.setenv("MNFT_CACHE", str(tmp_path / "mine"))
-    assert archive.downloads_folder() == tmp_path / "mine" / "downloads"
-    monkeypatch.delenv("MNFT_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert archive.downloads_folder() == tmp_path / "xdg" / "mnft" / "downloads"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert archive.downloads_folder() == tmp_path / ".cache" / "mnft" / "downloads"
 
 
 def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
@@ -345,13 +319,14 @@ def test_extracts(tmp_path, mode):
         (member("set/link.jpg", tarfile.SYMTYPE, "a.jpg"), b""),
         mode=mode,
     )
-    seen: list[tuple[str, int, int]] = []
-    archive.extract(path, tmp_path / "out", on_progress=lambda *a: seen.append(a))
+    recorder = Recorder()
+    archive.extract(path, tmp_path / "out", reporter=recorder)
     assert (tmp_path / "out/set/a.jpg").read_bytes() == b"a"
     assert (tmp_path / "out/set/deep/b.jpg").read_bytes() == b"bb"
     assert (tmp_path / "out/set/link.jpg").read_bytes() == b"a"
-    assert seen[-1][0] == "unpacking set.tar.gz"
-    assert 0 < seen[-1][1] <= seen[-1][2] == path.stat().st_size
+    what, done, total = recorder.seen[-1]
+    assert what == "unpacking set.tar.gz"
+    assert 0 < done <= total == path.stat().st_size
 
 
 @pytest.mark.parametrize(
@@ -444,5 +419,5 @@ def test_an_interrupted_extraction_leaves_nothing(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        archive.extract(path, tmp_path / "out", on_progress=interrupt)
+        archive.extract(path, tmp_path / "out", reporter=Recorder(interrupt))
     assert names_in(tmp_path) == ["set.tgz"]

@@ -344,3 +344,6 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     if sys.platform == "linux":
         assert choose_cache_folder("auto") == tmp_path / "xdg" / "mnft"
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert choose_cache_folder("auto") == tmp_path / ".cache" / "mnft"
