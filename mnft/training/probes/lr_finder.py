@@ -154,8 +154,7 @@ def build_curve(lrs: Sequence[float], losses: Sequence[float], *, diverged: bool
         )
     # Losses after divergence have no limit, and would spread over their neighbours.
     raw = np.minimum(losses, 2 * max(losses[:5]))
-    # Gaussian weights on both sides: fastai's running mean lags behind by a factor of two or more
-    # in the learning rate.
+    # Gaussian weights on both sides do not lag behind the curve, as fastai's running mean does.
     points = np.arange(len(raw))
     width = max(2.0, len(raw) / 33)
     weights = np.exp(-0.5 * ((points[:, None] - points) / width) ** 2)
