@@ -4,6 +4,9 @@ References: L. N. Smith, "Cyclical Learning Rates for Training Neural Networks",
 3.3, for the test. The exponential growth and the "valley" that suggests a rate are fastai's
 (J. Howard and S. Gugger, "fastai: A Layered API for Deep Learning", Information 11, 2020;
 `fastai.callback.schedule.valley`).
+
+The suggestion is cautious: the test has no warmup, decay or averaging, with which a training
+tolerates a higher rate (MobileNetV2 on flowers at 96 pixels: 6.6e-5, where 1e-3 trains better).
 """
 
 from __future__ import annotations
