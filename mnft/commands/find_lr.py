@@ -126,6 +126,6 @@ class _OwnRate:
             return f"{words}; the suggestion is {suggestion / self.lr:.2g} times that"
         return (
             f"{words}, chosen by the val accuracy of whole trainings with warmup, decay and "
-            "averaging; the suggestion comes from a short trial without these: keep the recipe's "
-            "unless its training is unstable"
+            "averaging, which allow a higher rate; the suggestion comes from a short trial without "
+            "these: keep the recipe's unless its training is unstable"
         )

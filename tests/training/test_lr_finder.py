@@ -228,7 +228,7 @@ def test_a_loss_that_only_rises_gives_no_suggestion() -> None:
         losses = 0.2 + noise + np.maximum(np.log10(lrs / 0.01), 0)
         with pytest.raises(TrainError, match=r"loss of 0\.\d+ does not clearly fall") as caught:
             build_curve(lrs.tolist(), losses.tolist(), diverged=False)
-        assert "little left to learn" in str(caught.value.hint)
+        assert "train.stages=[finetune]" in str(caught.value.hint)
 
 
 def test_a_fall_within_the_noise_gives_no_suggestion() -> None:

@@ -65,14 +65,17 @@ def process_group() -> Iterator[Ranks]:
     backend = "cpu:gloo,cuda:nccl" if has_cuda() else "gloo"
     # The others wait while the main process fetches and checks the images.
     dist.init_process_group(backend, timeout=timedelta(hours=2))
-    rank = int(os.environ["RANK"])
-    # Not every launcher sets the local rank; the names of the hosts give it.
+    yield _find_ranks(int(os.environ["RANK"]), world_size)
+    dist.destroy_process_group()
+
+
+def _find_ranks(rank: int, world_size: int) -> Ranks:
+    """Find the local rank; from the names of the hosts if the launcher does not set it."""
     hosts = gather(Ranks(rank, world_size), socket.gethostname())
     beside = [other for other, host in enumerate(hosts) if host == hosts[rank]]
     local_rank = int(os.environ.get("LOCAL_RANK", beside.index(rank)))
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", len(beside)))
-    yield Ranks(rank, world_size, local_rank, local_world_size)
-    dist.destroy_process_group()
+    return Ranks(rank, world_size, local_rank, local_world_size)
 
 
 def broadcast(ranks: Ranks, compute: Callable[[], T]) -> T:

@@ -23,12 +23,12 @@ _WARMUP = 3
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Images per second, measured several times.
+    """Images per second, measured in several rounds.
 
     Attributes:
-        median: over the rounds.
-        lowest: of the rounds.
-        highest: of the rounds.
+        median: median of the rounds.
+        lowest: slowest round.
+        highest: fastest round.
     """
 
     median: float
@@ -41,17 +41,17 @@ class BenchResult:
     """What limits a training.
 
     Attributes:
-        loading: batches alone, as the training gets them.
-        fixed_batch: the limit: forward, loss, backward and one fused optimizer on one batch that
-            stays on the device, without anything that mnft does besides.
-        computing: mnft's updates alone, on that batch.
-        training: both, as in an epoch.
-        evaluating: the val split, loading included.
-        wait: fraction of the training's time spent waiting for data. Where images lie in the
-            device's memory: what making batches of them adds to the time of the updates.
-        rounds: of each measurement.
-        batches: in a round.
-        threads: that computed on the CPU.
+        loading: speed of only loading batches, as the training gets them.
+        fixed_batch: upper limit: speed of only forward, loss, backward and one fused optimizer, on
+            one batch that stays on the device.
+        computing: speed of mnft's updates on that batch.
+        training: speed of loading and updates together, as in an epoch.
+        evaluating: speed of evaluating the val split, with loading.
+        wait: fraction of the training's time spent waiting for data. If the images are in the
+            device's memory, what making batches of them adds to the time of the updates.
+        rounds: number of rounds.
+        batches: number of batches in a round.
+        threads: number of CPU threads that computed.
     """
 
     loading: Speed
@@ -79,13 +79,11 @@ def bench(
 ) -> BenchResult:
     """Measure the parts in turn, round by round, so that all see the same state of the machine.
 
-    The weights are trained on meanwhile; throw the training away afterwards.
-
     Args:
-        training: as built for a run.
-        batches: in a round; fewer where an epoch has fewer.
-        rounds: of each measurement.
-        on_progress: called with the measurements done and all.
+        training: what to measure; its weights change, so it is of no use afterwards.
+        batches: number of batches in a round, or those of an epoch if that has fewer.
+        rounds: number of rounds.
+        on_progress: called with the rounds done and all rounds.
     """
     train = training.train
     count = min(batches, len(train))
@@ -127,7 +125,7 @@ def bench(
 
 
 class _Part:
-    """Some batches in the place of an epoch's."""
+    """Some batches that stand for those of an epoch."""
 
     def __init__(
         self,
@@ -158,7 +156,7 @@ def _load(batches: Batches, count: int, device: torch.device) -> float:
 
 
 def _train(training: Training, batches: TrainBatches) -> tuple[float, float]:
-    """Images per second of updates, and the share of the time spent waiting for data."""
+    """Images per second of updates, and the fraction of the time spent waiting for data."""
     state = replace(training.state, num_updates=0)
     result = train_one_epoch(
         state,
@@ -173,7 +171,7 @@ def _train(training: Training, batches: TrainBatches) -> tuple[float, float]:
 
 
 def _build_fixed_step(training: Training, batch: Batch) -> Callable[[], None]:
-    """One update with nothing but the arithmetic, on one batch, with one group of parameters."""
+    """Build an update with only the arithmetic, on one batch and one group of parameters."""
     model, loop = training.state.model, training.options.loop
     set_training_mode(model, freeze_batchnorm=loop.freeze_batchnorm)
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -4,6 +4,9 @@ References: L. N. Smith, "Cyclical Learning Rates for Training Neural Networks",
 3.3, for the test. The exponential growth and the "valley" that suggests a rate are fastai's
 (J. Howard and S. Gugger, "fastai: A Layered API for Deep Learning", Information 11, 2020;
 `fastai.callback.schedule.valley`).
+
+The suggestion is cautious: the test has no warmup, decay or averaging, with which a training
+tolerates a higher rate (MobileNetV2 on flowers at 96 pixels: 6.6e-5, where 1e-3 trains better).
 """
 
 from __future__ import annotations
@@ -29,8 +32,8 @@ MIN_STEPS = 20
 # The test ends once the running mean of the loss is this many times its lowest value so far.
 _DIVERGED = 4.0
 _MOMENTUM = 0.9  # of that running mean
-# Smoothing leaves a third of the scatter of single batches, of which the deepest valley in pure
-# noise reaches about four times as much.
+# A valley must be deeper than this many standard deviations of single losses around the smoothed
+# ones. Of 1,000 curves of pure noise with 20, 50 and 100 points, 44, 9 and 1 have a deeper one.
 _CHANCE = 2.0
 _LAST = 5  # points at the end of a curve that diverges, where no valley is searched
 
@@ -154,21 +157,20 @@ def build_curve(lrs: Sequence[float], losses: Sequence[float], *, diverged: bool
         )
     # Losses after divergence have no limit, and would spread over their neighbours.
     raw = np.minimum(losses, 2 * max(losses[:5]))
-    # Gaussian weights on both sides: fastai's running mean lags behind by a factor of two or more
-    # in the learning rate.
+    # Gaussian weights on both sides do not lag behind the curve, as fastai's running mean does.
     points = np.arange(len(raw))
     width = max(2.0, len(raw) / 33)
     weights = np.exp(-0.5 * ((points[:, None] - points) / width) ** 2)
     smoothed = weights @ raw / weights.sum(axis=1)
-    # Weights that have diverged may still come down to a low loss, as fastai also leaves out.
+    # After divergence the loss may fall again; as in fastai, the last points do not count.
     start, end = find_valley(smoothed[: -_LAST if diverged else None].tolist())
     fall, noise = smoothed[start] - smoothed[end], (raw - smoothed)[: end + 1].std()
     if fall <= max(_CHANCE * noise, 0.01 * abs(smoothed[start])):
         raise TrainError(
             f"the loss of {smoothed[0]:.3g} does not clearly fall at any learning rate from "
             f"{lrs[0]:.0e} to {lrs[-1]:.1e}, so none can be suggested",
-            hint="a larger train.batch_size makes the loss less noisy; where the head was fitted "
-            "first, there may be little left to learn",
+            hint="a larger train.batch_size makes the loss less noisy; after the head stage little "
+            "may be left to learn, which --set 'train.stages=[finetune]' leaves out",
         )
     # fastai's text says two thirds, its code takes the middle.
     suggestion = lrs[start + round(2 / 3 * (end - start))]

@@ -23,17 +23,17 @@ def plot_lr_curve(
     suggestion: float,
     title: str,
 ) -> None:
-    """Draw the loss over growing learning rates as a PNG, atomically, with the suggestion marked.
+    """Plot the loss over growing learning rates as a PNG, atomically, with the suggestion marked.
 
     Losses far above the smoothed curve are cut off: once training diverges they have no limit.
 
     Args:
         lrs: (N,) learning rates, ascending.
-        losses: (N,) raw, drawn as points.
-        smoothed: (N,) drawn as a line.
-        path: the PNG to write.
-        suggestion: the learning rate to mark, within `lrs`.
-        title: the line above the curve.
+        losses: (N,) losses of single batches, drawn as points.
+        smoothed: (N,) smoothed losses, drawn as a line.
+        path: where to write the PNG.
+        suggestion: learning rate to mark, within `lrs`.
+        title: title of the plot.
     """
     figure = Figure(figsize=_CURVE_SIZE, dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
