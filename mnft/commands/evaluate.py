@@ -9,9 +9,9 @@ from typing import Any
 
 from mnft import console, files
 from mnft.errors import ConfigError
-from mnft.evaluation.checkpoint import Opened, load_settings, open_checkpoint, portable_path
-from mnft.evaluation.images import Selection, choose_split, count_seen, find_images
-from mnft.evaluation.outputs import Means, compute_selected
+from mnft.evaluation.checkpoint import Checkpoint, load_settings, open_checkpoint, portable_path
+from mnft.evaluation.images import ImageSet, choose_split, count_seen, load_image_set
+from mnft.evaluation.outputs import compute_image_outputs
 from mnft.model.bundle import Bundle
 from mnft.tasks.classify.evaluation import Evaluation
 from mnft.tasks.classify.metrics import ECE_BINS, compute_evaluation, softmax
@@ -22,6 +22,7 @@ from mnft.tasks.classify.predictions import (
     Predictions,
     write_evaluation,
 )
+from mnft.training.eval_batches import EvalOptions
 
 _SHOWN_CLASSES = 20
 
@@ -64,7 +65,7 @@ def run(request: Request, *, as_json: bool) -> None:
     files.check_replaceable(
         target, "evaluation", lambda folder: files.holds_only(folder, EVALUATION_FILES, METRICS)
     )
-    images = find_images(opened, request.data, request.split, console.REPORTER)
+    images = load_image_set(opened, request.data, request.split, console.REPORTER)
     header = {
         "checkpoint": portable_path(bundle.folder),
         "data": portable_path(images.root),
@@ -73,8 +74,15 @@ def run(request: Request, *, as_json: bool) -> None:
     }
     _check_same(target, header)
     settings = load_settings(opened, [])[0].eval
-    means = Means(request.device, request.batch_size, request.workers)
-    outputs = compute_selected(bundle, images, settings, means, console.REPORTER, flip=request.flip)
+    outputs = compute_image_outputs(
+        bundle,
+        images,
+        settings,
+        device=request.device,
+        options=EvalOptions(request.batch_size, request.workers),
+        reporter=console.REPORTER,
+        flip=request.flip,
+    )
     evaluation = compute_evaluation(outputs.logits, outputs.targets, bundle.class_names)
     paths = [images.samples[position].path for position in outputs.positions]
     seen = count_seen(opened, images)
@@ -119,7 +127,7 @@ def _check_same(target: Path, header: dict[str, str]) -> None:
         )
 
 
-def _default_output(opened: Opened, data: Path | None, split: str | None) -> Path:
+def _default_output(opened: Checkpoint, data: Path | None, split: str | None) -> Path:
     """RUN/eval for the best model on the default split, else a name that says what differs."""
     folder, recorded = opened.bundle.folder, opened.manifest
     if recorded is None:
@@ -137,7 +145,7 @@ def _default_output(opened: Opened, data: Path | None, split: str | None) -> Pat
 
 def _show(
     bundle: Bundle,
-    images: Selection,
+    images: ImageSet,
     evaluation: Evaluation,
     target: Path | None,
     *,

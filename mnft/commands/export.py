@@ -14,9 +14,9 @@ from mnft.evaluation.parity import (
     _LARGE_DIFFERENCE,
     Parity,
     check_gates,
+    choose_comparison_images,
     compare,
     describe_parity,
-    find_comparison_images,
 )
 from mnft.exports.artifact import PARITY, Artifact, compute_size, write_record
 from mnft.exports.convert import check_target, check_toolchain, convert
@@ -52,7 +52,7 @@ def run(request: Request, overrides: Sequence[str], *, as_json: bool) -> None:
     images = None
     if fmt.runtime is not None:
         with source.locating():
-            images = find_comparison_images(
+            images = choose_comparison_images(
                 opened, request.data, request.split, config, console.REPORTER
             )
     with files.atomic_folder(target) as folder:

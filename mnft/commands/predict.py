@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, TextIO
 
 from mnft import console, files
 from mnft.data.folder import list_images
@@ -75,7 +75,7 @@ def run(request: Request) -> None:
     request = replace(request, top_k=min(request.top_k, len(bundle.class_names)))
     machine = open_machine(request.device)
     machine.place(bundle.model)
-    workers: int | Literal["auto"] = "auto" if request.workers is None else request.workers
+    workers = request.workers
     if len(paths) <= request.batch_size:  # starting processes takes longer than decoding these
         workers = request.workers or 0
     options = EvalOptions(request.batch_size, workers, allow_bad=True)

@@ -15,7 +15,7 @@ from mnft.compress.quantize.attempts import PREFERRED, Method, choose_method
 from mnft.compress.quantize.calibration import choose_images
 from mnft.compress.quantize.search import QuantizeJob, quantize
 from mnft.evaluation.checkpoint import default_target, load_settings, open_trained
-from mnft.evaluation.images import Selection
+from mnft.evaluation.images import ImageSet
 from mnft.evaluation.parity import Parity
 from mnft.exports.artifact import PARITY, QUANTIZATION
 from mnft.exports.convert import check_target
@@ -85,7 +85,7 @@ def _measure(float_folder: Path, int8_folder: Path) -> dict[str, Any]:
     }
 
 
-def _describe_parity(parity: Parity, images: Selection) -> dict[str, Any]:
+def _describe_parity(parity: Parity, images: ImageSet) -> dict[str, Any]:
     names = [images.samples[position].path for position in parity.disagreements]
     where = {"data": str(images.root), "split": images.split, "against": "the fp32 file"}
     return {"checked": True, "passed": True, **where, **parity.as_json(), "disagreements": names}

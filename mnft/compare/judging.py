@@ -10,11 +10,12 @@ from mnft.compare.latency import Plan, measure_each
 from mnft.compare.rows import Row, read_facts
 from mnft.compare.variants import Variant
 from mnft.errors import CheckpointError, ExportError, ModelError
-from mnft.evaluation.checkpoint import Opened, load_settings, open_checkpoint
-from mnft.evaluation.images import Selection, describe_seen, find_images
-from mnft.evaluation.outputs import Means, compute_selected
+from mnft.evaluation.checkpoint import Checkpoint, load_settings, open_checkpoint
+from mnft.evaluation.images import ImageSet, describe_seen, load_image_set
+from mnft.evaluation.outputs import compute_image_outputs
 from mnft.reporter import Reporter
 from mnft.tasks.classify.metrics import compute_evaluation
+from mnft.training.eval_batches import EvalOptions
 
 # What concerns only one model; images that cannot be used stop the whole comparison.
 _FAULTS_OF_ONE = (CheckpointError, ExportError, ModelError)
@@ -30,7 +31,7 @@ def read_row(variant: Variant) -> Row:
 
 def choose_images(
     rows: Sequence[Row], data: Path | None, split: str | None, reporter: Reporter
-) -> Selection:
+) -> ImageSet:
     """The images to judge all models on.
 
     Args:
@@ -43,23 +44,23 @@ def choose_images(
         ExportError: no model can be opened.
         MnftError: no images, or images that changed since the training.
     """
-    first: Opened | None = None
+    first: Checkpoint | None = None
     for row in rows:
         try:
             opened = open_checkpoint(row.variant.folder)
         except _FAULTS_OF_ONE:
             continue
         if data is not None or opened.manifest is not None:
-            return find_images(opened, data, split, reporter, judging=False)
+            return load_image_set(opened, data, split, reporter, judging=False)
         first = first or opened
     if first is None:
         reasons = "".join(f"\n  {row.name}: {row.problem or 'cannot be opened'}" for row in rows)
         raise ExportError(f"none of the {len(rows)} models can be opened:{reasons}")
-    return find_images(first, None, split, reporter, judging=False)
+    return load_image_set(first, None, split, reporter, judging=False)
 
 
 def add_accuracy(
-    rows: Sequence[Row], images: Selection, threads: int | None, reporter: Reporter
+    rows: Sequence[Row], images: ImageSet, threads: int | None, reporter: Reporter
 ) -> tuple[list[Row], list[str]]:
     """Evaluate each model on the CPU.
 
@@ -86,9 +87,16 @@ def add_accuracy(
                     warnings.append(f"{row.name}: {seen}")
                 config, _ = load_settings(opened, [])
                 settings = config.eval.model_copy(update={"precision": "fp32"})
-                means = Means("cpu", store=config.data.store)
                 bundle = opened.bundle
-                outputs = compute_selected(bundle, images, settings, means, reporter, what=row.name)
+                outputs = compute_image_outputs(
+                    bundle,
+                    images,
+                    settings,
+                    device="cpu",
+                    options=EvalOptions(store=config.data.store),
+                    reporter=reporter,
+                    what=row.name,
+                )
                 evaluation = compute_evaluation(outputs.logits, outputs.targets, bundle.class_names)
                 row = replace(row, evaluation=evaluation)
             except _FAULTS_OF_ONE as error:

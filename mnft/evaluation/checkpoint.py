@@ -19,7 +19,7 @@ from mnft.runs.folder import RunFolder, find_bundle
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class Checkpoint:
     """A model that is ready to run, and where it comes from.
 
     Attributes:
@@ -46,7 +46,7 @@ class Opened:
             raise CheckpointError(f"{self.bundle.folder / RECORD}: damaged: {error}") from error
 
 
-def open_checkpoint(path: Path, *, threads: int | None = None) -> Opened:
+def open_checkpoint(path: Path, *, threads: int | None = None) -> Checkpoint:
     """Open a run's best model, a model folder or an exported file.
 
     Args:
@@ -70,10 +70,10 @@ def open_checkpoint(path: Path, *, threads: int | None = None) -> Opened:
     manifest = _manifest_of(run)
     if manifest is not None and manifest.class_names != bundle.class_names:
         raise _other_classes(bundle, run, manifest)
-    return Opened(bundle, run, manifest)
+    return Checkpoint(bundle, run, manifest)
 
 
-def open_trained(path: Path) -> Opened:
+def open_trained(path: Path) -> Checkpoint:
     """Open a run's best model or a model folder, to make something of it.
 
     Raises:
@@ -87,7 +87,7 @@ def open_trained(path: Path) -> Opened:
     return open_checkpoint(path)
 
 
-def load_settings(opened: Opened, overrides: Sequence[str]) -> tuple[Config, Source]:
+def load_settings(opened: Checkpoint, overrides: Sequence[str]) -> tuple[Config, Source]:
     """The run's config with overrides; of a model folder that lies in no run, the defaults.
 
     Raises:
@@ -128,7 +128,7 @@ def _manifest_of(run: RunFolder) -> Manifest | None:
     return load_manifest(run.split) if is_run else None
 
 
-def default_target(opened: Opened, name: str) -> Path:
+def default_target(opened: Checkpoint, name: str) -> Path:
     """RUN/exports/NAME for the best model; the name says which other model it was."""
     folder = opened.bundle.folder
     if opened.manifest is not None and folder.resolve() != opened.run.best.resolve():

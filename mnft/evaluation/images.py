@@ -11,13 +11,13 @@ from mnft.data.manifest import Manifest, Sample, list_changes
 from mnft.data.readers import class_folders
 from mnft.data.scan_files import scan_files
 from mnft.errors import CheckpointError, DataError
-from mnft.evaluation.checkpoint import Opened
+from mnft.evaluation.checkpoint import Checkpoint
 from mnft.reporter import Reporter
 from mnft.runs.folder import RunFolder
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
+class ImageSet:
     """Images with their classes.
 
     Attributes:
@@ -32,15 +32,15 @@ class Selection:
     samples: list[Sample]
     problems: dict[str, str]
 
-    def take(self, positions: Sequence[int]) -> Selection:
+    def take(self, positions: Sequence[int]) -> ImageSet:
         """Some of the images."""
         return replace(self, samples=[self.samples[i] for i in positions])
 
-    def take_evenly(self, limit: int | None) -> Selection:
+    def take_evenly(self, limit: int | None) -> ImageSet:
         """At most `limit` of the images, evenly over their order, which is that of the classes."""
         if limit is None:
             return self
-        return self.take(spread_evenly(len(self.samples), limit))
+        return self.take(every_nth(len(self.samples), limit))
 
 
 def choose_split(recorded: Manifest) -> str:
@@ -48,15 +48,15 @@ def choose_split(recorded: Manifest) -> str:
     return "test" if "test" in recorded.splits else "val"
 
 
-def find_images(
-    opened: Opened,
+def load_image_set(
+    opened: Checkpoint,
     data: Path | None,
     split: str | None,
     reporter: Reporter,
     *,
     limit: int | None = None,
     judging: bool = True,
-) -> Selection:
+) -> ImageSet:
     """The images to judge a model on.
 
     Args:
@@ -74,10 +74,10 @@ def find_images(
     bundle, recorded = opened.bundle, opened.manifest
     if data is not None:
         with reporter.track("checking images") as on_progress:
-            samples, problems = select_images(
+            samples, problems = list_folder_images(
                 data, split, bundle.class_names, recorded, on_progress
             )
-        found = Selection(data, samples[0].split, samples, problems).take_evenly(limit)
+        found = ImageSet(data, samples[0].split, samples, problems).take_evenly(limit)
         for path, problem in problems.items():
             reporter.warn(f"left out: {path}: {problem}")
     elif recorded is None:
@@ -92,13 +92,13 @@ def find_images(
     return found
 
 
-def count_seen(opened: Opened, images: Selection) -> int:
+def count_seen(opened: Checkpoint, images: ImageSet) -> int:
     """How many of the images the model, or one before it, was trained on."""
     trained_on = opened.trained_on
     return sum(shorten(sample.sha256) in trained_on for sample in images.samples)
 
 
-def describe_seen(opened: Opened, images: Selection) -> str | None:
+def describe_seen(opened: Checkpoint, images: ImageSet) -> str | None:
     """What a person must know where the model was trained on some of the images; else None."""
     if not (seen := count_seen(opened, images)):
         return None
@@ -115,8 +115,8 @@ def describe_seen(opened: Opened, images: Selection) -> str | None:
     return f"{' and '.join(parts)}, so its figures are too good"
 
 
-def _find_recorded(run: RunFolder, recorded: Manifest, split: str, limit: int | None) -> Selection:
-    found = Selection(recorded.root, split, recorded.split(split), {}).take_evenly(limit)
+def _find_recorded(run: RunFolder, recorded: Manifest, split: str, limit: int | None) -> ImageSet:
+    found = ImageSet(recorded.root, split, recorded.split(split), {}).take_evenly(limit)
     if not (samples := found.samples):
         raise DataError(
             f"{run.split}: no {split} split, it has {', '.join(recorded.splits)}",
@@ -131,7 +131,7 @@ def _find_recorded(run: RunFolder, recorded: Manifest, split: str, limit: int | 
     return found
 
 
-def select_images(
+def list_folder_images(
     root: Path,
     split: str | None,
     class_names: tuple[str, ...],
@@ -203,14 +203,14 @@ def select_images(
     return samples, problems
 
 
-def spread_evenly(count: int, wanted: int) -> Sequence[int]:
+def every_nth(count: int, wanted: int) -> Sequence[int]:
     """`wanted` positions spread evenly over `count`, which lie in the order of the classes."""
     if wanted >= count:
         return range(count)
     return [(2 * i + 1) * count // (2 * wanted) for i in range(wanted)]
 
 
-def choose_evenly(class_names: Sequence[str], count: int) -> list[int]:
+def per_class(class_names: Sequence[str], count: int) -> list[int]:
     """Positions of `count` images, as many of each class as there are, spread over its images.
 
     Args:

@@ -18,7 +18,7 @@ from mnft.data.manifest import Sample
 from mnft.device.machine import open_machine
 from mnft.device.select import keep_freed_memory
 from mnft.errors import DataError, ModelError
-from mnft.evaluation.checkpoint import Opened, open_trained
+from mnft.evaluation.checkpoint import Checkpoint, open_trained
 from mnft.evaluation.confident_learning import cross_validate, find_label_errors
 from mnft.model.linear_head import find_linear_head, has_linear_head
 from mnft.reporter import Reporter
@@ -99,7 +99,7 @@ def check_labels(root: Path, checked: Checked, checkpoint: Path, reporter: Repor
 
 
 def _compute_probabilities(
-    opened: Opened, features: Features, contents: Sequence[str]
+    opened: Checkpoint, features: Features, contents: Sequence[str]
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Tell which images the model learned from, and how probable it finds each class of each.
 

@@ -1,13 +1,11 @@
-"""The outputs of a model on selected images, with progress: what eval, export and compare share."""
+"""The outputs of a model on a set of images: what eval, export, quantize and compare share."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 from mnft.config.schema import EvalConfig
 from mnft.device.machine import open_machine
 from mnft.device.select import keep_freed_memory
-from mnft.evaluation.images import Selection
+from mnft.evaluation.images import ImageSet
 from mnft.model.bundle import Bundle
 from mnft.reporter import SILENT, Reporter
 from mnft.tasks import open_task
@@ -16,51 +14,34 @@ from mnft.training.eval_batches import EvalOptions, open_eval_batches
 from mnft.training.inference import compute_outputs
 
 
-@dataclass(frozen=True, slots=True)
-class Means:
-    """What to compute with; None takes the run's batch size, and as many workers as suit.
-
-    Attributes:
-        device_name: auto, cpu, cuda, cuda:N or mps.
-        batch_size: images at once.
-        workers: processes that decode.
-        store: `data.store` of the config; images that are stored already are not decoded again.
-    """
-
-    device_name: str = "auto"
-    batch_size: int | None = None
-    workers: int | None = None
-    store: str = "off"
-
-
-def compute_selected(
+def compute_image_outputs(
     bundle: Bundle,
-    images: Selection,
-    settings: EvalConfig,
-    means: Means,
-    reporter: Reporter = SILENT,
+    images: ImageSet,
+    config: EvalConfig,
     *,
+    device: str = "auto",
+    options: EvalOptions | None = None,
+    reporter: Reporter = SILENT,
     flip: bool = False,
     what: str = "images",
 ) -> Outputs:
-    """The outputs of a model on selected images, in the precision of `eval.precision`.
+    """Compute the outputs of a model on a set of images, in the precision of `eval.precision`.
 
     Args:
         bundle: the model.
-        images: to judge it on.
-        settings: the `eval` section.
-        means: what to compute with.
+        images: the images.
+        config: the `eval` section.
+        device: name of the device: auto, cpu, cuda, cuda:N or mps.
+        options: how the images are loaded.
         reporter: told of progress.
-        flip: average each image with its mirror image.
-        what: is judged, for the progress bar.
+        flip: whether to average each image with its mirror image.
+        what: name of the images for the progress bar.
 
     Raises:
-        MnftError: a device that is not there, an image that does not decode.
+        MnftError: there is no such device, or an image does not decode.
     """
     keep_freed_memory()
-    machine = open_machine(means.device_name).with_precision(
-        "fp32", settings.precision, img_size=None
-    )
+    machine = open_machine(device).with_precision("fp32", config.precision, img_size=None)
     task = open_task(bundle.class_names)
     batches = open_eval_batches(
         images.root,
@@ -68,10 +49,8 @@ def compute_selected(
         task.encode(images.samples),
         bundle.preprocessing,
         machine,
-        config=settings,
-        options=EvalOptions(
-            means.batch_size, "auto" if means.workers is None else means.workers, means.store
-        ),
+        config=config,
+        options=options,
     )
     with reporter.count(f"judging {what}", len(images.samples)) as advance:
         return compute_outputs(

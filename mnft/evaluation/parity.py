@@ -12,9 +12,9 @@ from mnft.config.edge import ExportConfig
 from mnft.config.schema import Config
 from mnft.data.readers import class_folders
 from mnft.errors import GateError
-from mnft.evaluation.checkpoint import Opened
-from mnft.evaluation.images import Selection, find_images
-from mnft.evaluation.outputs import Means, compute_selected
+from mnft.evaluation.checkpoint import Checkpoint
+from mnft.evaluation.images import ImageSet, load_image_set
+from mnft.evaluation.outputs import compute_image_outputs
 from mnft.exports.artifact import read_artifact
 from mnft.exports.formats import Format
 from mnft.exports.model import load_exported
@@ -22,6 +22,7 @@ from mnft.reporter import Reporter
 from mnft.tasks.base import Outputs
 from mnft.tasks.classify.metrics import softmax
 from mnft.text import count
+from mnft.training.eval_batches import EvalOptions
 
 DIFFERENT = 20
 
@@ -95,7 +96,7 @@ def compute_parity(reference: Outputs, exported: Outputs, *, probabilities: bool
     )
 
 
-def find_failures(parity: Parity, gates: ExportConfig) -> list[str]:
+def list_failures(parity: Parity, gates: ExportConfig) -> list[str]:
     """What keeps a file from being handed over; empty where nothing does."""
     failures = []
     if not np.isfinite(parity.largest_difference):
@@ -121,7 +122,7 @@ def check_gates(parity: Parity, gates: ExportConfig, what: str) -> None:
     Raises:
         GateError: with every gate that was not met.
     """
-    if failures := find_failures(parity, gates):
+    if failures := list_failures(parity, gates):
         raise GateError(
             f"{what} does not answer as the trained model does and was not kept: "
             + "; ".join(failures),
@@ -137,13 +138,13 @@ _FEW_IMAGES = 256
 _LARGE_DIFFERENCE = 0.01
 
 
-def find_comparison_images(
-    opened: Opened, data: Path | None, split: str | None, config: Config, reporter: Reporter
-) -> Selection:
+def choose_comparison_images(
+    opened: Checkpoint, data: Path | None, split: str | None, config: Config, reporter: Reporter
+) -> ImageSet:
     """At most `export.images` images of the val split (or of a folder), evenly over the classes."""
     if split is None and (data is None or "val" in class_folders.read(data).splits):
         split = "val"
-    chosen = find_images(opened, data, split, reporter, limit=config.export.images)
+    chosen = load_image_set(opened, data, split, reporter, limit=config.export.images)
     if len(chosen.samples) < _FEW_IMAGES:
         reporter.warn(
             f"only {count(len(chosen.samples), 'image')} to compare on; at least {_FEW_IMAGES} say "
@@ -153,21 +154,25 @@ def find_comparison_images(
 
 
 def compare(
-    opened: Opened, folder: Path, images: Selection, config: Config, reporter: Reporter
+    opened: Checkpoint, folder: Path, images: ImageSet, config: Config, reporter: Reporter
 ) -> Parity:
     """Run an exported file as its folder describes it, and the model that it was made from."""
     exported = load_exported(folder)
     settings = config.eval.model_copy(update={"precision": "fp32"})
-    means = Means("cpu", store=config.data.store)
-    reference = compute_selected(
-        opened.bundle, images, settings, means, reporter, what="trained model"
+    common: Any = {
+        "device": "cpu",
+        "options": EvalOptions(store=config.data.store),
+        "reporter": reporter,
+    }
+    reference = compute_image_outputs(
+        opened.bundle, images, settings, **common, what="trained model"
     )
-    outputs = compute_selected(exported, images, settings, means, reporter, what="exported file")
+    outputs = compute_image_outputs(exported, images, settings, **common, what="exported file")
     return compute_parity(reference, outputs, probabilities=read_artifact(folder).embedded)
 
 
 def describe_parity(
-    parity: Parity | None, images: Selection | None, form: Format, gates: ExportConfig
+    parity: Parity | None, images: ImageSet | None, form: Format, gates: ExportConfig
 ) -> dict[str, Any]:
     """What parity.json says of a file that is kept."""
     if parity is None or images is None:

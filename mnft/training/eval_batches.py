@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from mnft.config.schema import EvalConfig
 from mnft.data.batches.batch import Batches, LoaderOptions
@@ -29,14 +28,14 @@ class EvalOptions:
 
     Attributes:
         batch_size: number of images at once; None takes that of the config's `eval` section.
-        workers: number of processes that decode, or "auto".
+        workers: number of processes that decode; None chooses it from the cores.
         store: value of `data.store`; images that a training has stored are not decoded again.
         allow_bad: whether images that cannot be decoded are named in the batches instead of
             raising an error.
     """
 
     batch_size: int | None = None
-    workers: int | Literal["auto"] = "auto"
+    workers: int | None = None
     store: str = "off"
     allow_bad: bool = False
 
@@ -85,7 +84,7 @@ def open_eval_batches(
             )
     size = options.batch_size or choose_eval_batch_size(config, preprocessing)
     workers = options.workers
-    if workers == "auto":
+    if workers is None:
         batch_bytes = size * math.prod(preprocessing.input_size)
         workers = choose_workers("auto", device=machine.device, batch_bytes=batch_bytes)
     return LoadedBatches(

@@ -29,7 +29,7 @@ from mnft.compress.quantize.onnxruntime import OnnxRuntimeQuantizer
 from mnft.compress.quantize.sensitivity import choose_counts, rank_layers
 from mnft.errors import ConfigError, ExportError
 from mnft.evaluation.checkpoint import open_trained
-from mnft.evaluation.images import choose_evenly
+from mnft.evaluation.images import per_class
 from mnft.exports.artifact import read_artifact
 from mnft.exports.convert import convert
 from mnft.exports.formats import FORMATS
@@ -219,13 +219,13 @@ def test_calibration_images_are_training_images_spread_over_classes(trained):
 )
 def test_each_class_gives_as_many_as_it_can(sizes, count, shares):
     names = [str(label) for label, size in enumerate(sizes) for _ in range(size)]
-    chosen = choose_evenly(names, count)
+    chosen = per_class(names, count)
     assert len(set(chosen)) == len(chosen) == sum(shares)
     assert Counter(names[i] for i in chosen) == {str(k): v for k, v in enumerate(shares)}
 
 
 def test_images_are_spread_over_a_class():
-    assert choose_evenly(["a"] * 100, 2) == [25, 75]
+    assert per_class(["a"] * 100, 2) == [25, 75]
 
 
 @pytest.mark.parametrize("method", ["percentile", "entropy", "mean"])

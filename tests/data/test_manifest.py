@@ -27,7 +27,7 @@ from mnft.data.manifest import (
 from mnft.data.prepare import prepare_manifest
 from mnft.data.readers import class_folders
 from mnft.errors import CheckpointError, ConfigError, DataError
-from mnft.evaluation.images import select_images
+from mnft.evaluation.images import list_folder_images
 
 
 def digest(content: str) -> str:
@@ -432,7 +432,7 @@ def test_find_changes(make_folder: Callable[..., Path]) -> None:
 
 
 def select(root: Path, part: str | None = None, recorded: Manifest | None = None) -> Any:
-    return select_images(root, part, ("blue", "green", "red"), recorded, lambda *_: None)
+    return list_folder_images(root, part, ("blue", "green", "red"), recorded, lambda *_: None)
 
 
 def test_select_matches_by_name(make_folder: Callable[..., Path]) -> None:

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from mnft.config.edge import ExportConfig
 from mnft.errors import GateError
-from mnft.evaluation.images import spread_evenly
-from mnft.evaluation.parity import Parity, check_gates, compute_parity, find_failures
+from mnft.evaluation.images import every_nth
+from mnft.evaluation.parity import Parity, check_gates, compute_parity, list_failures
 from mnft.tasks.base import Outputs
 from mnft.tasks.classify.metrics import softmax
 
@@ -91,7 +91,7 @@ def test_other_images_are_refused() -> None:
 )
 def test_gates(values: dict[str, float], passes: bool) -> None:
     found = parity(**values)
-    assert (not find_failures(found, GATES)) == passes
+    assert (not list_failures(found, GATES)) == passes
     if passes:
         check_gates(found, GATES, "the file")
         return
@@ -102,26 +102,26 @@ def test_gates(values: dict[str, float], passes: bool) -> None:
 
 def test_gates_are_those_of_the_config() -> None:
     found = parity(agreement=0.9, accuracy_after=0.8)
-    failures = " ".join(find_failures(found, GATES))
+    failures = " ".join(list_failures(found, GATES))
     assert "90.00% of 200 images" in failures
     assert "export.min_agreement" in failures
     assert "10.00% below the trained model's 90.00%" in failures
-    assert not find_failures(found, ExportConfig(min_agreement=0.9, max_accuracy_drop=0.1))
-    assert find_failures(found, ExportConfig(min_agreement=0.91, max_accuracy_drop=0.1))
-    assert find_failures(found, ExportConfig(min_agreement=0.9, max_accuracy_drop=0.09))
+    assert not list_failures(found, ExportConfig(min_agreement=0.9, max_accuracy_drop=0.1))
+    assert list_failures(found, ExportConfig(min_agreement=0.91, max_accuracy_drop=0.1))
+    assert list_failures(found, ExportConfig(min_agreement=0.9, max_accuracy_drop=0.09))
 
 
 def test_values_that_are_no_numbers_fail() -> None:
     broken = LOGITS.copy()
     broken[3, 1] = np.nan  # argmax takes it for the largest
     found = compute_parity(outputs(LOGITS), outputs(broken), probabilities=False)
-    failures = find_failures(found, ExportConfig(min_agreement=0, max_accuracy_drop=1))
+    failures = list_failures(found, ExportConfig(min_agreement=0, max_accuracy_drop=1))
     assert failures == ["it gives values that are not finite"]
 
 
 @pytest.mark.parametrize(("count", "wanted"), [(10, 3), (7, 7), (5, 9), (1000, 512), (3, 1)])
 def test_positions_are_spread_evenly(count: int, wanted: int) -> None:
-    positions = list(spread_evenly(count, wanted))
+    positions = list(every_nth(count, wanted))
     assert len(positions) == min(count, wanted) == len(set(positions))
     assert positions == sorted(positions)
     assert positions[0] >= 0
@@ -130,6 +130,6 @@ def test_positions_are_spread_evenly(count: int, wanted: int) -> None:
 
 def test_each_class_has_its_share() -> None:
     # 100 classes of 8 images: 512 positions must not leave one out.
-    classes = np.repeat(np.arange(100), 8)[list(spread_evenly(800, 512))]
+    classes = np.repeat(np.arange(100), 8)[list(every_nth(800, 512))]
     counts = np.bincount(classes, minlength=100)
     assert set(counts) == {5, 6}

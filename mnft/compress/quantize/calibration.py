@@ -14,8 +14,8 @@ from mnft.config.schema import Config
 from mnft.data.manifest import list_changes
 from mnft.device.machine import Machine
 from mnft.errors import CheckpointError, DataError
-from mnft.evaluation.checkpoint import Opened
-from mnft.evaluation.images import Selection, choose_evenly, find_images
+from mnft.evaluation.checkpoint import Checkpoint
+from mnft.evaluation.images import ImageSet, load_image_set, per_class
 from mnft.model.bundle import Bundle
 from mnft.reporter import SILENT, Reporter
 from mnft.tasks import open_task
@@ -32,13 +32,13 @@ class QuantizationImages:
         test: images that are only reported on, once at the end; None where none are known.
     """
 
-    calibration: Selection
-    val: Selection
-    test: Selection | None
+    calibration: ImageSet
+    val: ImageSet
+    test: ImageSet | None
 
 
 def choose_images(
-    opened: Opened, data: Path | None, num_calibration: int, reporter: Reporter
+    opened: Checkpoint, data: Path | None, num_calibration: int, reporter: Reporter
 ) -> QuantizationImages:
     """Choose images from the run's split, or from the user's folder, which has no test images.
 
@@ -52,16 +52,16 @@ def choose_images(
         MnftError: training or val images are unknown, or changed since the training.
     """
     calibration = choose_calibration_images(opened, data, num_calibration, reporter)
-    val = find_images(opened, data, "val", reporter)
+    val = load_image_set(opened, data, "val", reporter)
     test = None
     if data is None and opened.manifest is not None and opened.manifest.split("test"):
-        test = find_images(opened, None, "test", reporter)
+        test = load_image_set(opened, None, "test", reporter)
     return QuantizationImages(calibration, val, test)
 
 
 def choose_calibration_images(
-    opened: Opened, data: Path | None, count: int, reporter: Reporter = SILENT
-) -> Selection:
+    opened: Checkpoint, data: Path | None, count: int, reporter: Reporter = SILENT
+) -> ImageSet:
     """Choose training images, equally many of each class.
 
     Args:
@@ -75,9 +75,9 @@ def choose_calibration_images(
     """
     manifest = opened.manifest
     if data is not None:
-        images = find_images(opened, data, "train", reporter, judging=False)
+        images = load_image_set(opened, data, "train", reporter, judging=False)
     elif manifest is not None:
-        images = Selection(manifest.root, "train", manifest.split("train"), {})
+        images = ImageSet(manifest.root, "train", manifest.split("train"), {})
     else:
         raise CheckpointError(
             f"{opened.bundle.folder} does not lie in a run, so its training images are not known",
@@ -85,7 +85,7 @@ def choose_calibration_images(
         )
     if not images.samples:
         raise DataError(f"{images.root}: no training images to calibrate on")
-    chosen = images.take(choose_evenly([sample.class_name for sample in images.samples], count))
+    chosen = images.take(per_class([sample.class_name for sample in images.samples], count))
     # A folder that the user names need not hold the images of the run.
     if data is None and manifest and (changes := list_changes(manifest, chosen.samples)):
         raise DataError(
@@ -96,7 +96,7 @@ def choose_calibration_images(
     return chosen
 
 
-def read_images(bundle: Bundle, images: Selection, config: Config) -> NDArray[Any]:
+def read_images(bundle: Bundle, images: ImageSet, config: Config) -> NDArray[Any]:
     """Decode images as evaluation does.
 
     Returns:

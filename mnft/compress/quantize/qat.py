@@ -19,7 +19,7 @@ from mnft.config.schema import Config
 from mnft.device.machine import open_machine
 from mnft.device.select import seed_everything
 from mnft.errors import CheckpointError, ExportError, foreign
-from mnft.evaluation.checkpoint import Opened
+from mnft.evaluation.checkpoint import Checkpoint
 from mnft.exports import onnx
 from mnft.exports.artifact import Artifact
 from mnft.exports.formats import check_installed
@@ -50,7 +50,7 @@ def suggest_installing(config: Config) -> str:
 
 
 def build_finetuner(
-    opened: Opened,
+    opened: Checkpoint,
     config: Config,
     images: np.ndarray[Any, np.dtype[Any]],
     artifact: Artifact,

@@ -16,9 +16,9 @@ from mnft.compress.quantize.layers import check_counts
 from mnft.compress.quantize.qat import build_finetuner, suggest_installing
 from mnft.config.schema import Config
 from mnft.errors import GateError
-from mnft.evaluation.checkpoint import Opened
-from mnft.evaluation.images import Selection
-from mnft.evaluation.outputs import Means, compute_selected
+from mnft.evaluation.checkpoint import Checkpoint
+from mnft.evaluation.images import ImageSet
+from mnft.evaluation.outputs import compute_image_outputs
 from mnft.evaluation.parity import Parity, compute_parity
 from mnft.exports.artifact import compute_size, set_facts, write_record
 from mnft.exports.model import load_exported
@@ -42,18 +42,20 @@ class QuantizeJob:
         images: the images to calibrate on and to judge by.
     """
 
-    opened: Opened
+    opened: Checkpoint
     config: Config
     method: Method
     images: QuantizationImages
 
     def compute_outputs(
-        self, folder: Path, images: Selection, what: str, reporter: Reporter
+        self, folder: Path, images: ImageSet, what: str, reporter: Reporter
     ) -> Outputs:
         """The outputs of an exported file on the CPU, in the precision of the file."""
         settings = self.config.eval.model_copy(update={"precision": "fp32"})
         exported = load_exported(folder)
-        return compute_selected(exported, images, settings, Means("cpu"), reporter, what=what)
+        return compute_image_outputs(
+            exported, images, settings, device="cpu", reporter=reporter, what=what
+        )
 
     def read_held_out(self) -> HeldOutImages:
         """The val images, or some of them where they are too many to hold; the gate takes all."""

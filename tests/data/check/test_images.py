@@ -22,9 +22,7 @@ Cli = Callable[..., Result]
 
 
 def check(root: Path, needs: TrainingNeeds | None = None) -> CheckReport:
-    return check_dataset(
-        root, lambda *_: None, None, needs, check_labels=find_class_faults
-    ).report
+    return check_dataset(root, lambda *_: None, None, needs, check_labels=find_class_faults).report
 
 
 def of_kind(root: Path, kind: str, needs: TrainingNeeds | None = None) -> list[Finding]:
