@@ -6,7 +6,7 @@ import csv
 import io
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from mnft import console, files
@@ -17,7 +17,6 @@ from mnft.device.select import keep_freed_memory
 from mnft.errors import ConfigError
 from mnft.runs.begin import begin_training, check_early
 from mnft.runs.folder import default_name, make_parent
-from mnft.training import stages
 from mnft.training.probes.lr_finder import LrCurve, find_lr
 from mnft.training.probes.lr_plot import plot_lr_curve
 from mnft.training.training import Training
@@ -51,12 +50,8 @@ def run(config_path: Path, overrides: Sequence[str], *, as_json: bool) -> None:
                 hint="train.stages: [head, finetune]",
                 key="train.stages",
             )
-        if "head" in training.stages:  # fine-tuning begins where it ends
-            section = training.config.train.model_copy(update={"stages": ["head"]})
-            head_only = training.config.model_copy(update={"train": section})
-            stages.train(
-                replace(training, config=head_only), checkpointer=None, reporter=console.REPORTER
-            )
+        # From a new head, without the head stage: after that the loss hardly falls any more, and
+        # its curve says nothing about rates.
         with console.progress("finding a learning rate") as on_step:
             curve = find_lr(training, seed=config.train.seed, on_step=on_step)
     plot, table = (

@@ -480,14 +480,14 @@ def test_the_command_as_json_twice(write_config: Write, capsys: pytest.CaptureFi
     assert len(Path(answers[0]["csv"]).read_text().splitlines()) == answers[0]["steps"] + 1
 
 
-def test_the_head_is_fitted_first(write_config: Write) -> None:
-    """The trial begins where fine-tuning would."""
+def test_the_trial_starts_from_a_new_head(write_config: Write) -> None:
+    """After the head stage the loss hardly falls, so the curve would say nothing."""
     first: list[float] = []
-    for sets in ([], ["train.stages=[head, finetune]"]):
+    for sets in (["train.stages=[finetune]"], ["train.stages=[head, finetune]"]):
         command.run(write_config(), sets, as_json=True)
         with open("runs/small-lr.csv", newline="") as stream:
             first.append(float(next(csv.DictReader(stream))["loss"]))
-    assert first[1] < first[0] - 0.1
+    assert first[0] == first[1]
 
 
 def test_the_rate_of_the_recipe_is_named_and_why_it_differs(
