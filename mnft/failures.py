@@ -107,7 +107,7 @@ def explain_lost_worker(error: BaseException) -> DataError | None:
     ):
         return DataError(
             "a process that loads images was killed, often because memory ran out",
-            hint="use fewer of them: --set data.workers=N (a training goes on with `mnft train "
+            hint="use fewer of them: --set data.workers=N (resume a training with `mnft train "
             "--resume RUN`), or --workers N",
         )
     return None

@@ -48,7 +48,7 @@ def make_drawable(names: Sequence[str], *, numbering: str) -> tuple[list[str], s
     The log says once that there are such names.
 
     Args:
-        names: of classes or models.
+        names: names of classes or models.
         numbering: what the numbers are, for the legend, as "rows of per_class.csv".
 
     Returns:
@@ -69,7 +69,7 @@ def make_drawable(names: Sequence[str], *, numbering: str) -> tuple[list[str], s
     if not _told:
         _told.append(True)
         _LOGGER.warning(
-            "no font on this machine has %s: pictures show numbers for names with such "
+            "no font on this machine has %s: plots show numbers for names with such "
             "characters; fonts such as Noto Sans CJK have them",
             "".join(sorted(missing)[:10]),
         )
@@ -114,7 +114,7 @@ def _covered(family: str, characters: frozenset[str]) -> frozenset[str]:
     try:
         font = FT2Font(findfont(FontProperties(family=family), fallback_to_default=False))
         return frozenset(c for c in characters if font.get_char_index(ord(c)))
-    except (OSError, RuntimeError, ValueError):  # gone, damaged, or of bitmaps alone
+    except (OSError, RuntimeError, ValueError):  # gone, damaged, or only bitmaps
         return frozenset()
 
 
@@ -148,7 +148,7 @@ def draw_title(axes: Axes, title: str, *, width: float, size: float) -> None:
 
 
 def style_axes(axes: Axes) -> None:
-    """What the pictures of curves have in common: a light grid, small ticks, no box."""
+    """Give the plot of a curve a light grid, small ticks and no box."""
     axes.grid(True, color="#e4e4e4", linewidth=0.5)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=9, length=2, width=0.5)
@@ -159,6 +159,6 @@ def style_axes(axes: Axes) -> None:
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as a PNG, atomically."""
     with atomic_path(path) as temporary, warnings.catch_warnings():
-        # A script that no installed font has is drawn as boxes: no reason to lose the picture.
+        # A script that no installed font has is drawn as boxes: no reason to lose the plot.
         warnings.filterwarnings("ignore", message=r"(?s).*[Gg]lyph.*missing")
         figure.savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.15)

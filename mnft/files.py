@@ -44,7 +44,7 @@ def naming(path: Path, prefix: str | None = None) -> Iterator[None]:
 
     Args:
         path: the file or folder that is written.
-        prefix: of the names of temporary files beside it, whose own names tell a person nothing.
+        prefix: beginning of the names of temporary files beside it, which tell a person nothing.
     """
     try:
         yield

@@ -23,7 +23,7 @@ class Preprocessing:
     Attributes:
         input_size: channels, height, width in pixels.
         mean: a channel mean of values in 0..1, one a channel.
-        std: a standard deviation likewise.
+        std: standard deviation of each channel.
         interpolation: "bilinear", "bicubic" or "nearest".
         crop_pct: share of the resized image's side that the centre crop keeps, at least 0.25;
             above 1 (timm's VOLO) the crop has a border.

@@ -21,7 +21,7 @@ def use_utf8() -> None:
         return
     if not sys.executable:  # Python is embedded in another program
         return
-    # For the processes that this one starts too; the mark keeps a surprise from going on forever.
+    # For the processes that this one starts too; the mark prevents an endless loop of restarts.
     os.environ |= {"PYTHONUTF8": "1", _RESTARTED: "1"}
     os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 

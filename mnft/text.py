@@ -63,7 +63,7 @@ def split_columns(widths: Sequence[int], room: int) -> list[list[int]]:
     """Put the columns of a table into groups that fit side by side, each with the first column.
 
     Args:
-        widths: of the columns, at least.
+        widths: least width of each column.
         room: width of the terminal.
 
     Returns:

@@ -397,3 +397,21 @@ def test_code_that_knows_classes_is_found():
         "x = logits.argmax(1)"
     ]
     assert find_class_words("def f():\n    '''Of num_classes.'''\n    return task.labels") == []
+
+
+# --- English: a line of `Args:` or `Attributes:` stands alone
+
+FRAGMENT = re.compile(
+    r"^ {8,12}[a-z]\w*: (?:of|that|which|by|is|at|with|from|on|to|as|whose|may|its|in) ",
+    re.MULTILINE,
+)
+
+
+@each_module
+def test_a_line_of_args_is_a_noun_phrase(module):
+    assert FRAGMENT.findall(module.source) == []
+
+
+def test_a_fragment_is_found():
+    assert FRAGMENT.findall("    Args:\n        path: of the file.\n")
+    assert not FRAGMENT.findall("    Args:\n        path: where to write the ONNX file.\n")

@@ -55,7 +55,7 @@ class Setting:
 
     Attributes:
         data: the folder of the images.
-        split: its name, or "all".
+        split: name of the split, or "all".
         num_images: the number of images.
         threads: the threads of every model.
         plan: how latency was measured.
@@ -84,8 +84,8 @@ def write_comparison(folder: Path, comparison: Comparison, setting: Setting) -> 
 
     Args:
         folder: the folder to write; it takes the place of an older comparison.
-        comparison: at least one of its rows is complete.
-        setting: on which images the models were compared, and how.
+        comparison: a comparison with at least one complete row.
+        setting: images and way of the comparison.
 
     Returns:
         What comparison.json says.

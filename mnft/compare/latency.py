@@ -56,7 +56,7 @@ class Latency:
         median_ms: over all calls with one image; only the model, without decoding and resizing.
         p95_ms: the 95th percentile of the same calls.
         rounds_ms: the median of each round, (rounds,).
-        images_per_s: with `batch_size` images at once.
+        images_per_s: images per second with `batch_size` images at once.
         batch_size: 1 for files that take one image at a time.
         peak_memory_mb: the most RAM, in 10^6 bytes, of a process that opened this model and ran it
             at batch 1, with Python and the runtime; None where the system does not tell.

@@ -56,7 +56,7 @@ def plot_comparison(comparison: Comparison, path: Path, *, title: str) -> None:
     precision; the Pareto front is a line.
 
     Args:
-        comparison: at least one of its rows is complete.
+        comparison: a comparison with at least one complete row.
         path: the PNG to write.
         title: the line above the plot.
     """

@@ -28,7 +28,7 @@ class WorkerProcess:
 
     Args:
         label: the model's name in messages.
-        request: which model to open.
+        request: the model to open, as the worker expects it.
         threads: the threads that its libraries may compute with.
     """
 

@@ -26,7 +26,7 @@ class Facts:
         runtime: what runs it: "torch", "torch compiled", or the title of a format.
         architecture: timm's name.
         precision: "fp32", "fp16" or "int8".
-        class_names: in the order of its outputs.
+        class_names: class names in the order of the outputs.
         input_size: (C, H, W).
         params: the parameters of the model, or of the model that the file was made from; None
             where that model is gone.
@@ -56,7 +56,7 @@ class Row:
     Attributes:
         variant: the model.
         facts: None where not even they could be read.
-        evaluation: on the same images as all other rows.
+        evaluation: evaluation on the same images as all other rows.
         latency: measured together with the others.
         problem: why figures are missing.
     """
@@ -83,7 +83,7 @@ class Comparison:
     """Rows, and what follows from them together.
 
     Attributes:
-        rows: in the order asked for.
+        rows: the rows in the order asked for.
         ratios: latency as a multiple of the first complete row's; None where there is none.
         fastest: whether a row is on the Pareto front of accuracy against latency.
         smallest: whether a row is on the Pareto front of accuracy against file size.

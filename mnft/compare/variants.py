@@ -16,7 +16,7 @@ class Variant:
     """A model to measure.
 
     Attributes:
-        label: its name in messages.
+        label: name in messages.
         folder: the folder of an export or of a model (`best/`).
         compiled: run a model folder through torch.compile.
     """

@@ -30,7 +30,7 @@ MAX_PIXELS = 89_478_485
 # Formats by content; HEIF, of the extra `heic`, is added where a file may be one. EPS and other
 # formats that run programs or read further files stay out.
 _FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000")
-# What phones write, and what decodes it where Pillow alone does not.
+# What phones write, and what decodes it where Pillow cannot.
 CURES = {
     "HEIC": "pip install 'mnft[heic]'",
     "AVIF": "pip install --upgrade pillow",  # 11.3 or newer

@@ -77,7 +77,7 @@ def find_device(name: str, ranks: Ranks = _ALONE) -> torch.device:
     if device.index is not None and device.type != "cuda":
         raise ConfigError(
             f"found {name!r}, expected auto, cpu, cuda, cuda:N or mps",
-            hint=f"did you mean {device.type}? GPUs alone have numbers",
+            hint=f"did you mean {device.type}? only GPUs are numbered",
             key="train.device",
         )
     present = {

@@ -25,7 +25,7 @@ class Checkpoint:
     Attributes:
         bundle: the model; of an exported file it runs in the file's own runtime.
         run: the folder that holds the model folder, a run where `manifest` is not None.
-        manifest: which images the run trained on.
+        manifest: the images of the run's splits.
     """
 
     bundle: Bundle
@@ -50,8 +50,8 @@ def open_checkpoint(path: Path, *, threads: int | None = None) -> Checkpoint:
     """Open a run's best model, a model folder or an exported file.
 
     Args:
-        path: of any of them.
-        threads: of an exported file's runtime; None leaves it to the runtime.
+        path: a run, a model folder, an export folder or its model file.
+        threads: number of threads of an exported file's runtime; None leaves it to the runtime.
 
     Raises:
         MnftError: none of them, or a damaged one.
@@ -99,7 +99,7 @@ def load_settings(opened: Checkpoint, overrides: Sequence[str]) -> tuple[Config,
 
 
 def portable_path(folder: Path) -> str:
-    """A path that still says something elsewhere: as given, but for `.` and `..`."""
+    """A path that also makes sense elsewhere: as given, except `.` and `..`."""
     return str(folder if folder.name not in {"", ".."} else folder.resolve())
 
 
@@ -123,7 +123,7 @@ def _run_of(folder: Path) -> RunFolder:
 
 
 def _manifest_of(run: RunFolder) -> Manifest | None:
-    # config.yaml alone is a usual name for other things.
+    # Other things also have a config.yaml.
     is_run = run.config.is_file() and run.split.is_file()
     return load_manifest(run.split) if is_run else None
 

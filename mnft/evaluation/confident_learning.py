@@ -21,7 +21,7 @@ class LabelError:
     """An image whose label is likely wrong.
 
     Attributes:
-        position: of the image.
+        position: position of the image.
         suggested: the class that it is more likely of.
         margin: probability of that class less that of the given one.
     """
@@ -72,8 +72,8 @@ def cross_validate(
     Args:
         features: (N, D) float.
         labels: (N,) int64.
-        groups: of each image, such as its content.
-        seed: of the folds.
+        groups: group of each image, such as its content.
+        seed: seed of the folds.
 
     Returns:
         (N, K) with K the largest label and one; 0 for classes that are not there. Where there are

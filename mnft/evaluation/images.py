@@ -22,7 +22,7 @@ class ImageSet:
 
     Attributes:
         root: their folder.
-        split: its name, or "all".
+        split: name of the split, or "all".
         samples: the images.
         problems: files that cannot be decoded, with the reason.
     """
@@ -214,7 +214,7 @@ def per_class(class_names: Sequence[str], count: int) -> list[int]:
     """Positions of `count` images, as many of each class as there are, spread over its images.
 
     Args:
-        class_names: of each image.
+        class_names: class name of each image.
         count: images; all where there are fewer.
     """
     by_class: dict[str, list[int]] = {}

@@ -32,12 +32,13 @@ class Parity:
     """An exported file against the trained model.
 
     Attributes:
-        num_images: compared.
-        agreement: share of the images on which both name the same class.
-        accuracy_before: of the trained model on these images, in [0, 1].
-        accuracy_after: of the file.
-        largest_difference: of a logit; of a probability where the file gives probabilities.
-        mean_difference: likewise, over all images and classes.
+        num_images: number of images that were compared.
+        agreement: fraction of the images on which both name the same class.
+        accuracy_before: accuracy of the trained model on these images, in [0, 1].
+        accuracy_after: accuracy of the file.
+        largest_difference: largest difference of a logit, or of a probability if the file gives
+            probabilities.
+        mean_difference: mean difference over all images and classes.
         disagreements: positions of the first images on which the two differ.
         of: "logits" or "probabilities".
     """
@@ -67,8 +68,8 @@ def compute_parity(reference: Outputs, exported: Outputs, *, probabilities: bool
     """Compare outputs for the same images.
 
     Args:
-        reference: of the trained model.
-        exported: of the file.
+        reference: outputs of the trained model.
+        exported: outputs of the file.
         probabilities: the file gives those, and its `logits` are their logarithms.
 
     Raises:
@@ -97,7 +98,7 @@ def compute_parity(reference: Outputs, exported: Outputs, *, probabilities: bool
 
 
 def list_failures(parity: Parity, gates: ExportConfig) -> list[str]:
-    """What keeps a file from being handed over; empty where nothing does."""
+    """List why a file must not be handed over."""
     failures = []
     if not np.isfinite(parity.largest_difference):
         failures.append("it gives values that are not finite")
@@ -117,7 +118,7 @@ def list_failures(parity: Parity, gates: ExportConfig) -> list[str]:
 
 
 def check_gates(parity: Parity, gates: ExportConfig, what: str) -> None:
-    """Refuse a file that answers otherwise than the trained model.
+    """Refuse a file whose answers differ from those of the trained model.
 
     Raises:
         GateError: with every gate that was not met.
@@ -132,16 +133,14 @@ def check_gates(parity: Parity, gates: ExportConfig, what: str) -> None:
 
 
 _FEW_IMAGES = 256
-
-
-# Rounding alone was seen to move a logit by 1e-5 in fp32.
+# Rounding was seen to move a logit by 1e-5 in fp32.
 _LARGE_DIFFERENCE = 0.01
 
 
 def choose_comparison_images(
     opened: Checkpoint, data: Path | None, split: str | None, config: Config, reporter: Reporter
 ) -> ImageSet:
-    """At most `export.images` images of the val split (or of a folder), evenly over the classes."""
+    """Choose at most `export.images` images of the val split or of a folder, evenly by class."""
     if split is None and (data is None or "val" in class_folders.read(data).splits):
         split = "val"
     chosen = load_image_set(opened, data, split, reporter, limit=config.export.images)

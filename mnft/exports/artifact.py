@@ -55,7 +55,7 @@ class Artifact:
         format: a name of `formats.FORMATS`.
         file: name of the model file in its folder.
         architecture: timm's name.
-        class_names: in the order of the outputs.
+        class_names: class names in the order of the outputs.
         preprocessing: how an image becomes an input; with `embedded`, its normalisation is in the
             file.
         embedded: the file takes uint8 pixels (B, H, W, C) and gives probabilities; otherwise

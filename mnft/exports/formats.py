@@ -67,8 +67,8 @@ class Format:
     """One export format.
 
     Attributes:
-        name: its name for `--format`.
-        title: its name for people.
+        name: value of `--format`.
+        title: name in messages.
         file: name of the model file.
         weights_suffix: extension of a second file, which holds the weights; empty for none.
         module: module in this package that writes and opens the files.

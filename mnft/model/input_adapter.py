@@ -24,7 +24,7 @@ class InputAdapter:
         source: preprocessing of the images that are given.
         target: preprocessing that is wanted.
         resize: give images the size of `target`; else they keep theirs.
-        device: of the images.
+        device: device of the images.
 
     Raises:
         ModelError: the numbers of channels differ, and are not 1 and 3.

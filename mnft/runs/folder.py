@@ -244,7 +244,7 @@ def reconcile_log(run: RunFolder, history: list[EpochResult]) -> None:
 
 
 def _log_lines(run: RunFolder) -> Iterator[tuple[str, dict[str, Any]]]:
-    # A line that was cut in the middle of a character must not keep the run from going on.
+    # A line that was cut in the middle of a character must not prevent resuming.
     text = run.log.read_text(encoding="utf-8", errors="replace") if run.log.is_file() else ""
     for line in text.split("\n"):
         try:

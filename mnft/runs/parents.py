@@ -21,7 +21,7 @@ class Parent:
     """A model whose weights or answers a training takes over.
 
     Attributes:
-        what: its part in the training, in words.
+        what: part in the training, in words.
         folder: the model folder.
         run: the run folder that it lies in, or None.
     """

@@ -45,9 +45,9 @@ class Inputs:
     Attributes:
         train: stored training images, on the disk or in a GPU's memory, or None where they are
             decoded in every epoch, into the same pixels.
-        val: stored validation images, likewise.
+        val: stored validation images, or None.
         note: how, in words.
-        folder: of the stored training images, where features can be kept too.
+        folder: folder of the stored training images, where features can also be kept.
     """
 
     train: StoredImages | DeviceImages | None
@@ -67,9 +67,9 @@ def open_inputs(
 ) -> Inputs:
     """Bring the images of the train and val splits into the store; the main process decodes.
 
-    On a GPU they go on into its memory if they fit, but for training images that an automatic
-    policy varies one by one. Where the store cannot be used a warning says why, and images are
-    decoded in every epoch: slower, but to the same batches.
+    If they fit, they are also copied into the memory of a GPU, except training images that an
+    automatic policy varies one by one. Where the store cannot be used, a warning says why, and
+    images are decoded in every epoch: slower, but to the same batches.
 
     Raises:
         DataError: an image has changed since the manifest was made.

@@ -31,7 +31,7 @@ def train(
     A run that was killed within the head stage begins it again, and comes to the same result.
 
     Args:
-        training: its parts; the state is changed in place.
+        training: the parts of the training; the state is changed in place.
         checkpointer: writes files; None in processes that do not write.
         reporter: told of progress and epochs; silent in processes that do not speak.
 

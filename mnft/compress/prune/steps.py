@@ -47,7 +47,7 @@ class PruneRow:
         parameters: the number of parameters.
         size_mb: the size of the weights' file in 10^6 bytes.
         val_accuracy: the fraction of the val images that are classified correctly.
-        val_macro_f1: in [0, 1].
+        val_macro_f1: macro F1 on the val images, in [0, 1].
         val_loss: the mean cross-entropy in nats.
     """
 

@@ -32,7 +32,7 @@ class Method:
 
     Attributes:
         name: the value of `quantize.method` that chooses it.
-        title: its name in messages.
+        title: name in messages.
         format: the format of the files that it writes.
         packages: the packages that it needs.
         extra: the extras of mnft that install them.
@@ -114,7 +114,7 @@ class Attempt:
     """One way to write the int8 file.
 
     Attributes:
-        title: its name in messages and in quantization.json.
+        title: name in messages and in quantization.json.
         keep_float: layers, or modules that contain layers, that it leaves in float.
         write: writes the file; returns the layers left in float if it chose them itself.
     """

@@ -105,8 +105,8 @@ class DeviceImages:
         Args:
             positions: (B,) int64 on the device, positions of the images.
             boxes: (B, 4) int64 on the device: top, left, height, width.
-            height: at least the height of all boxes.
-            width: at least the width of all boxes.
+            height: height that holds all boxes.
+            width: width that holds all boxes.
         """
         pixels = self._flat.view(-1, self.channels)
         out = pixels.new_empty(len(positions), height, width, self.channels)

@@ -18,7 +18,7 @@ class DatasetSpec:
     Attributes:
         name: the name that is typed after `mnft data fetch`.
         title: a line that says what it is.
-        terms: its licence, or what its authors say about use.
+        terms: licence, or what the authors say about use.
         num_classes: number of classes.
         split_sizes: number of images in each official split; under None where there is no split.
         layout: a function that turns the unpacked files into an image folder.

@@ -57,8 +57,8 @@ class End:
     Attributes:
         rank: rank of the process.
         host: name of its machine.
-        exit_code: its exit code.
-        message: its error; empty if it left without a message.
+        exit_code: exit code of the process.
+        message: error of the process; empty if it left without a message.
         by: name of the signal that ended it, or None.
     """
 

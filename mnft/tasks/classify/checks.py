@@ -34,7 +34,7 @@ def find_class_faults(data: CheckInput, counts: Mapping[str, Mapping[str, int]])
         alike["".join(c for c in name.casefold() if c.isalnum()) or name].append(name)
     for names in alike.values():
         if len(names) > 1:
-            what = f"classes {' and '.join(names)} differ in case, spaces or signs alone"
+            what = f"classes {' and '.join(names)} differ only in case, spaces or signs"
             folders = tuple(folder(name) for name in names)
             findings.append(Finding("similar_classes", False, what, folders))
     empty = [f"{split}/{name}" if split else name for split, name in scan.empty_classes]

@@ -43,7 +43,7 @@ def find_worst(
     Args:
         targets: (N,) int in [0, C).
         probabilities: (N, C) float in [0, 1].
-        limit: at most so many.
+        limit: largest number of positions.
     """
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != targets)
     order = np.argsort(probabilities[wrong, targets[wrong]], kind="stable")

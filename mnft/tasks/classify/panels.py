@@ -55,7 +55,7 @@ class _Matrix:
 
     @property
     def heading_size(self) -> float:
-        # A large picture is looked at from further away first.
+        # A large plot is first looked at from further away.
         return 10.5 + self.side / 7
 
 

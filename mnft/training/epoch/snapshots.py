@@ -13,7 +13,7 @@ class Snapshots:
     """Saves what an epoch has done so far, from time to time and before the process stops.
 
     Args:
-        state: of the training.
+        state: state of the training.
         save: writes the state.
         minutes: between two snapshots; None makes none.
     """

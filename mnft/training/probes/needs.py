@@ -95,7 +95,7 @@ def estimate(
 
     Args:
         config: config as loaded.
-        plan: its model.
+        plan: model of the run.
         manifest: split of the images.
         inspections: inspection of each image by path, which tells its size.
     """

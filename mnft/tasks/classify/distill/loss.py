@@ -24,7 +24,7 @@ class DistillationLoss:
 
     Args:
         criterion: the summed loss on the labels.
-        teacher: is put in evaluation mode, and none of it learns.
+        teacher: the teacher, which is put in evaluation mode and does not learn.
         config: temperature and weight.
         student: preprocessing of the images that the loss is given.
         dtype: arithmetic of the teacher.
