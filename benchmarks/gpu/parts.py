@@ -60,7 +60,7 @@ __all__ = [
 # What phases.py measures: module, function or method in it, and what that is in words.
 PHASES = [
     ("mnft.runs.begin", "open_machine", "find the device"),
-    ("mnft.runs.begin", "_bring_manifest", "hash the files"),
+    ("mnft.runs.begin", "_find_manifest", "hash the files"),
     ("mnft.tasks.classify.task", "build_model", "build the model"),
     ("mnft.training.build", "_place", "model to the device (makes the CUDA context)"),
     ("mnft.training.inputs", "_build", "the store: decode and write, or check"),
@@ -73,7 +73,7 @@ PHASES = [
     ("mnft.runs.writer", "RunWriter.save_epoch", "saving"),
 ]
 # What lets cuDNN try its algorithms.
-TUNE = ("mnft.training.build", "tune")
+TUNE = ("mnft.training.build", "benchmark_cudnn")
 
 
 def find_device(name: str) -> torch.device:

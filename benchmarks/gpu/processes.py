@@ -92,7 +92,7 @@ def try_group(job: Job) -> None:
                 on_step=lambda *_: None,
                 seed=epoch,
             )
-            losses.append(result.loss)
+            losses.append(result.figures["loss"])
             rates.append(result.num_images / result.seconds)
         job.report.figures[what] = {"losses": losses, "images_per_s": rates}
         found = f"losses {losses[0]:.4f}, {losses[1]:.4f}; {rates[1]:,.0f} images/s"

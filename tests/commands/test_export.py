@@ -472,7 +472,7 @@ def test_the_example_decodes_as_mnft_does(tmp_path: Path) -> None:
     assert naive >= 6
     floats = tmp_path / "floats.tif"
     Image.fromarray(np.ones((8, 8), dtype=np.float32)).save(floats)
-    with pytest.raises(ValueError, match="not in this example"):
+    with pytest.raises(ValueError, match="not covered by this example"):
         names["decode"](floats)
 
 

@@ -42,8 +42,7 @@ from mnft.tasks.classify.head import CrossEntropy
 from mnft.tasks.classify.targets import compute_balanced_weights
 from mnft.text import count
 from mnft.training import fit as fit_module
-from mnft.training.epoch import loop as loop_module
-from mnft.training.epoch.gradients import LoopOptions
+from mnft.training.epoch.gradients import Gradients, LoopOptions
 from mnft.training.epoch.loop import LoopResult, train_one_epoch
 from mnft.training.fit import FitOptions, fit
 from mnft.training.optim import Schedule
@@ -346,11 +345,11 @@ def test_a_signal_within_an_epoch_saves_and_stops_at_once(
         if updates == 5:
             os.kill(os.getpid(), number)
 
-    update = loop_module._update
+    update = Gradients.apply
     assert train(*CASES["everything"], name="whole").exit_code == 0
     before = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
-        patch.setattr(loop_module, "_update", signalled)
+        patch.setattr(Gradients, "apply", signalled)
         stopped = train(*CASES["everything"], name="cut")
     assert signal.getsignal(signal.SIGINT) is before
     assert stopped.exit_code == code
@@ -369,7 +368,7 @@ def test_a_second_signal_does_not_wait_for_the_update(
         pytest.fail("went on after the second signal")
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop_module, "_update", signalled)
+        patch.setattr(Gradients, "apply", signalled)
         stopped = train(name="cut")
     assert stopped.exit_code == 143
     assert "after 0 epochs; resume with" in stopped.stderr

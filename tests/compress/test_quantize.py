@@ -477,7 +477,7 @@ def test_an_unknown_layer_has_suggestions(run_cli, run):
 
 
 def test_a_missing_package_is_named(run_cli, run, monkeypatch):
-    monkeypatch.setattr("mnft.host.find_missing", lambda packages: ["nncf"])
+    monkeypatch.setattr("mnft.exports.formats.find_missing", lambda packages: ["nncf"])
     result = run_cli("quantize", "--ckpt", run, "--set", "quantize.method=nncf")
     assert result.exit_code == 1
     assert "mnft[onnx,openvino]" in result.stderr

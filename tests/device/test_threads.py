@@ -354,7 +354,13 @@ def test_a_state_of_a_version_that_knew_no_threads(train: Trainer) -> None:
 
 
 def test_the_epochs_line_names_fewer_threads_only(capsys: pytest.CaptureFixture[str]) -> None:
-    figures = {"train_loss": 1.0, "val_loss": 1.0, "val_accuracy": 0.5, "val_macro_f1": 0.5}
+    figures = {
+        "train_loss": 1.0,
+        "train_accuracy": 0.5,
+        "val_loss": 1.0,
+        "val_accuracy": 0.5,
+        "val_macro_f1": 0.5,
+    }
     for threads, most, words in ((1, 2, "1 of 2 threads"), (2, 2, ""), (0, 0, "")):
         result = EpochResult(1, 2, figures, 0.1, 9.0, 1.0, True, threads=threads, max_threads=most)
         with TrainingDisplay() as display:

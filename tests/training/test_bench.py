@@ -168,7 +168,7 @@ def test_distilling_without_a_teacher_is_refused(config, run_cli):
 def test_flipped_evaluation_averages_the_mirror_image(config, run_cli):
     training = build(config)
     model, val = training.state.model.eval(), training.val
-    options = {"num_classes": 3, "device": torch.device("cpu"), "dtype": torch.float32}
+    options = {"machine": training.machine, "num_outputs": 3}
     flipped = compute_outputs(model, val, flip=True, **options)
     with torch.no_grad():
         expected = torch.cat([(model(b.images) + model(b.images.flip(-1))) / 2 for b in val])

@@ -288,7 +288,7 @@ def test_a_run_a_model_folder_and_a_local_dir_are_the_same(save_model: SaveModel
     for name in (best, best.parent, f"local-dir:{best}", f"local-dir:{best.parent}"):
         teacher = load(name)
         assert torch.equal(teacher.model(images), expected)
-        assert (teacher.needs_head, teacher.order, teacher.class_names) == (False, None, CLASSES)
+        assert (teacher.needs_head, teacher.order, teacher.labels) == (False, None, CLASSES)
         assert not teacher.model.training
         assert not any(p.requires_grad for p in teacher.model.parameters())
     assert "lenet5" in teacher.description
@@ -328,7 +328,7 @@ def test_a_folder_of_other_classes_needs_a_head(
     folder = save_model(name="test_resnet", classes=classes)
     teacher = load(folder)
     assert teacher.needs_head
-    assert teacher.class_names == classes
+    assert teacher.labels == classes
     assert teacher.order is None
     saved = load_bundle(folder).model
     images = torch.randn(2, 3, 64, 64)
@@ -375,7 +375,7 @@ def test_a_pretrained_name_needs_a_head(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("mnft.model.factory.go_offline_if_unreachable", lambda: None)
     teacher = load("test_resnet")
     assert teacher.needs_head
-    assert teacher.class_names is None
+    assert teacher.labels is None
     assert teacher.model(torch.randn(2, 3, 64, 64)).shape == (2, 3)
     assert "test_resnet.r160_in1k" in teacher.description
 

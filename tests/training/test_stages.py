@@ -23,6 +23,7 @@ from mnft.model.bundle import load_bundle
 from mnft.model.linear_head import has_linear_head
 from mnft.reporter import SILENT
 from mnft.results import EpochResult, FitResult
+from mnft.tasks import open_task
 from mnft.tasks.base import Features
 from mnft.tasks.classify import task as classify_task
 from mnft.tasks.classify.linear_fit import WEIGHT_DECAYS, fit_head
@@ -451,7 +452,8 @@ def test_fine_tuning_that_does_not_beat_the_head_is_told(monitor, says):
     epochs = [epoch(1, 0.8, 0.2), epoch(2, 0.9, 0.3)]
     head = epoch(0, 0.95, 0.1, stage="head")
     config = Config.model_validate({"data": {"root": "x"}, "optim": {"lr": 0.003}})
-    training = SimpleNamespace(options=SimpleNamespace(monitor=monitor), config=config)
+    options = SimpleNamespace(monitor=monitor)
+    training = SimpleNamespace(options=options, config=config, task=open_task(("a", "b")))
     remark = stages.compare_with_head(FitResult(epochs, head, stopped_early=False), training)
     assert remark is not None
     assert says in remark

@@ -215,6 +215,7 @@ def test_a_failure_in_the_middle_leaves_the_old_folder_whole(tmp_path, monkeypat
     assert [path.name for path in tmp_path.iterdir()] == ["eval"]
 
 
+@pytest.mark.plots
 def test_a_second_evaluation_takes_the_place_of_the_first(tmp_path):
     folder = tmp_path / "eval"
     write_evaluation(folder, *build_case(0), NAMES, header=HEADER)
