@@ -331,9 +331,14 @@ def test_errors_become_messages_and_exit_codes(
     ],
 )
 def test_too_little_memory_names_what_the_command_has(
-    run_cli: RunCli, monkeypatch, argv: list[str], hint: str | None
+    run_cli: RunCli, monkeypatch, tmp_path: Path, argv: list[str], hint: str | None
 ):
     from mnft.commands import evaluate, models, train
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/x").mkdir(parents=True)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "x.yaml").write_text("data: {root: images}\n")
 
     def fail(*_args: object, **_kwargs: object) -> None:
         raise MemoryError

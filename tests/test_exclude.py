@@ -142,7 +142,7 @@ def test_check_then_fix_then_train_then_check(run_cli: Cli, tmp_path: Path) -> N
     )
     before = run_cli("data", "check", "my.yaml", "--fix", "out.txt")
     assert before.exit_code == 3
-    assert "8 files more to leave out in out.txt; use it with data.exclude" in before.stderr
+    assert "8 more files to leave out in out.txt; use it with data.exclude" in before.stderr
     assert sorted(active(tmp_path / "out.txt")) == [
         *("train/cat/bad.jpg", "train/cat/conflict again.jpg", "train/cat/conflict.png"),
         *("train/cat/copy.png", "train/cat/leak again.jpg", "train/cat/leak.png"),

@@ -188,7 +188,7 @@ def test_a_stopped_run_ends_as_one_that_never_stopped(
         patch.setattr(loop, "_update", signalled)
         stopped = train("cut", *sets)
     assert stopped.exit_code == 143
-    assert "after 1 epochs and 2 updates of the next" in stopped.stderr
+    assert "after 1 epoch and 2 updates of the next" in stopped.stderr
     assert train.run_cli("train", "--resume", train.path("cut")).exit_code == 0
     whole, cut = train.weights("whole"), train.weights("cut")
     assert whole.keys() == cut.keys()

@@ -88,7 +88,7 @@ def test_more_epochs_go_on_with_the_run(train: Trainer, auto: Auto) -> None:
     assert config["train"]["epochs"] == 3
     fewer = auto("train.epochs=1")
     assert fewer.exit_code == 2
-    assert "at least the 3 epochs that are done" in fewer.stderr
+    assert "at least the 3 epochs done" in fewer.stderr
 
 
 def test_the_newest_of_several_runs(train: Trainer, auto: Auto) -> None:

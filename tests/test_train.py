@@ -36,6 +36,7 @@ from mnft.metrics import EpochMetrics
 from mnft.model.bundle import load_bundle
 from mnft.results import EpochResult
 from mnft.runs import keeper as keeper_module
+from mnft.wording import count
 
 Cli = Callable[..., Result]
 TIMES = {"seconds", "images_per_s", "data_wait", "peak_memory_mb"}
@@ -408,7 +409,10 @@ def test_a_run_killed_within_an_epoch_goes_on_from_the_very_update(
     resumed = train.resume("cut")
     assert resumed.exit_code == 0, resumed.stderr
     epoch, update = divmod(at, 3)
-    assert f"resumed  after epoch {epoch} and {update or 3} updates" in resumed.stderr or not update
+    assert (
+        f"resumed  after epoch {epoch} and {count(update or 3, 'update')}," in resumed.stderr
+        or not update
+    )
     assert_same_run(train.run("whole"), train.run("cut"))
 
 
@@ -436,7 +440,7 @@ def test_a_signal_within_an_epoch_saves_and_stops_at_once(
     assert signal.getsignal(signal.SIGINT) is before
     assert stopped.exit_code == code
     assert updates == 5
-    assert "after 1 epochs and 2 updates of the next; go on with" in stopped.stderr
+    assert "after 1 epoch and 2 updates of the next; go on with" in stopped.stderr
     assert train.resume("cut").exit_code == 0
     assert_same_run(train.run("whole"), train.run("cut"))
 
@@ -483,7 +487,7 @@ def test_an_interrupt_while_an_epoch_is_saved(
         stopped = train(name="cut")
     assert stopped.exit_code == 130
     assert epochs_of(train.run("cut")) == []
-    assert f"after {kept} epochs; go on with" in stopped.stderr
+    assert f"after {count(kept, 'epoch')}; go on with" in stopped.stderr
     if kept:
         assert train.resume("cut").exit_code == 0
         assert_same_run(train.run("whole"), train.run("cut"))
@@ -989,7 +993,7 @@ def test_tensorboard(train: Trainer, value: str, written: bool) -> None:
 def test_early_stopping_is_said_and_so_is_a_resume_that_cannot_go_on(train: Trainer) -> None:
     sets = ("train.epochs=9", "train.early_stopping=1", "optim.lr=1e-9")
     done = train(*sets, name="run")
-    assert "stopped early: no better val accuracy for 1 epochs" in done.stderr
+    assert "stopped early: no better val accuracy for 1 epoch\n" in done.stderr
     again = train.resume("run")
     assert "the run stopped early; a larger --set train.early_stopping=N" in again.stderr
 
@@ -998,7 +1002,7 @@ def test_a_resumed_run_cannot_have_fewer_epochs(train: Trainer) -> None:
     train("train.epochs=2", name="run")
     refused = train.resume("run", "train.epochs=1")
     assert refused.exit_code == 2
-    assert "train.epochs=1: found 1, expected at least the 2 epochs that are done" in refused.stderr
+    assert "train.epochs=1: found 1, expected at least the 2 epochs done" in refused.stderr
 
 
 def test_out_of_memory_is_a_message(train: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,7 +129,8 @@ def check_folder(root: Path, *, key: str | None = None) -> None:
     """
     if not _is_folder(root):
         what = "is a file, expected a folder" if root.exists() else "no such folder"
-        raise DataError(f"{root}: {what}", hint="data.root names the folder of images", key=key)
+        hint = "data.root names the folder of images" if key else None
+        raise DataError(f"{root}: {what}", hint=hint, key=key)
 
 
 def describe_scan(scan: FolderScan) -> str:

@@ -218,7 +218,7 @@ def test_the_main_process_fails(place: Place) -> None:
             1,
             ABOVE,
         ),
-        ("os.kill(os.getpid(), 15)", 143, "stopped: by SIGTERM to rank 1 after 1 epochs; go on"),
+        ("os.kill(os.getpid(), 15)", 143, "stopped: by SIGTERM to rank 1 after 1 epoch; go on"),
     ],
     ids=["error", "signal"],
 )
