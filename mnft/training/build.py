@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -25,6 +27,7 @@ from mnft.model.linear_head import has_linear_head
 from mnft.model.sources import has_fixed_input
 from mnft.reporter import SILENT, Reporter
 from mnft.tasks import open_task
+from mnft.tasks.base import Task
 from mnft.training.batch_size import get_parts, resolve_batch_size
 from mnft.training.epoch.average import WeightAverage
 from mnft.training.epoch.gradients import LoopOptions
@@ -80,7 +83,13 @@ def build_training(
         reporter=reporter,
     )
     forward, compiled = _build_forward(model, machine, config, updates=len(train))
-    parameters = list(model.parameters())
+    decided = {
+        "threads": threads.most,
+        "compile": compiled,
+        "updates_per_epoch": len(train),
+        "store": inputs.note,
+        "teacher": teacher,
+    }
     return Training(
         config=config,
         choices=choices,
@@ -90,50 +99,59 @@ def build_training(
         train_view=train_view,
         val=val,
         criterion=criterion,
-        options=FitOptions(
-            epochs=config.train.epochs,
-            monitor=config.eval.monitor,
-            early_stopping=config.train.early_stopping,
-            seed=config.train.seed,
-            snapshot_minutes=config.run.snapshot_minutes,
-            threads=threads,
-            loop=LoopOptions(
-                machine=machine,
-                task=task,
-                accumulation_steps=get_parts(config),
-                clip_grad=config.train.clip_grad,
-                freeze_batchnorm=config.model.freeze_batchnorm,
-            ),
-        ),
-        card=ModelCard(
-            architecture=built.architecture,
-            model_args=built.model_args,
-            preprocessing=built.preprocessing,
-            class_names=task.labels,
-            pretrained_cfg=built.pretrained_cfg,
-            pruned=built.pruned,
-        ),
+        options=_build_options(config, machine, task, threads),
+        card=_build_card(built, task.labels),
         feature_folder=inputs.folder,
         contents={
             split: [f"{sample.sha256} {sample.class_name}" for sample in manifest.split(split)]
             for split in ("train", "val")
         },
-        facts={
-            "device": str(machine.device),
-            "processor": name_processor(),
-            "threads": threads.most,
-            "processes": machine.ranks.world_size,
-            "precision": str(machine.train_dtype).removeprefix("torch."),
-            "compile": compiled,
-            "weights": built.weights,
-            "parameters": sum(p.numel() for p in parameters),
-            "learning": sum(p.numel() for p in parameters if p.requires_grad),
-            "frozen_tensors": sum(not p.requires_grad for p in parameters),
-            "input_size": list(built.preprocessing.input_size),
-            "updates_per_epoch": len(train),
-            "store": inputs.note,
-            "teacher": teacher,
-        },
+        facts=_describe(built, model, machine) | decided,
+    )
+
+
+def _describe(built: BuiltModel, model: nn.Module, machine: Machine) -> dict[str, Any]:
+    """What people and the log are told of the model and the machine."""
+    parameters = list(model.parameters())
+    return {
+        "device": str(machine.device),
+        "processor": name_processor(),
+        "processes": machine.ranks.world_size,
+        "precision": str(machine.train_dtype).removeprefix("torch."),
+        "weights": built.weights,
+        "parameters": sum(p.numel() for p in parameters),
+        "learning": sum(p.numel() for p in parameters if p.requires_grad),
+        "frozen_tensors": sum(not p.requires_grad for p in parameters),
+        "input_size": list(built.preprocessing.input_size),
+    }
+
+
+def _build_options(config: Config, machine: Machine, task: Task, threads: Threads) -> FitOptions:
+    return FitOptions(
+        epochs=config.train.epochs,
+        monitor=config.eval.monitor,
+        early_stopping=config.train.early_stopping,
+        seed=config.train.seed,
+        snapshot_minutes=config.run.snapshot_minutes,
+        threads=threads,
+        loop=LoopOptions(
+            machine=machine,
+            task=task,
+            accumulation_steps=get_parts(config),
+            clip_grad=config.train.clip_grad,
+            freeze_batchnorm=config.model.freeze_batchnorm,
+        ),
+    )
+
+
+def _build_card(built: BuiltModel, labels: tuple[str, ...]) -> ModelCard:
+    return ModelCard(
+        architecture=built.architecture,
+        model_args=built.model_args,
+        preprocessing=built.preprocessing,
+        class_names=labels,
+        pretrained_cfg=built.pretrained_cfg,
+        pruned=built.pruned,
     )
 
 
