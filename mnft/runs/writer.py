@@ -28,7 +28,6 @@ from mnft.training.fit import out_of_patience
 from mnft.training.state import TrainState, copy_to_cpu, describe_state, save_state
 
 _log = logging.getLogger(__name__)
-_log = logging.getLogger(__name__)
 # Least seconds between two saves of finished epochs.
 SAVE_INTERVAL_S = 5.0
 

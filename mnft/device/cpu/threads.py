@@ -16,7 +16,7 @@ from mnft.device.ranks.distributed import Ranks
 from mnft.device.select import autocast
 from mnft.host import count_cores
 
-_LOGGER = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 # The machine counts as quiet if other processes keep fewer cores busy than this.
 _QUIET = 0.2
 # A trial of the candidates takes about this long, and all trials at most this fraction of the time.
@@ -79,7 +79,7 @@ class Threads:
             seconds = time_threads({self.most, current, left, max(1, left // 2), 1}, dtype)
             best = min(seconds, key=lambda count: seconds[count])
             chosen = best if seconds[best] * _GAIN < seconds[current] else current
-            _LOGGER.info(
+            _log.info(
                 "other processes keep %.1f cores busy: %d of %d threads (%s)",
                 others,
                 chosen,
