@@ -11,7 +11,7 @@ from typing import Any
 from mnft import console, files
 from mnft.evaluation.checkpoint import default_target, load_settings, open_trained
 from mnft.evaluation.parity import (
-    _LARGE_DIFFERENCE,
+    LARGE_DIFFERENCE,
     Parity,
     check_gates,
     choose_comparison_images,
@@ -94,7 +94,7 @@ def _show(
             f"accuracy {parity.accuracy_before:.2%} -> {parity.accuracy_after:.2%}, {parity.of} "
             f"differ by at most {parity.largest_difference:.2g} (mean {parity.mean_difference:.2g})"
         )
-        if parity.largest_difference > _LARGE_DIFFERENCE:
+        if parity.largest_difference > LARGE_DIFFERENCE:
             console.warn(
                 f"{parity.of} that differ by {parity.largest_difference:.2g} are more than rounding"
             )
