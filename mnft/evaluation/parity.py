@@ -60,11 +60,17 @@ class Parity:
         """Accuracy that the file loses; negative where it is better, by chance."""
         return self.accuracy_before - self.accuracy_after
 
-    def as_json(self) -> dict[str, Any]:
-        """The entries of parity.json."""
-        values = asdict(self) | {"accuracy_drop": self.accuracy_drop}
-        values["disagreements"] = list(self.disagreements)
-        return values
+    def describe(self, images: ImageSet, **more: Any) -> dict[str, Any]:
+        """What parity.json says of a file that passed.
+
+        Args:
+            images: the images that were compared, which the positions refer to.
+            more: entries before the figures.
+        """
+        where = {"data": str(images.root), "split": images.split}
+        figures = asdict(self) | {"accuracy_drop": self.accuracy_drop}
+        figures["disagreements"] = [images.samples[i].path for i in self.disagreements]
+        return {"checked": True, "passed": True, **where, **more, **figures}
 
 
 def compute_parity(reference: Outputs, exported: Outputs, *, probabilities: bool) -> Parity:
@@ -175,8 +181,5 @@ def describe_parity(
     if parity is None or images is None:
         reason = f"{fmt.title} files cannot be run on this system"
         return {"checked": False, "passed": None, "reason": reason}
-    names = [images.samples[position].path for position in parity.disagreements]
-    where = {"data": str(images.root), "split": images.split}
-    values = parity.as_json() | {"disagreements": names}
     limits = gates.model_dump(include={"min_agreement", "max_accuracy_drop"})
-    return {"checked": True, "passed": True, **where, **values, "gates": limits}
+    return {**parity.describe(images), "gates": limits}

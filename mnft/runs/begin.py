@@ -102,7 +102,7 @@ def opened_run(
             # A version of mnft that had no stages began it: the recipe must not choose any now.
             if config.train.stages is None:
                 config = config.model_copy(update={"recipe": "plain"})
-        machine = check_early(config, ranks, resumed=resumed)
+        machine = check_early(config, ranks, new_run=not resumed)
         manifest, training = begin_training(config, folder, machine, reporter)
         if folder and has_progress(folder):
             load_state(training.state, folder.resume)
@@ -121,8 +121,13 @@ def opened_run(
         yield Run(folder, held or lock(folder), manifest, training, resumed)
 
 
-def check_early(config: Config, ranks: Ranks, *, resumed: bool) -> Machine:
+def check_early(config: Config, ranks: Ranks, *, new_run: bool) -> Machine:
     """Check all that can be checked before the images are read.
+
+    Args:
+        config: config of the training.
+        ranks: the processes of the training.
+        new_run: whether a run folder will be made, whose name must then be free.
 
     Returns:
         The machine to train on.
@@ -139,7 +144,7 @@ def check_early(config: Config, ranks: Ranks, *, resumed: bool) -> Machine:
         check_teacher(config.distill)
     if config.data.fetch:
         catalog.describe(config.data.fetch)
-    if not resumed:
+    if new_run:
         check_name_is_free(Path(config.run.dir).expanduser(), config.run.name)
     return machine
 

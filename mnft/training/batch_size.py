@@ -164,7 +164,7 @@ def find_batch_size(step: Callable[[int], None], *, largest: int, smallest: int 
             if not is_out_of_memory(error):
                 raise
             fits = False
-        free_memory()  # not within `except`: the error holds the tensors of the attempt
+        free_memory()  # outside `except`, which keeps the attempt's tensors alive
         if fits:
             return size
         _log.info("batches of %d images do not fit into memory", size)
