@@ -75,7 +75,7 @@ def opened_run(
         overrides: values of `--set`.
         resume: a run, or AUTO for the newest one of the config.
         ranks: the processes of the training; the main one makes and locks the folder.
-        reporter: told what was found.
+        reporter: receives notes and progress.
 
     Raises:
         MnftError: the training cannot begin.

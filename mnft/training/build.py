@@ -53,7 +53,7 @@ def build_training(
         config: config of the run.
         manifest: the images.
         machine: where to train; its precision and memory format are taken from the config.
-        reporter: told how far long work is.
+        reporter: receives the progress of long work.
         checked: whether the images are known to decode.
 
     Raises:

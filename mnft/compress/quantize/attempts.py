@@ -179,9 +179,8 @@ class Int8Builder:
         """
         keep_float = tuple(config.keep_float or ())
         check_names(keep_float, self._quantizer.layers)
-        if (
-            not self._method.per_channel
-        ):  # it is for comparison only: nothing is tried to improve it
+        # One scale for a whole weight is for comparison only, so nothing is tried to improve it.
+        if not self._method.per_channel:
             yield self._attempt("post-training quantization", keep_float)
             return
         if config.qat != "always":

@@ -1,1 +1,1 @@
-"""One file for each format of data sets on the disk; each has `read(root)`, and knows no task."""
+"""One module per data set format, each with a function `read(root)`; none knows a task."""
