@@ -82,7 +82,9 @@ def build_training(
         machine=machine,
         reporter=reporter,
     )
-    forward, compiled = _build_forward(model, machine, config, updates=len(train))
+    updates = config.train.epochs * len(train)
+    benchmark_cudnn(machine.device, updates=updates)
+    forward, compiled = _build_forward(model, machine, config, updates=updates)
     decided = {
         "threads": threads.most,
         "compile": compiled,
@@ -157,7 +159,6 @@ def _build_card(built: BuiltModel, labels: tuple[str, ...]) -> ModelCard:
 
 def _set_up(config: Config, machine: Machine) -> Threads:
     """Set what is global to the process: seeds, deterministic operations, threads."""
-    benchmark_cudnn(machine.device)
     threads = build_threads(
         config.train.threads,
         device=machine.device,
@@ -245,7 +246,7 @@ def _build_forward(
     """Wrap the model for several processes and for torch.compile; also whether it is compiled."""
     ranks = machine.ranks
     compiled, why = choose_compile(
-        config.train.compile, machine.device, updates=config.train.epochs * updates, ranks=ranks
+        config.train.compile, machine.device, updates=updates, ranks=ranks
     )
     forward = model
     if ranks.world_size > 1:
