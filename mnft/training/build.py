@@ -14,7 +14,7 @@ from mnft.data.manifest import Manifest
 from mnft.device.compiling import Compiled, choose_compile
 from mnft.device.cpu.activations import save_memory_of_relu6
 from mnft.device.cpu.depthwise import speed_up_depthwise
-from mnft.device.cpu.threads import Threads, build_threads
+from mnft.device.cpu.threads import Threads, build_step, build_threads
 from mnft.device.machine import Machine
 from mnft.device.ranks.batchnorm import synchronize_batchnorm
 from mnft.device.select import benchmark_cudnn, make_deterministic, seed_everything
@@ -82,6 +82,7 @@ def build_training(
         machine=machine,
         reporter=reporter,
     )
+    threads.step = build_step(model, built.preprocessing.input_size, machine)
     updates = config.train.epochs * len(train)
     benchmark_cudnn(machine.device, updates=updates)
     forward, compiled = _build_forward(model, machine, config, updates=updates)
