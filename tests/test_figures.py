@@ -78,7 +78,7 @@ def test_names_without_a_font_become_numbers_with_a_legend(caplog):
     assert legend == "[n]: rows of x.csv; no font here has all characters of these names"
     make_drawable(["\U0010f998"], numbering="rows of x.csv")
     (record,) = [r for r in caplog.records if r.levelno >= logging.WARNING]  # said once
-    assert f"no font on this machine has {GONE}: pictures show numbers" in record.getMessage()
+    assert f"no font on this machine has {GONE}: plots show numbers" in record.getMessage()
 
 
 def test_joiners_and_line_ends_need_no_glyph():

@@ -98,7 +98,7 @@ def test_classes_that_are_hard_to_tell_apart(make_folder: Make, other: str) -> N
     (finding,) = [f for f in check(root).findings if f.kind == "similar_classes"]
     assert not finding.is_problem
     assert set(finding.paths) == {other, "red"}
-    assert "differ in case, spaces or signs alone" in finding.message
+    assert "differ only in case, spaces or signs" in finding.message
 
 
 def test_signs_and_letters_are_classes_of_their_own(make_folder: Make) -> None:
