@@ -149,7 +149,7 @@ def measure(args: argparse.Namespace, training, kind: str) -> dict[str, object]:
             started = time.perf_counter()
             if setting == "auto":
                 torch.set_num_threads(chosen[-1] if chosen else threads.most)
-                chosen.append(threads.choose(training.machine.train_dtype))
+                chosen.append(threads.choose())
                 spent.append(time.perf_counter() - started)
             else:
                 torch.set_num_threads(threads.most if setting == "all" else 1)

@@ -118,10 +118,11 @@ def train_inside(file: Path, tune: str, command: list[str]) -> None:
     places = [(find_owner(module, name), words) for module, name, words in parts.PHASES]
     for (owner, attribute), words in places:
         setattr(owner, attribute, timed(getattr(owner, attribute), spent, words))
-    if tune == "off":
-        owner, attribute = find_owner(*parts.TUNE)
-        setattr(owner, attribute, lambda _device: None)
-    elif tune != "on":
+    # mnft would decide by the length of the training.
+    owner, attribute = find_owner(*parts.TUNE)
+    setattr(owner, attribute, lambda _device, **_updates: None)
+    torch.backends.cudnn.benchmark = tune != "off"
+    if tune not in {"on", "off"}:
         torch.backends.cudnn.benchmark_limit = int(tune)
     spent["import mnft and the rest"] = [time.perf_counter() - began]
     sys.argv = ["mnft", *command]

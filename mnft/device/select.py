@@ -31,6 +31,7 @@ _MALLOC_SETTINGS = (
 )
 # Image side in pixels from which a CPU with native bf16 trains faster in bf16.
 _BF16_FROM = 64
+_UPDATES_WORTH_BENCHMARKING = 5_000
 
 
 def resolve_device(name: str, ranks: Ranks = _ALONE) -> torch.device:
@@ -200,10 +201,20 @@ def keep_freed_memory() -> None:
     mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def benchmark_cudnn(device: torch.device) -> None:
-    """Let cuDNN measure which of its algorithms is the fastest for each shape of images."""
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
+def benchmark_cudnn(device: torch.device, *, updates: int) -> None:
+    """Let cuDNN measure its algorithms for each shape of images, if the training is long enough.
+
+    A training has about five sets of shapes with about 100 convolutions each. Trying up to ten
+    algorithms for each takes an estimated 3 to 10 seconds, which a short training does not earn
+    back. The limit is an estimate too: benchmarks/gpu/phases.py --tune measures it.
+
+    Args:
+        device: device that trains.
+        updates: number of updates of the whole training.
+    """
+    if device.type == "cuda" and updates >= _UPDATES_WORTH_BENCHMARKING:
+        # Deterministic algorithms are not chosen by their speed.
+        torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
 
 
 @contextmanager

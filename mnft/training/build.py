@@ -14,7 +14,7 @@ from mnft.data.manifest import Manifest
 from mnft.device.compiling import Compiled, choose_compile
 from mnft.device.cpu.activations import save_memory_of_relu6
 from mnft.device.cpu.depthwise import speed_up_depthwise
-from mnft.device.cpu.threads import Threads, build_threads
+from mnft.device.cpu.threads import Threads, build_step, build_threads
 from mnft.device.machine import Machine
 from mnft.device.ranks.batchnorm import synchronize_batchnorm
 from mnft.device.select import benchmark_cudnn, make_deterministic, seed_everything
@@ -82,7 +82,10 @@ def build_training(
         machine=machine,
         reporter=reporter,
     )
-    forward, compiled = _build_forward(model, machine, config, updates=len(train))
+    threads.step = build_step(model, built.preprocessing.input_size, machine)
+    updates = config.train.epochs * len(train)
+    benchmark_cudnn(machine.device, updates=updates)
+    forward, compiled = _build_forward(model, machine, config, updates=updates)
     decided = {
         "threads": threads.most,
         "compile": compiled,
@@ -157,7 +160,6 @@ def _build_card(built: BuiltModel, labels: tuple[str, ...]) -> ModelCard:
 
 def _set_up(config: Config, machine: Machine) -> Threads:
     """Set what is global to the process: seeds, deterministic operations, threads."""
-    benchmark_cudnn(machine.device)
     threads = build_threads(
         config.train.threads,
         device=machine.device,
@@ -245,7 +247,7 @@ def _build_forward(
     """Wrap the model for several processes and for torch.compile; also whether it is compiled."""
     ranks = machine.ranks
     compiled, why = choose_compile(
-        config.train.compile, machine.device, updates=config.train.epochs * updates, ranks=ranks
+        config.train.compile, machine.device, updates=updates, ranks=ranks
     )
     forward = model
     if ranks.world_size > 1:

@@ -107,7 +107,7 @@ def fit(
         # The rest of an epoch is computed with the threads that it began with: the order in which
         # numbers are summed, and with it the last bits, follows from their number.
         before = state.threads if begun else 0
-        state.threads = options.threads.choose(machine.train_dtype, begun_with=before)
+        state.threads = options.threads.choose(begun_with=before)
         lr = begun.lr if begun else state.schedule.lr
         train.sampler.set_epoch(epoch, done=begun.updates if begun else 0)
         # Each epoch, and each process, has its own stream of dropout and the like.
@@ -145,6 +145,8 @@ def fit(
                 checkpointer.snapshot(state)
             raise
         state.partial = None
+        images_per_s = trained.num_images / max(trained.seconds, 1e-9)
+        options.threads.note_rate(images_per_s)
         # Where memory ran out, the next epoch need not find that out again.
         loop = replace(loop, accumulation_steps=trained.accumulation_steps)
         waited = trained.waited
@@ -153,7 +155,7 @@ def fit(
             epochs=options.epochs,
             figures=join_figures(trained.figures, val_figures),
             lr=lr,
-            images_per_s=trained.num_images / max(trained.seconds, 1e-9),
+            images_per_s=images_per_s,
             seconds=time.perf_counter() - started,
             is_best=_is_best(val_figures, state.best, options),
             stage=options.stage,

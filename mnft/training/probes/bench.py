@@ -89,7 +89,7 @@ def bench(
     count = min(batches, len(train))
     fixed = next(iter(train))
     device = training.machine.device
-    threads = training.options.threads.choose(training.machine.train_dtype)
+    threads = training.options.threads.choose()
     _train(training, _Part([fixed] * min(_WARMUP, count), train.sampler))
     found: dict[str, list[float]] = {
         name: [] for name in ("loading", "fixed_batch", "computing", "training", "evaluating")
