@@ -149,7 +149,7 @@ class Task:
     """One task with its labels; a record of data and functions that nobody inherits from.
 
     Attributes:
-        name: value of the config's `task` key.
+        name: name of the task, as `open_task` knows it.
         labels: names of the model's outputs, in order.
         monitors: for each figure that can choose the best epoch, `max` or `min`.
         train_figures: names of the figures that training sums up over an epoch; the first is the
