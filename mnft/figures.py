@@ -31,7 +31,7 @@ _PREFERRED = (
 )
 # These have a box or nothing for every character.
 _EMPTY = ("Last Resort", "LastResort", "Adobe Blank", "Adobe NotDef")
-_LOGGER = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 _told: list[bool] = []
 # That a family has no normal weight is no news to the user.
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
@@ -68,7 +68,7 @@ def make_drawable(names: Sequence[str], *, numbering: str) -> tuple[list[str], s
         return shown, None
     if not _told:
         _told.append(True)
-        _LOGGER.warning(
+        _log.warning(
             "no font on this machine has %s: plots show numbers for names with such "
             "characters; fonts such as Noto Sans CJK have them",
             "".join(sorted(missing)[:10]),

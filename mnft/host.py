@@ -56,7 +56,7 @@ def read_peak_memory() -> int | None:
     return None
 
 
-def _peak_of_process() -> float:
+def peak_of_process() -> float:
     """Bytes."""
     if (peak := read_peak_memory()) is not None:
         return float(peak)

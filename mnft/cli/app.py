@@ -66,7 +66,7 @@ def _options(
 def init(
     images: Annotated[Path, typer.Argument(help="A folder of images.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Where to write; default FOLDER.yaml.")
+        Path | None, typer.Option("--output", "-o", help="File to write; default FOLDER.yaml.")
     ] = None,
     model: Annotated[str, typer.Option("--model", help="A timm model.")] = "mobilenetv2_100",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
@@ -95,7 +95,7 @@ def train(
         typer.Option(
             "--resume",
             metavar="RUN|auto",
-            help="Resume an interrupted run; `auto`, with a config: its newest run, if any.",
+            help="Resume an interrupted run; `auto` takes the newest run of the config, if any.",
         ),
     ] = None,
     find_lr: Annotated[
@@ -103,12 +103,12 @@ def train(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune a model as a config says; prints the folder of the best model.
+    """Fine-tune a model as a config says, and print the folder of the best model.
 
     Progress goes to stderr, so that `BEST=$(mnft train CONFIG)` works in a script. A resumed run
-    ends as if it had never stopped; `--set train.epochs=N` extends it. In a loop that starts it
-    again, `mnft train CONFIG --resume auto` resumes the newest run of this config, and begins one
-    where there is none.
+    ends as if it had never stopped; `--set train.epochs=N` extends it. For a job that is started
+    again and again, `mnft train CONFIG --resume auto` resumes the newest run of this config, or
+    begins one if there is none.
 
     Examples: `mnft train configs/digits.yaml`, `mnft train configs/flowers.yaml --set
     optim.lr=3e-4 --set train.epochs=20`, `mnft train --resume runs/flowers`
@@ -141,8 +141,8 @@ def distill(
     """Train a small model to answer as a larger one does; everything else is as in `mnft train`.
 
     The teacher is a run or model folder that knows the same classes, or a pretrained timm model,
-    whose head is then fitted to the training images first. The same as `distill.teacher: ...` in
-    the config.
+    whose head is then fitted to the training images first. `--teacher X` is the same as
+    `distill.teacher: X` in the config.
 
     Example: `mnft distill configs/flowers.yaml --teacher runs/large --set
     model.name=mobilenetv3_small_075`
@@ -162,11 +162,13 @@ def distill(
 def bench(
     config: ConfigArgument,
     overrides: Overrides = [],  # noqa: B006 - Typer copies it
-    batches: Annotated[int, typer.Option("--batches", min=1, help="Batches in a round.")] = 20,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds; the median counts.")] = 3,
+    batches: Annotated[int, typer.Option("--batches", min=1, help="Batches per round.")] = 20,
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=1, help="Number of rounds, whose median is shown.")
+    ] = 3,
     as_json: Json = False,
 ) -> None:
-    """Measure only loading, only updates, and both; say which one is the limit.
+    """Measure the speed of loading, of updates and of both together, and say which one limits.
 
     Example: `mnft bench configs/flowers.yaml --set train.batch_size=64`
     """
@@ -192,11 +194,13 @@ def evaluate(
         typer.Option(
             "--output",
             "-o",
-            help="Folder to write; default RUN/eval, or eval-WHAT for other images.",
+            help="Folder to write; default RUN/eval, or RUN/eval-... for other images.",
         ),
     ] = None,
     device: Device = "auto",
-    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1)] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Images per batch.")
+    ] = None,
     workers: Workers = None,
     flip: Annotated[
         bool, typer.Option("--flip", help="Average each image with its mirror image.")
@@ -205,9 +209,9 @@ def evaluate(
 ) -> None:
     """Evaluate a trained model on images that it was not trained on.
 
-    Prints accuracy with its 95% interval, precision, recall and F1 of each class, and calibration;
-    writes metrics.json, predictions.csv, per_class.csv, the confusion matrix, and plots of the
-    worst mistakes and of how far confidence can be relied on.
+    Prints accuracy with its 95% interval, precision, recall and F1 of each class, and calibration.
+    Writes metrics.json, predictions.csv, per_class.csv, the confusion matrix, and plots of the
+    worst mistakes and of how reliable the model's confidence is.
 
     Examples: `mnft eval runs/flowers`, `mnft eval --ckpt runs/flowers/best --data photos/`
     """
@@ -233,15 +237,17 @@ def predict(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File to write; default stdout.")
     ] = None,
-    top_k: Annotated[int, typer.Option("--top-k", min=1, help="Classes to name.")] = 1,
+    top_k: Annotated[
+        int, typer.Option("--top-k", min=1, help="Number of classes to name for each image.")
+    ] = 1,
     json_lines: Annotated[
-        bool, typer.Option("--json", help="One JSON object a line instead of CSV.")
+        bool, typer.Option("--json", help="Write one JSON object per line instead of CSV.")
     ] = False,
     device: Device = "auto",
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 32,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per batch.")] = 32,
     workers: Workers = None,
 ) -> None:
-    """Name what is in images, one row each; a file that cannot be read gets a row that says why.
+    """Predict the class of each image, one row each; the row of an unreadable file says why.
 
     Examples: `mnft predict --ckpt runs/flowers photo.jpg`, `mnft predict --ckpt runs/flowers
     photos/ --top-k 3 -o out.csv`, `find . -name '*.jpg' | mnft predict --ckpt runs/flowers -`
@@ -262,13 +268,14 @@ def predict(
 @handle_errors
 def models(
     pattern: Annotated[
-        str | None, typer.Argument(help="Names with * and ?; default: MobileNets and LeNet-5.")
+        str | None, typer.Argument(help="Names, with * and ?; default: MobileNets and LeNet-5.")
     ] = None,
     img_size: Annotated[
-        int | None, typer.Option("--img-size", min=8, help="Count MACs at this size.")
+        int | None, typer.Option("--img-size", min=8, help="Input size to count MACs at.")
     ] = None,
     num_classes: Annotated[
-        int | None, typer.Option("--num-classes", min=1, help="Outputs; default the model's own.")
+        int | None,
+        typer.Option("--num-classes", min=1, help="Number of outputs; default the model's own."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -287,7 +294,7 @@ def models(
 def doctor(
     install: Annotated[
         str | None,
-        typer.Option("--install", help="Set up the environment of a tool-chain: tflite."),
+        typer.Option("--install", help="Set up the environment that a tool-chain needs: tflite."),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -12,7 +12,7 @@ from mnft.cli.options import Json, Overrides
 from mnft.cli.starting import starting
 from mnft.cli.usage import SettingsCommand
 
-data_app = typer.Typer(no_args_is_help=True, help="Bring data sets and check image folders.")
+data_app = typer.Typer(no_args_is_help=True, help="Fetch data sets and check image folders.")
 
 
 @data_app.command("fetch")
@@ -21,17 +21,17 @@ def data_fetch(
     name: Annotated[str | None, typer.Argument(help="Name of a data set; see --list.")] = None,
     source: Annotated[
         Path | None,
-        typer.Option("--from", help="Archive or folder that is already here, instead of the net."),
+        typer.Option(
+            "--from", help="Local archive or folder to take it from, instead of the network."
+        ),
     ] = None,
     to: Annotated[
-        Path | None, typer.Option("--to", help="Folder to make; default data/NAME.")
+        Path | None, typer.Option("--to", help="Folder to create; default data/NAME.")
     ] = None,
-    show: Annotated[
-        bool, typer.Option("--list", help="List the data sets that are known.")
-    ] = False,
+    show: Annotated[bool, typer.Option("--list", help="List the known data sets.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Bring a known data set as an image folder.
+    """Fetch a known data set as an image folder.
 
     The digits come with scikit-learn and need no network; the others are downloaded, checked
     against their checksums and unpacked, or taken from a local archive.
@@ -50,21 +50,22 @@ def data_check(
     overrides: Overrides = [],  # noqa: B006 - Typer copies it
     checkpoint: Annotated[
         Path | None,
-        typer.Option("--ckpt", help="A run or model folder, to find likely wrong labels with."),
+        typer.Option("--ckpt", help="Run or model folder with which to find likely wrong labels."),
     ] = None,
     fix: Annotated[
         Path | None,
         typer.Option(
-            "--fix", help="List of files to leave out, to be written or added to (data.exclude)."
+            "--fix", help="Write, or extend, a list of files to leave out (for data.exclude)."
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Find what would spoil a training; exit code 3 if there is something.
+    """Find what would spoil a training; the exit code is 3 if there is something.
 
-    Files that cannot be decoded, classes that differ between splits, the same or nearly the same
-    image in two splits or two classes, empty or small classes (as the config splits), unusual
-    sizes, colours and extensions; for a config also what a run will need. `--fix` deletes nothing.
+    Finds files that cannot be decoded, classes that differ between splits, the same or nearly the
+    same image in two splits or two classes, classes that are empty or too small to split, and
+    unusual sizes, colours and extensions; for a config also what a run will need. `--fix` deletes
+    nothing.
 
     Examples: `mnft data check photos/`, `mnft data check configs/flowers.yaml --fix leave_out.txt`
     """

@@ -1,4 +1,4 @@
-"""The verbs that make something of a trained model: export, quantize, prune, compare."""
+"""The verbs that bring a trained model to a device: export, quantize, prune, compare."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def export(
 ) -> None:
     """Write a model file for an edge device, and prove that it answers as the trained model does.
 
-    The file runs in its own runtime on real val images; one that names other classes or loses
-    accuracy is not kept, and the exit code is 3. Beside it lie labels.txt, model.json (what goes
-    in and comes out) and parity.json. Prints the path of the file.
+    The file is run in its own runtime on real val images. If it names other classes or loses
+    accuracy, it is not kept, and the exit code is 3. Beside it lie labels.txt, model.json (what
+    goes in and comes out) and parity.json. Prints the path of the file.
 
     Examples: `mnft export --ckpt runs/flowers`, `mnft export --ckpt runs/flowers --format tflite
     --embed-preprocessing`
@@ -69,10 +69,10 @@ def quantize(
     overrides: Overrides = [],  # noqa: B006 - Typer copies it
     as_json: Json = False,
 ) -> None:
-    """Bring a model to int8, a quarter of its size, and prove that it is as accurate as before.
+    """Convert a model to int8, about 30% of its size, and prove that it is about as accurate.
 
-    Ranges of activations come from training images. Where the file loses more than
-    quantize.max_accuracy_drop on val, the layers that lose most stay in float; if that is not
+    The ranges of activations come from training images. If the file loses more accuracy on val
+    than quantize.max_accuracy_drop, the layers that cost most stay in float; if that is not
     enough, the model is fine-tuned with rounding. A file that still loses more is not kept, and
     the exit code is 3. quantization.json has the figures. Prints the path of the file.
 
@@ -94,14 +94,16 @@ def prune(
     checkpoint: Trained = None,
     overrides: Overrides = [],  # noqa: B006 - Typer copies it
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="New run folder; default RUN/pruned-70.")
+        Path | None,
+        typer.Option("--output", "-o", help="Run folder to create; default RUN/pruned-70."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Take channels out of a trained model until a fraction of its MACs is left, and fine-tune it.
+    """Remove channels from a trained model until a fraction of its MACs is left, and fine-tune it.
 
-    The result is a run of its own, with the same split: evaluate, export, quantize, train or
-    prune it again. pruning.csv has accuracy against MACs. Prints the folder of the best model.
+    The result is a run of its own with the same split, for `mnft eval`, `export`, `quantize`,
+    `train` or another `prune`. pruning.csv has accuracy against MACs. Prints the folder of the
+    best model.
 
     Examples: `mnft prune --ckpt runs/flowers`, `mnft prune --ckpt runs/flowers --set
     prune.macs=0.5 --set prune.epochs=20`
@@ -127,27 +129,28 @@ def compare(
         str | None, typer.Option("--split", help="train, val or test; default test, else val.")
     ] = None,
     exports: Annotated[
-        bool, typer.Option("--exports", help="Take all exports of each run as well.")
+        bool, typer.Option("--exports", help="Add all exports of each run.")
     ] = False,
     compiled: Annotated[
-        bool, typer.Option("--compile", help="Add each torch model compiled by torch.compile.")
+        bool, typer.Option("--compile", help="Add each PyTorch model once more, compiled.")
     ] = False,
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Of every model; default all cores.")
+        int | None,
+        typer.Option("--threads", min=1, help="Threads of each model; default all cores."),
     ] = None,
     rounds: Annotated[
-        int, typer.Option("--rounds", min=1, help="Turns of each model, ten calls each.")
+        int, typer.Option("--rounds", min=1, help="Rounds of ten timed calls to each model.")
     ] = 10,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder to write; default comparison/.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Put models side by side: accuracy, size, memory, latency and throughput, on the same images.
+    """Compare models: accuracy, size, memory, latency and throughput, on the same images.
 
-    All are measured in one run, in turns, so that the ratios hold on a busy machine too. The
-    Pareto front is marked: models that no other beats in accuracy and latency, or accuracy and
-    size. Prints a table and writes comparison.csv, .json, .md and .png.
+    All are measured in one run, in turns, so that the ratios hold on a busy machine too. Models on
+    the Pareto front are marked: no other model beats them in accuracy and latency, or in accuracy
+    and size. Prints a table and writes comparison.csv, .json, .md and .png.
 
     Examples: `mnft compare runs/v2 --exports`, `mnft compare runs/lenet runs/v2 runs/v3 --compile
     -o docs/comparison`

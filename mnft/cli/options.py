@@ -11,7 +11,7 @@ import typer
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
 Overrides = Annotated[
     list[str],
-    typer.Option("--set", metavar="KEY=VALUE", help="Set a config value, as optim.lr=3e-4."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Set a config value, such as optim.lr=3e-4."),
 ]
 ConfigArgument = Annotated[Path, typer.Argument(help="A YAML config.")]
 RunArgument = Annotated[
@@ -28,9 +28,10 @@ Trained = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Workers = Annotated[
-    int | None, typer.Option("--workers", min=0, help="Loading processes; 0 is none.")
+    int | None,
+    typer.Option("--workers", min=0, help="Number of loading processes; 0 loads in the main one."),
 ]
-# Of the verbs that make another model of a trained one:
+# For the verbs that export or change a trained model:
 Data = Annotated[
     Path | None, typer.Option("--data", help="Images to compare on, instead of the run's.")
 ]

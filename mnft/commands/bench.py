@@ -1,4 +1,4 @@
-"""`mnft bench`: where the time of a training goes, on this machine and these images."""
+"""`mnft bench`: measure where the time of a training goes, on this machine and these images."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run(
     keep_freed_memory()
     config, source = load_config(config_path, overrides)
     with source.locating():
-        machine = check_early(config, Ranks(), resumed=True)
+        machine = check_early(config, Ranks(), new_run=False)
         _, training = begin_training(config, None, machine, console.REPORTER)
         with console.progress("measuring") as on_progress:
             result = bench(training, batches=batches, rounds=rounds, on_progress=on_progress)

@@ -80,7 +80,7 @@ def run(
             values["fix"] = {"path": str(fix), "added": added}
         console.show_json(values)
     else:
-        _show(report, needs, labels)
+        _show_report(report, needs, labels)
         if fix is not None:
             is_used = config is not None and config.data.exclude is not None
             then = "" if is_used else f"; use it with data.exclude: {fix}"
@@ -147,7 +147,9 @@ def _advise(report: CheckReport) -> str:
     return f"{cure}fix them, or leave files out: --fix FILE writes a list for data.exclude{skip}"
 
 
-def _show(report: CheckReport, needs: Sequence[Need], labels: Mapping[str, int] | None) -> None:
+def _show_report(
+    report: CheckReport, needs: Sequence[Need], labels: Mapping[str, int] | None
+) -> None:
     names = sorted({name for counts in report.counts.values() for name in counts})
     rows = [[n, *(c.get(n, 0) for c in report.counts.values())] for n in names]
     rows.append(["in all", *(sum(c.values()) for c in report.counts.values())])

@@ -34,7 +34,7 @@ class Request:
     Attributes:
         checkpoint: a run, a model folder or an exported file.
         data: a folder of images; None for those of the run.
-        split: "train", "val" or "test"; None chooses test, or val where there is no test split.
+        split: "train", "val" or "test"; None chooses test, or val if there is no test split.
         output: the folder to write; None chooses one in the run.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         batch_size: images in a batch; None for that of the run's config.
@@ -56,8 +56,8 @@ def run(request: Request, *, as_json: bool) -> None:
     """Evaluate a model and write metrics, predictions and the confusion matrix.
 
     Raises:
-        MnftError: no model, no images, images that changed since training, or an output folder
-            that holds something else.
+        MnftError: there is no model or no image, images have changed since training, or the
+            output folder holds something else.
     """
     opened = open_checkpoint(request.checkpoint)
     bundle = opened.bundle
@@ -97,10 +97,10 @@ def run(request: Request, *, as_json: bool) -> None:
             root=images.root,
         )
     except OSError:
-        # A folder that cannot be written must not cost the figures too.
-        _show(bundle, images, evaluation, None, seen=seen, as_json=as_json)
+        # The figures are shown even if the folder cannot be written.
+        _show_evaluation(bundle, images, evaluation, None, seen=seen, as_json=as_json)
         raise
-    _show(bundle, images, evaluation, target, seen=seen, as_json=as_json)
+    _show_evaluation(bundle, images, evaluation, target, seen=seen, as_json=as_json)
 
 
 def _check_same(target: Path, header: dict[str, str]) -> None:
@@ -143,7 +143,7 @@ def _default_output(opened: Checkpoint, data: Path | None, split: str | None) ->
     return opened.run.path / "-".join(parts)
 
 
-def _show(
+def _show_evaluation(
     bundle: Bundle,
     images: ImageSet,
     evaluation: Evaluation,

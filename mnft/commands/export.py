@@ -1,4 +1,4 @@
-"""`mnft export`: a trained model to a file of another format that is proved to answer alike."""
+"""`mnft export`: write a file of another format, and prove that it answers as the model does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from mnft import console, files
 from mnft.evaluation.checkpoint import default_target, load_settings, open_trained
 from mnft.evaluation.parity import (
-    _LARGE_DIFFERENCE,
+    LARGE_DIFFERENCE,
     Parity,
     check_gates,
     choose_comparison_images,
@@ -37,10 +37,10 @@ class Request:
 
 
 def run(request: Request, overrides: Sequence[str], *, as_json: bool) -> None:
-    """Export a model, compare the file with it on real images, and keep it if it answers alike.
+    """Export a model, and keep the file if it answers as the model does on real images.
 
     Raises:
-        MnftError: no model, no images, a tool-chain that is not there or fails.
+        MnftError: there is no model or no image, or a tool-chain is missing or fails.
         GateError: the file does not answer as the model does; nothing is written.
     """
     fmt = find_format(request.format)
@@ -65,10 +65,10 @@ def run(request: Request, overrides: Sequence[str], *, as_json: bool) -> None:
             check_gates(parity, config.export, f"the {fmt.title} file")
         record = describe_parity(parity, images, fmt, config.export)
         files.write_json(folder / PARITY, record)
-    _show(target, artifact, parity, record, as_json=as_json)
+    _show_export(target, artifact, parity, record, as_json=as_json)
 
 
-def _show(
+def _show_export(
     target: Path,
     artifact: Artifact,
     parity: Parity | None,
@@ -94,7 +94,7 @@ def _show(
             f"accuracy {parity.accuracy_before:.2%} -> {parity.accuracy_after:.2%}, {parity.of} "
             f"differ by at most {parity.largest_difference:.2g} (mean {parity.mean_difference:.2g})"
         )
-        if parity.largest_difference > _LARGE_DIFFERENCE:
+        if parity.largest_difference > LARGE_DIFFERENCE:
             console.warn(
                 f"{parity.of} that differ by {parity.largest_difference:.2g} are more than rounding"
             )

@@ -41,8 +41,7 @@ def run(config_path: Path, overrides: Sequence[str], *, as_json: bool) -> None:
             )
         folder = Path(config.run.dir).expanduser()
         make_parent(folder)
-        # As for a resumed run: its name may be taken, because no run is made.
-        machine = check_early(config, ranks, resumed=True)
+        machine = check_early(config, ranks, new_run=False)
         _, training = begin_training(config, None, machine, console.REPORTER)
         if "finetune" not in training.stages:
             raise ConfigError(
@@ -50,8 +49,8 @@ def run(config_path: Path, overrides: Sequence[str], *, as_json: bool) -> None:
                 hint="train.stages: [head, finetune]",
                 key="train.stages",
             )
-        # From a new head, without the head stage: after that the loss hardly falls any more, and
-        # its curve says nothing about rates.
+        # The trial starts from a new head, without the head stage: after that the loss hardly falls
+        # any more, and its curve says nothing about rates.
         with console.progress("finding a learning rate") as on_step:
             curve = find_lr(training, seed=config.train.seed, on_step=on_step)
     plot, table = (
@@ -115,7 +114,7 @@ class _OwnRate:
         return cls(training.config.optim.lr, "recipe" if by_recipe else "default")
 
     def compare(self, suggestion: float) -> str:
-        """Beside the suggestion, and why the two are not the same."""
+        """Compare it with the suggestion, and say why the two differ."""
         words = f"the {self.source} has optim.lr: {self.lr:g}"
         if self.source != "recipe":
             return f"{words}; the suggestion is {suggestion / self.lr:.2g} times that"

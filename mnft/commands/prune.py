@@ -54,7 +54,7 @@ def run(checkpoint: Path, overrides: Sequence[str], output: Path | None, *, as_j
         config = configure(config, written, trained, home)
         model = config.model.model_copy(update={"name": f"local-dir:{trained}"})
         base = config.model_copy(update={"model": model})
-        machine = check_early(base, Ranks(), resumed=True)
+        machine = check_early(base, Ranks(), new_run=False)
         # This training is built only for its batches, so it needs no teacher.
         no_teacher = config.distill.model_copy(update={"teacher": None})
         base = base.model_copy(update={"distill": no_teacher})

@@ -1,4 +1,4 @@
-"""`mnft quantize`: a trained model to int8, kept only if it is as accurate as before."""
+"""`mnft quantize`: convert a model to int8, and keep the file only if it is accurate enough."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from mnft.compress.quantize.attempts import PREFERRED, Method, choose_method
 from mnft.compress.quantize.calibration import choose_images
 from mnft.compress.quantize.search import QuantizeJob, quantize
 from mnft.evaluation.checkpoint import default_target, load_settings, open_trained
-from mnft.evaluation.images import ImageSet
-from mnft.evaluation.parity import Parity
 from mnft.exports.artifact import PARITY, QUANTIZATION
 from mnft.exports.convert import check_target
 from mnft.text import count
@@ -40,10 +38,10 @@ class Request:
 
 
 def run(request: Request, overrides: Sequence[str], *, as_json: bool) -> None:
-    """Quantize a model, try harder where it loses too much, and keep it if it does not.
+    """Quantize a model, and keep the file if it does not lose too much accuracy.
 
     Raises:
-        MnftError: no model, no images, a tool-chain that is missing or fails.
+        MnftError: there is no model or no image, or a tool-chain is missing or fails.
         GateError: every attempt lost more accuracy than allowed; nothing is written.
     """
     opened = open_trained(request.checkpoint)
@@ -61,13 +59,14 @@ def run(request: Request, overrides: Sequence[str], *, as_json: bool) -> None:
     ):
         quantized = quantize(job, folder, Path(work), console.REPORTER)
         record = quantized.record | {"latency": _measure(quantized.float_folder, folder)}
-        files.write_json(folder / PARITY, _describe_parity(quantized.parity, images.val))
+        parity = quantized.parity.describe(images.val, against="the fp32 file")
+        files.write_json(folder / PARITY, parity)
         files.write_json(folder / QUANTIZATION, record)
     file = target / method.format.file
     if as_json:
         console.show_json({"folder": str(target), "file": str(file), **record})
         return
-    _show(record, method)
+    _show_record(record, method)
     console.done(f"quantized to {target}")
     console.note(f"next: mnft eval --ckpt {target}")
     console.show_data(str(file))
@@ -85,13 +84,7 @@ def _measure(float_folder: Path, int8_folder: Path) -> dict[str, Any]:
     }
 
 
-def _describe_parity(parity: Parity, images: ImageSet) -> dict[str, Any]:
-    names = [images.samples[position].path for position in parity.disagreements]
-    where = {"data": str(images.root), "split": images.split, "against": "the fp32 file"}
-    return {"checked": True, "passed": True, **where, **parity.as_json(), "disagreements": names}
-
-
-def _show(record: dict[str, Any], method: Method) -> None:
+def _show_record(record: dict[str, Any], method: Method) -> None:
     layers, size, latency = record["layers"], record["size_bytes"], record["latency"]
     floating = record["float_layers"]
     console.note(
@@ -113,7 +106,7 @@ def _show(record: dict[str, Any], method: Method) -> None:
     console.note(
         f"latency  {latency['fp32']['median_ms']:.2f} -> {latency['int8']['median_ms']:.2f} ms at "
         f"batch 1 on {count(latency['threads'], 'thread')}, "
-        # What is slower must not be called fast.
+        # A slower file must not be called "0.5 times as fast".
         + (
             f"which takes {1 / speed_up:.2f} times as long"
             if speed_up < 1

@@ -34,18 +34,21 @@ def run(
     """Train, or resume an interrupted run.
 
     Raises:
-        MnftError: whatever ends the training too early.
+        MnftError: something ended the training too early.
         Interrupted: by Ctrl-C or SIGTERM; what is saved can be resumed.
     """
     started = time.monotonic()
+    # Before anything is allocated: without it the kernel clears new pages for every large tensor.
     keep_freed_memory()
     with joined(console.REPORTER) as group:
         is_main = group.ranks.is_main
         with (
             opened_run(config_path, overrides, resume, group.ranks, console.REPORTER) as run,
+            # Only the main process writes; the others have no checkpointer.
             recorded(run) if is_main else nullcontext() as checkpointer,
             console.TrainingDisplay() as display,
         ):
+            # Only now is it known which run to resume after a signal.
             group.describe_stop = lambda stop: describe_stop(stop, run.folder)
             if is_main:
                 _announce(run)
@@ -57,10 +60,12 @@ def run(
                     reporter=display if is_main else SILENT,
                 )
             except (RuntimeError, DataError, Interrupted) as error:
-                # Where another process has ended, that is the reason, not what this one lost by it.
+                # If another process has failed, that is the reason to give: what fails here is only
+                # the exchange with it.
                 if (told := group.explain(error)) is not None:
                     raise told from error
-                # The signal that ended a loading process may be on its way to this one too.
+                # The signal that ended a loading process may be on its way to this one too, and is
+                # then the reason.
                 if explain_lost_worker(error.__cause__ or error):
                     stop_request.wait_for_signal()
                 raise

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mnft.device.ranks.distributed import Ranks, gather
 from mnft.failures import is_out_of_memory
 
-_LOGGER = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 # With fewer updates on a GPU, compiling takes longer than it saves: minutes.
 _UPDATES_WORTH_COMPILING = 10_000
 # How compiling fails: torch's own errors are RuntimeErrors; the others come from the programs that
@@ -57,7 +57,7 @@ def choose_compile(
     if problem is None:
         return True, "asked for" if wanted is True else f"{updates:,} updates pay for compiling"
     if ranks.is_main:
-        _LOGGER.warning("training continues without torch.compile: %s", problem)
+        _log.warning("training continues without torch.compile: %s", problem)
     return False, f"it cannot be compiled: {problem}"
 
 
@@ -94,7 +94,7 @@ class Compiled(nn.Module):
                 raise
             reason = _summarize(error)
             if not self._quiet:
-                _LOGGER.warning("torch.compile failed, training continues without it: %s", reason)
+                _log.warning("torch.compile failed, training continues without it: %s", reason)
             self._compiled = None
             return self._orig_mod(images)
         self._proven.add(images.shape)

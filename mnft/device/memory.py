@@ -10,7 +10,7 @@ import torch
 
 from mnft.errors import TrainError, first_line
 from mnft.failures import is_out_of_memory
-from mnft.host import _peak_of_process
+from mnft.host import peak_of_process
 
 
 @contextmanager
@@ -54,7 +54,7 @@ def peak_memory_mb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     if device.type == "cpu":
-        return _peak_of_process() / 1e6
+        return peak_of_process() / 1e6
     return 0.0
 
 

@@ -19,7 +19,7 @@ from mnft.device.gpu_driver import explain_missing_gpu, has_cuda
 from mnft.device.ranks.distributed import Ranks, agree
 from mnft.errors import ConfigError
 
-_LOGGER = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 _ALONE = Ranks()
 # glibc's numbers for two settings, and the environment variables with which people set them.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -52,7 +52,7 @@ def resolve_device(name: str, ranks: Ranks = _ALONE) -> torch.device:
         torch.cuda.set_device(device)
     falls_back = name == "auto" and device.type == "cpu" and ranks.local_rank == 0
     if falls_back and (reason := explain_missing_gpu()):
-        _LOGGER.warning("no GPU is used: %s", reason)
+        _log.warning("no GPU is used: %s", reason)
     return device
 
 

@@ -1,1 +1,1 @@
-"""What a trained model gives on images."""
+"""A trained model on images: which model, which images, its outputs, and what follows."""

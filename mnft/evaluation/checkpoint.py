@@ -23,9 +23,9 @@ class Checkpoint:
     """A model that is ready to run, and where it comes from.
 
     Attributes:
-        bundle: the model; of an exported file it runs in the file's own runtime.
-        run: the folder that holds the model folder, a run where `manifest` is not None.
-        manifest: the images of the run's splits.
+        bundle: the model; an exported file runs in its own runtime.
+        run: the folder that the model folder or the export lies in; a run if there is a manifest.
+        manifest: the images of the run's splits, or None if the model does not lie in a run.
     """
 
     bundle: Bundle
@@ -34,7 +34,7 @@ class Checkpoint:
 
     @property
     def trained_on(self) -> frozenset[str]:
-        """Shortened SHA-256 of the images that it, and the models before it, were trained on.
+        """Shortened SHA-256 of the images that this model, or one before it, was trained on.
 
         Raises:
             CheckpointError: the model folder's record is damaged.
@@ -54,13 +54,13 @@ def open_checkpoint(path: Path, *, threads: int | None = None) -> Checkpoint:
         threads: number of threads of an exported file's runtime; None leaves it to the runtime.
 
     Raises:
-        MnftError: none of them, or a damaged one.
+        MnftError: the path is none of these, or what it names is damaged.
     """
     if (folder := find_artifact(path)) is not None:
         bundle = load_exported(folder, threads=threads)
-        # RUN/exports/onnx
+        # The folder is RUN/exports/onnx. Its parent is taken as typed, so that messages name it so,
+        # unless `.` or `..` was typed or the export is a link.
         exports = folder.resolve().parent
-        # As it was typed, unless the name says little (`.`) or the export is a link.
         if folder.name not in {"", ".."} and folder.parent.resolve() == exports:
             exports = folder.parent
         run = _run_of(exports)
@@ -74,10 +74,10 @@ def open_checkpoint(path: Path, *, threads: int | None = None) -> Checkpoint:
 
 
 def open_trained(path: Path) -> Checkpoint:
-    """Open a run's best model or a model folder, to make something of it.
+    """Open a run's best model or a model folder, for commands that cannot use an exported file.
 
     Raises:
-        MnftError: none of them, a damaged one, or an exported file.
+        MnftError: the path is neither, what it names is damaged, or it is an exported file.
     """
     if find_artifact(path) is not None:
         raise CheckpointError(
@@ -88,7 +88,7 @@ def open_trained(path: Path) -> Checkpoint:
 
 
 def load_settings(opened: Checkpoint, overrides: Sequence[str]) -> tuple[Config, Source]:
-    """The run's config with overrides; of a model folder that lies in no run, the defaults.
+    """Load the config of the model's run, or the defaults if it lies in none, with overrides.
 
     Raises:
         ConfigError: an override that cannot be used.
@@ -104,7 +104,7 @@ def portable_path(folder: Path) -> str:
 
 
 def _other_classes(bundle: Bundle, run: RunFolder, manifest: Manifest) -> CheckpointError:
-    """The outputs of a model are named in the order of the classes that it was trained on."""
+    """The error of a model whose class names are not those of its run; it shows a difference."""
     ours, theirs = bundle.class_names, manifest.class_names
     what = f"knows {len(ours)} classes, the run {len(theirs)}"
     if len(ours) == len(theirs):
@@ -123,13 +123,13 @@ def _run_of(folder: Path) -> RunFolder:
 
 
 def _manifest_of(run: RunFolder) -> Manifest | None:
-    # Other things also have a config.yaml.
+    # A config.yaml by itself may belong to something else than a run.
     is_run = run.config.is_file() and run.split.is_file()
     return load_manifest(run.split) if is_run else None
 
 
 def default_target(opened: Checkpoint, name: str) -> Path:
-    """RUN/exports/NAME for the best model; the name says which other model it was."""
+    """RUN/exports/NAME for the best model; for another model its folder's name is put in front."""
     folder = opened.bundle.folder
     if opened.manifest is not None and folder.resolve() != opened.run.best.resolve():
         name = f"{folder.resolve().name}-{name}"

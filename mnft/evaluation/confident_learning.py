@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 _FOLDS = 5
-# Inverse strength of the penalty; of 0.001 to 0.1 the best on flowers with wrong labels, see
-# docs/data-check.md. Little changes between them.
+# Inverse strength of the penalty: the best of 0.001 to 0.1 on flowers with wrong labels, though
+# little changes between them (docs/data-check.md).
 _C = 0.01
 
 
@@ -22,8 +22,8 @@ class LabelError:
 
     Attributes:
         position: position of the image.
-        suggested: the class that it is more likely of.
-        margin: probability of that class less that of the given one.
+        suggested: the class that the image more likely belongs to.
+        margin: probability of that class minus that of its label.
     """
 
     position: int
@@ -35,16 +35,16 @@ def find_label_errors(probabilities: NDArray[Any], labels: NDArray[Any]) -> list
     """The off-diagonal of the confident joint (Northcutt, Jiang, Chuang 2021, "Confident Learning",
     JAIR 70, section 3.1, equations 1 and 2).
 
-    A class is confidently there where its probability is at least the mean that it has among the
-    images labelled with it. An image is named where the most probable of these classes is not its
-    own.
+    An image is confidently of a class if its probability is at least the mean probability of that
+    class among the images labelled so. It is named if the most probable of its confident classes is
+    not its label.
 
     Args:
-        probabilities: (N, K), out of sample: by a model that has not seen the image's label.
+        probabilities: (N, K), each row by a model that was not trained on the image.
         labels: (N,) int64.
 
     Returns:
-        The most certain first.
+        The errors, those with the largest margin first.
     """
     count, num_classes = probabilities.shape
     if not count:
@@ -64,10 +64,10 @@ def find_label_errors(probabilities: NDArray[Any], labels: NDArray[Any]) -> list
 def cross_validate(
     features: NDArray[Any], labels: NDArray[Any], groups: Sequence[object], seed: int
 ) -> NDArray[Any]:
-    """Probabilities of each image by a classifier that was fitted to the images of other folds.
+    """Compute the probabilities of each image by a classifier fitted to the other folds.
 
-    Logistic regression on standardised features, in five folds that hold every class, as far as
-    there are enough of it; images of one group stay in one fold.
+    The classifier is a logistic regression on standardised features. Each of the five folds holds
+    every class, if there are enough images of it; images of one group stay in one fold.
 
     Args:
         features: (N, D) float.
@@ -76,8 +76,8 @@ def cross_validate(
         seed: seed of the folds.
 
     Returns:
-        (N, K) with K the largest label and one; 0 for classes that are not there. Where there are
-        too few images each label is believed.
+        (N, K), where K is the largest label plus one; 0 for classes without images. If there are
+        too few images, each has probability 1 for its own label.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold

@@ -21,7 +21,7 @@ class ImageSet:
     """Images with their classes.
 
     Attributes:
-        root: their folder.
+        root: folder of the images.
         split: name of the split, or "all".
         samples: the images.
         problems: files that cannot be decoded, with the reason.
@@ -37,14 +37,14 @@ class ImageSet:
         return replace(self, samples=[self.samples[i] for i in positions])
 
     def take_evenly(self, limit: int | None) -> ImageSet:
-        """At most `limit` of the images, evenly over their order, which is that of the classes."""
+        """At most `limit` images, evenly over their order, which is that of the classes."""
         if limit is None:
             return self
         return self.take(every_nth(len(self.samples), limit))
 
 
 def choose_split(recorded: Manifest) -> str:
-    """The split that a model is judged on where the user names none."""
+    """The split to judge a model on if the user names none."""
     return "test" if "test" in recorded.splits else "val"
 
 
@@ -57,15 +57,15 @@ def load_image_set(
     limit: int | None = None,
     judging: bool = True,
 ) -> ImageSet:
-    """The images to judge a model on.
+    """Load the list of images to judge a model on.
 
     Args:
         opened: the model.
-        data: a folder; None takes the run's.
-        split: None takes test, or else val.
+        data: a folder of images; None takes those of the run.
+        split: name of the split; None takes test if there is one, else val.
         reporter: told of progress and of what may be wrong.
-        limit: where given, at most so many, evenly over the classes.
-        judging: warn of images that the model was trained on.
+        limit: largest number of images, spread evenly over the classes; None takes all.
+        judging: whether to warn of images that the model was trained on.
 
     Raises:
         MnftError: no images, classes that the model does not know, images that have changed since
@@ -99,7 +99,7 @@ def count_seen(opened: Checkpoint, images: ImageSet) -> int:
 
 
 def describe_seen(opened: Checkpoint, images: ImageSet) -> str | None:
-    """What a person must know where the model was trained on some of the images; else None."""
+    """A warning if the model, or one before it, was trained on some of the images; else None."""
     if not (seen := count_seen(opened, images)):
         return None
     own, parts = 0, []
@@ -138,23 +138,23 @@ def list_folder_images(
     recorded: Manifest | None,
     on_progress: Callable[[int, int], None],
 ) -> tuple[list[Sample], dict[str, str]]:
-    """Find the images of a folder to evaluate a model on, matched with its classes by name.
+    """List the images of a folder to evaluate a model on; classes are matched by name.
 
     Args:
         root: class folders, or split folders that hold class folders.
         split: name of the split; None takes test, or else val, of a folder with splits, and all
-            images of one without. A split that the training took from another folder (val from
-            train/, or all from a plain folder) is recognised by content.
+            images of one without. Images of a split that mnft made itself (val out of train/, or
+            all splits of a plain folder) are recognised by content.
         class_names: class names of the model.
-        recorded: manifest of the model's training, which knows splits by content.
+        recorded: manifest of the model's training, or None if it lies in no run.
         on_progress: called with the files inspected and all files.
 
     Returns:
         The samples, and the files that cannot be decoded with the reason.
 
     Raises:
-        DataError: no such split, neither test nor val where no split is asked for, no images, or
-            classes that the model does not know.
+        DataError: there is no such split, neither test nor val if none is named, or no image; or
+            the model does not know a class.
     """
     scan = readers.read(root)
     if scan.splits and split is None:
@@ -164,7 +164,7 @@ def list_folder_images(
                 f"{root}: found neither a test nor a val folder, only {', '.join(scan.splits)}",
                 hint="to judge on the images of the train folder: --split train",
             )
-    # Whether a training on this folder cuts the split out of the train folder.
+    # Whether the training on this folder split these images off the train folder.
     carved = bool(scan.splits) and (
         split not in scan.splits or (split == "train" and "val" not in scan.splits)
     )
@@ -192,7 +192,7 @@ def list_folder_images(
                 hint="leave --split out to take all images",
             )
         known = {sample.sha256 for sample in recorded.samples}
-        # The train folder of other data than the run's is taken as it is.
+        # A train folder that shares no image with the run is other data, and taken whole.
         other_data = scan.splits and split == "train"
         if not other_data or not known.isdisjoint(sample.sha256 for sample in samples):
             contents = {sample.sha256 for sample in recorded.split(split)}
@@ -211,24 +211,24 @@ def every_nth(count: int, wanted: int) -> Sequence[int]:
 
 
 def per_class(class_names: Sequence[str], count: int) -> list[int]:
-    """Positions of `count` images, as many of each class as there are, spread over its images.
+    """Positions of `count` images, equally many of each class, spread evenly over its images.
 
     Args:
         class_names: class name of each image.
-        count: images; all where there are fewer.
+        count: number of images; all are taken if there are fewer.
     """
     by_class: dict[str, list[int]] = {}
     for position, name in enumerate(class_names):
         by_class.setdefault(name, []).append(position)
-    shares = dict.fromkeys(by_class, 0)
+    chosen = dict.fromkeys(by_class, 0)
     left = min(count, len(class_names))
     while left:
-        # Round by round, as a class may have fewer images than its share.
-        for name in [n for n, own in by_class.items() if shares[n] < len(own)][:left]:
-            shares[name] += 1
+        # One image of each class at a time, because a class may have too few for an equal part.
+        for name in [n for n, own in by_class.items() if chosen[n] < len(own)][:left]:
+            chosen[name] += 1
             left -= 1
     return sorted(
-        own[(2 * i + 1) * len(own) // (2 * shares[name])]
+        own[(2 * i + 1) * len(own) // (2 * chosen[name])]
         for name, own in by_class.items()
-        for i in range(shares[name])
+        for i in range(chosen[name])
     )

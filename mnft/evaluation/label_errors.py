@@ -1,4 +1,4 @@
-"""Likely wrong labels of a folder, by a trained model that has not learned from them."""
+"""Likely wrong labels in a folder, found by a trained model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,14 @@ _SEED = 0
 
 @dataclass(frozen=True, slots=True)
 class LabelCheck:
-    """What was judged: images new to the model by itself, images that it learned from crosswise."""
+    """What was found, and how the images were judged.
+
+    Attributes:
+        findings: a note for each image whose label is likely wrong.
+        by_model: number of images that are new to the model, which judged them itself.
+        crosswise: number of images that it may have learned from; cross-validation judged them.
+        unknown_class: number of images of classes that the model does not know; none judged them.
+    """
 
     findings: list[Finding]
     by_model: int
@@ -44,12 +51,13 @@ class LabelCheck:
 def check_labels(root: Path, checked: Checked, checkpoint: Path, reporter: Reporter) -> LabelCheck:
     """Find images whose label the model confidently contradicts.
 
-    Images that the run did not train on are judged by the model. Those that it did, or of which
-    that is not known, are judged by classifiers on its features that were fitted without them.
+    Images that the run did not train on are judged by the model itself. Images that it trained on,
+    and all if that is not known, are judged by cross-validation: classifiers on the model's
+    features, each fitted without the images that it judges.
 
     Raises:
-        MnftError: no model, one whose outputs are no linear layer on features, or none of its
-            classes in the folder.
+        MnftError: there is no model, its outputs are not one linear layer on features, or none of
+            its classes is in the folder.
     """
     keep_freed_memory()
     opened = open_trained(checkpoint)
@@ -104,9 +112,9 @@ def _compute_probabilities(
     """Tell which images the model learned from, and how probable it finds each class of each.
 
     Returns:
-        (N,) bool, whether the model learned from the image or may have; (N, K) probabilities of
-        the model itself, for images that are new to it; (N, K) probabilities of classifiers that
-        were fitted to the other images that it learned from, for those.
+        (N,) bool, whether the model learned from the image or may have; (N, K) probabilities by
+        the model, which count for the other images; (N, K) probabilities by cross-validation over
+        the images that it learned from, which count for those.
     """
     values, targets = features.values.numpy(), features.targets.numpy()
     trained = np.ones(len(contents), dtype=bool)
@@ -126,7 +134,7 @@ def _compute_probabilities(
 
 
 def describe(found: LabelCheck) -> Mapping[str, int]:
-    """The counts, for people and scripts."""
+    """How many images were judged in which way, and how many were found, as --json shows it."""
     return {
         "by_model": found.by_model,
         "crosswise": found.crosswise,

@@ -1,4 +1,4 @@
-"""Two models on the same images: how far their answers differ, and whether that is too far."""
+"""Parity of two models on the same images: how far their outputs differ, and the limits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ from mnft.tasks.classify.metrics import softmax
 from mnft.text import count
 from mnft.training.eval_batches import EvalOptions
 
-DIFFERENT = 20
+# Rounding was seen to move a logit by 1e-5 in fp32.
+LARGE_DIFFERENCE = 0.01
+DIFFERENT = 20  # positions of differing images that are kept
+_FEW_IMAGES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +39,11 @@ class Parity:
         agreement: fraction of the images on which both name the same class.
         accuracy_before: accuracy of the trained model on these images, in [0, 1].
         accuracy_after: accuracy of the file.
-        largest_difference: largest difference of a logit, or of a probability if the file gives
-            probabilities.
+        largest_difference: largest difference of a logit, or of a probability if the file outputs
+            those.
         mean_difference: mean difference over all images and classes.
         disagreements: positions of the first images on which the two differ.
-        of: "logits" or "probabilities".
+        of: what the differences are computed of, "logits" or "probabilities".
     """
 
     num_images: int
@@ -54,14 +57,20 @@ class Parity:
 
     @property
     def accuracy_drop(self) -> float:
-        """Accuracy lost, negative where the file is better by chance."""
+        """Accuracy that the file loses; negative where it is better, by chance."""
         return self.accuracy_before - self.accuracy_after
 
-    def as_json(self) -> dict[str, Any]:
-        """For parity.json."""
-        values = asdict(self) | {"accuracy_drop": self.accuracy_drop}
-        values["disagreements"] = list(self.disagreements)
-        return values
+    def describe(self, images: ImageSet, **more: Any) -> dict[str, Any]:
+        """What parity.json says of a file that passed.
+
+        Args:
+            images: the images that were compared, which the positions refer to.
+            more: entries before the figures.
+        """
+        where = {"data": str(images.root), "split": images.split}
+        figures = asdict(self) | {"accuracy_drop": self.accuracy_drop}
+        figures["disagreements"] = [images.samples[i].path for i in self.disagreements]
+        return {"checked": True, "passed": True, **where, **more, **figures}
 
 
 def compute_parity(reference: Outputs, exported: Outputs, *, probabilities: bool) -> Parity:
@@ -70,17 +79,17 @@ def compute_parity(reference: Outputs, exported: Outputs, *, probabilities: bool
     Args:
         reference: outputs of the trained model.
         exported: outputs of the file.
-        probabilities: the file gives those, and its `logits` are their logarithms.
+        probabilities: whether the file outputs probabilities; its `logits` are their logarithms.
 
     Raises:
-        ValueError: other images, or none.
+        ValueError: the outputs are of different images, or of none.
     """
     if not len(reference.positions) or not np.array_equal(reference.positions, exported.positions):
         raise ValueError("the outputs are not of the same images")
     before, after = reference.logits.argmax(1), exported.logits.argmax(1)
     ours, theirs = reference.logits, exported.logits
     if probabilities:
-        # Not softmax of theirs, which would hide that they do not add up to 1.
+        # Not the softmax of theirs, which would hide probabilities that do not add up to 1.
         ours, theirs = softmax(ours), np.exp(theirs)
     difference = np.abs(ours.astype(np.float64) - theirs)
     differing = np.flatnonzero(before != after)
@@ -89,7 +98,7 @@ def compute_parity(reference: Outputs, exported: Outputs, *, probabilities: bool
         agreement=float((before == after).mean()),
         accuracy_before=float((before == reference.targets).mean()),
         accuracy_after=float((after == exported.targets).mean()),
-        # A logit that is no number makes the difference none, which no gate lets through.
+        # A NaN among the logits makes this NaN, which `list_failures` refuses.
         largest_difference=float(difference.max()),
         mean_difference=float(difference.mean()),
         disagreements=tuple(int(reference.positions[i]) for i in differing[:DIFFERENT]),
@@ -98,7 +107,7 @@ def compute_parity(reference: Outputs, exported: Outputs, *, probabilities: bool
 
 
 def list_failures(parity: Parity, gates: ExportConfig) -> list[str]:
-    """List why a file must not be handed over."""
+    """List the reasons why a file must not be kept; none if it passes."""
     failures = []
     if not np.isfinite(parity.largest_difference):
         failures.append("it gives values that are not finite")
@@ -107,7 +116,7 @@ def list_failures(parity: Parity, gates: ExportConfig) -> list[str]:
             f"it names the same class on {parity.agreement:.2%} of {parity.num_images} images, "
             f"expected at least {gates.min_agreement:.2%} (export.min_agreement)"
         )
-    # Shares of whole images: half of the rounding of a float must not decide.
+    # Accuracies are fractions of whole images: the rounding of their difference must not decide.
     if parity.accuracy_drop > gates.max_accuracy_drop + 1e-9:
         failures.append(
             f"its accuracy on them is {parity.accuracy_after:.2%}, {parity.accuracy_drop:.2%} "
@@ -118,10 +127,10 @@ def list_failures(parity: Parity, gates: ExportConfig) -> list[str]:
 
 
 def check_gates(parity: Parity, gates: ExportConfig, what: str) -> None:
-    """Refuse a file whose answers differ from those of the trained model.
+    """Refuse a file whose predictions differ too far from those of the trained model.
 
     Raises:
-        GateError: with every gate that was not met.
+        GateError: the file misses a limit; the message names every one that it misses.
     """
     if failures := list_failures(parity, gates):
         raise GateError(
@@ -130,11 +139,6 @@ def check_gates(parity: Parity, gates: ExportConfig, what: str) -> None:
             hint="a tool-chain's fault or other preprocessing; looser gates: "
             "--set export.min_agreement=... --set export.max_accuracy_drop=...",
         )
-
-
-_FEW_IMAGES = 256
-# Rounding was seen to move a logit by 1e-5 in fp32.
-_LARGE_DIFFERENCE = 0.01
 
 
 def choose_comparison_images(
@@ -155,7 +159,7 @@ def choose_comparison_images(
 def compare(
     opened: Checkpoint, folder: Path, images: ImageSet, config: Config, reporter: Reporter
 ) -> Parity:
-    """Run an exported file as its folder describes it, and the model that it was made from."""
+    """Compare an exported file, run as its folder describes it, with the trained model."""
     exported = load_exported(folder)
     settings = config.eval.model_copy(update={"precision": "fp32"})
     common: Any = {
@@ -171,14 +175,11 @@ def compare(
 
 
 def describe_parity(
-    parity: Parity | None, images: ImageSet | None, form: Format, gates: ExportConfig
+    parity: Parity | None, images: ImageSet | None, fmt: Format, gates: ExportConfig
 ) -> dict[str, Any]:
     """What parity.json says of a file that is kept."""
     if parity is None or images is None:
-        reason = f"{form.title} files cannot be run on this system"
+        reason = f"{fmt.title} files cannot be run on this system"
         return {"checked": False, "passed": None, "reason": reason}
-    names = [images.samples[position].path for position in parity.disagreements]
-    where = {"data": str(images.root), "split": images.split}
-    values = parity.as_json() | {"disagreements": names}
     limits = gates.model_dump(include={"min_agreement", "max_accuracy_drop"})
-    return {"checked": True, "passed": True, **where, **values, "gates": limits}
+    return {**parity.describe(images), "gates": limits}

@@ -34,7 +34,7 @@ from mnft.model.sources import (
 from mnft.model.weights import layer_names, load_weights
 from mnft.preprocessing import Preprocessing
 
-_LOGGER = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 # Arguments of timm.create_model that mnft sets itself, and what the user sets instead.
 _NOT_IN_KWARGS = {
     "in_chans": "set model.in_chans instead",
@@ -107,7 +107,7 @@ def build_model(
     """
     asked, config = config.name, normalise(config)
     if get_deprecated_models().get(asked.partition(".")[0]):
-        _LOGGER.warning("timm now calls %s %s", asked, config.name)
+        _log.warning("timm now calls %s %s", asked, config.name)
     check_name(config.name)
     architecture, source_args = load_source(config.name)
     _check_kwargs(config)

@@ -41,13 +41,13 @@ from mnft.training.training import Training
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A training, and the folder that it writes into.
+    """A training that is ready to begin, and the folder that it writes into.
 
     Attributes:
         folder: where everything is written; locked.
         lock: the right to write there; only the main process holds it.
         manifest: the images of each split.
-        training: all parts, in the state that the run continues from.
+        training: the parts of the training, in the state that it continues from.
         resumed: whether an earlier process began the run.
     """
 
@@ -68,17 +68,17 @@ def opened_run(
 ) -> Iterator[Run]:
     """Begin a run, or resume one; inside the block its folder is locked.
 
-    A new folder is made last: whatever was wrong before has left nothing behind.
+    A new folder is made last, so that nothing is left behind by a run that cannot begin.
 
     Args:
         config_path: the config of a new run.
         overrides: values of `--set`.
         resume: a run, or AUTO for the newest one of the config.
         ranks: the processes of the training; the main one makes and locks the folder.
-        reporter: told what was found.
+        reporter: receives notes and progress.
 
     Raises:
-        MnftError: the reason why the training cannot begin.
+        MnftError: the training cannot begin.
     """
     folder, sets = broadcast(ranks, lambda: find_run(config_path, overrides, resume))
     resumed = folder is not None
@@ -90,7 +90,8 @@ def opened_run(
             stack.callback(taken.release)
             return taken
 
-        # Before anything is read that another process may be writing.
+        # A run is locked before anything in it is read, as another process may be writing it. A new
+        # one is locked below, once it has a folder.
         held = lock(folder) if folder else None
         path = folder.config if folder else config_path
         assert path is not None
@@ -98,9 +99,10 @@ def opened_run(
         stack.enter_context(source.locating())
         if folder:
             check_resumable(config, folder)
-            if config.train.stages is None:  # a version that knew no stages began it
+            # A version of mnft that had no stages began it: the recipe must not choose any now.
+            if config.train.stages is None:
                 config = config.model_copy(update={"recipe": "plain"})
-        machine = check_early(config, ranks, resumed=resumed)
+        machine = check_early(config, ranks, new_run=not resumed)
         manifest, training = begin_training(config, folder, machine, reporter)
         if folder and has_progress(folder):
             load_state(training.state, folder.resume)
@@ -119,25 +121,30 @@ def opened_run(
         yield Run(folder, held or lock(folder), manifest, training, resumed)
 
 
-def check_early(config: Config, ranks: Ranks, *, resumed: bool) -> Machine:
-    """Find what is wrong before the images are read, as far as possible.
+def check_early(config: Config, ranks: Ranks, *, new_run: bool) -> Machine:
+    """Check all that can be checked before the images are read.
+
+    Args:
+        config: config of the training.
+        ranks: the processes of the training.
+        new_run: whether a run folder will be made, whose name must then be free.
 
     Returns:
         The machine to train on.
 
     Raises:
-        MnftError: what is wrong.
+        MnftError: a name, a device or an option that cannot be used, or a run folder that exists.
     """
     check_model(config.model)
     check_optimizer_name(config.optim.name)
     machine = open_machine(config.train.device, ranks)
     machine.with_precision(config.train.precision, config.eval.precision, img_size=None)
-    wants_writer(config.run)
+    wants_writer(config.run)  # called here for its errors only, as is `with_precision` above
     if config.distill.teacher:
         check_teacher(config.distill)
     if config.data.fetch:
         catalog.describe(config.data.fetch)
-    if not resumed:
+    if new_run:
         check_name_is_free(Path(config.run.dir).expanduser(), config.run.name)
     return machine
 
@@ -150,9 +157,9 @@ def begin_training(
 ) -> tuple[Manifest, Training]:
     """Find the images, and build everything that training on them needs.
 
-    Each image is decoded only once: the store decodes it, and finds the files that cannot be
-    decoded. Only where there is such a file are all checked one by one, so that each bad file is
-    named or left out.
+    Each image is decoded only once, by the store, which also finds out whether every file can be
+    decoded. Only if one cannot, or there is no store, are all files checked one by one, so that
+    each bad file is named or left out.
     """
     if run_folder is None and config.data.store != "off":
         try:
@@ -191,7 +198,7 @@ def _build(
 def _find_manifest(
     config: Config, run_folder: RunFolder | None, reporter: Reporter, *, check_later: bool
 ) -> Manifest:
-    """The manifest of the run that is resumed, or a new one from the folder of images."""
+    """Load the manifest of a run that is resumed, or make one from the folder of images."""
     if run_folder:
         manifest = load_manifest(run_folder.split)
         if changes := list_changes(manifest, manifest.split("train") + manifest.split("val")):

@@ -28,7 +28,7 @@ RESUMABLE = (
     "train.epochs",
     "train.threads",
 )
-_LOGGER = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def find_run(
@@ -129,5 +129,5 @@ def _read_written(run: RunFolder) -> Config | None:
     try:
         return load_config(run.written)[0] if run.written.is_file() else None
     except MnftError as error:
-        _LOGGER.info("%s: passed over: %s", run.path, error.message)
+        _log.info("%s: passed over: %s", run.path, error.message)
         return None

@@ -1,4 +1,4 @@
-"""Writes into the run folder what each epoch leaves: models, resume state, log."""
+"""What each epoch leaves in the run folder: models, resume state, log."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ from mnft.training.fit import out_of_patience
 from mnft.training.state import TrainState, copy_to_cpu, describe_state, save_state
 
 _log = logging.getLogger(__name__)
-_log = logging.getLogger(__name__)
 # Least seconds between two saves of finished epochs.
 SAVE_INTERVAL_S = 5.0
 
@@ -55,14 +54,14 @@ class RunWriter:
     """Writes what each epoch leaves: models, resume state, log line, TensorBoard.
 
     Writing the models and the state takes as long as a short epoch. An epoch that ends within
-    SAVE_INTERVAL_S of the last save is therefore logged, copied to memory, and written with the
-    next save. Used as a context manager, it writes at the end what is in memory by then, whatever
-    the end is; only a process that is killed loses that, and computes it again.
+    SAVE_INTERVAL_S of the last save is therefore only logged and copied to memory, and written with
+    the next save. As a context manager it writes what is still in memory when the block ends, for
+    any reason. Only a process that is killed loses it; a resumed run then computes it again.
 
     Attributes:
         run: the folder to write into.
         card: what a model folder says of the model beside its weights.
-        facts: entries of mnft.json beside the epoch's result.
+        facts: entries of mnft.json that stay the same; the epoch's result is added to them.
         tensorboard: a SummaryWriter, or None.
         lock: proof that the folder is still the run's own.
     """
@@ -83,7 +82,7 @@ class RunWriter:
             with stop_request.deferred():
                 self._save()
             return
-        # The user must hear what ended the training, not that the disk or memory is full as well.
+        # What ended the training must be reported, not that this save failed as well.
         with suppress(OSError, RuntimeError, MemoryError, CheckpointError):
             self._save()
 
@@ -117,7 +116,7 @@ class RunWriter:
         Args:
             state: a newer state than the one in memory.
         """
-        # Emptied first: after a second signal, which comes as an exception, nothing is retried.
+        # Emptied first, so that a second signal, which interrupts the save, does not repeat it.
         unsaved, self._unsaved = self._unsaved, None
         if unsaved is None and state is None:
             return
@@ -138,11 +137,11 @@ class RunWriter:
 
 @contextmanager
 def recorded(run: Run) -> Iterator[RunWriter]:
-    """Log how a training begins and how it ends; inside, a writer saves its epochs.
+    """Log how a training begins and ends; inside the block, a writer saves its epochs.
 
     Raises:
         Interrupted: Ctrl-C or a signal ended the training; the message says how to resume it.
-        MnftError: whatever ended it.
+        MnftError: another error ended it.
     """
     folder, training = run.folder, run.training
     facts = {
@@ -156,7 +155,7 @@ def recorded(run: Run) -> Iterator[RunWriter]:
         with RunWriter(folder, training.card, facts, tensorboard, run.lock) as writer:
             yield writer
     except (MnftError, KeyboardInterrupt, Interrupted) as error:
-        # A full disk, or a folder that is gone, must not hide the error that ended the training.
+        # A full disk, or a folder that was removed, must not hide what ended the training.
         with suppress(OSError, CheckpointError):
             run.lock.check()
             log_event(folder, "stop", {"reason": type(error).__name__, "message": str(error)})
@@ -197,8 +196,8 @@ def draw_curve(run: RunFolder, task: Task, results: Sequence[EpochResult], monit
     Args:
         run: the run folder, which gets training_curve.png.
         task: draws the plot.
-        results: results of the head stage, if there was one, and of the epochs. Fewer than two make
-            no curve, and nothing is drawn.
+        results: results of the head stage, if there was one, and of the epochs; nothing is drawn
+            for fewer than two.
         monitor: figure that chose the best epoch.
     """
     if len(results) < 2:

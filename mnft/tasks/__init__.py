@@ -1,4 +1,4 @@
-"""What a model is trained to do; one folder a task, with the same file names in each."""
+"""What a model is trained to do: one folder per task, with the same file names in each."""
 
 from __future__ import annotations
 

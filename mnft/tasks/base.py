@@ -36,7 +36,7 @@ class Loss(Protocol):
 
 
 class Score(Protocol):
-    """Collects what a model gives for evaluated images, and computes the task's figures."""
+    """Collects a model's outputs for evaluated images, and computes the task's figures."""
 
     def update(self, positions: Sequence[int], outputs: Tensor, targets: Tensor) -> None:
         """Add one batch; the tensors may stay on the device."""
@@ -75,7 +75,7 @@ class FittedHead(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What a frozen backbone gives for images.
+    """The features that a frozen backbone computes for images.
 
     Attributes:
         values: (N, D) float32, the input of the head.
@@ -88,7 +88,7 @@ class Features:
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """What a model gives for each image.
+    """The outputs of a model for a set of images.
 
     Attributes:
         positions: (N,) int64, ascending: positions of the images in the list of paths.
@@ -115,7 +115,7 @@ class FitHead(Protocol):
             train: features to fit to.
             val: features to choose the regularisation on.
             balanced: whether rare labels weigh more, as `train.class_weights: balanced` says.
-            seed: seed of the order.
+            seed: seed of the order in which features are used.
             device: where to compute.
         """
 
@@ -149,7 +149,7 @@ class Task:
     """One task with its labels; a record of data and functions that nobody inherits from.
 
     Attributes:
-        name: name of the task, as `open_task` knows it.
+        name: name of the task's folder, by which `open_task` finds it.
         labels: names of the model's outputs, in order.
         monitors: for each figure that can choose the best epoch, `max` or `min`.
         train_figures: names of the figures that training sums up over an epoch; the first is the
@@ -164,7 +164,7 @@ class Task:
         fit_head: fits a linear head to features.
         load_teacher: the teacher that the config's `distill` section names.
         build_distillation: combines the loss with one against a teacher, from the loss, the
-            teacher, the `distill` section, the student's preprocessing and the arithmetic.
+            teacher, the `distill` section, the student's preprocessing and the teacher's dtype.
         plot_training: draws the curve of a training.
     """
 

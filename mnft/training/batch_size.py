@@ -23,7 +23,7 @@ from mnft.failures import is_out_of_memory
 from mnft.model.factory import BuiltModel
 from mnft.model.freeze import freeze, set_training_mode
 
-_LOGGER = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 # What a part of a batch may keep for the backward pass on the CPU. Cutting costs speed, 1 to 4%
 # where it was measured, so it begins only where a whole run would take about 6 GB.
 _KEPT_BYTES = 3e9
@@ -164,10 +164,10 @@ def find_batch_size(step: Callable[[int], None], *, largest: int, smallest: int 
             if not is_out_of_memory(error):
                 raise
             fits = False
-        free_memory()  # not within `except`: the error holds the tensors of the attempt
+        free_memory()  # outside `except`, which keeps the attempt's tensors alive
         if fits:
             return size
-        _LOGGER.info("batches of %d images do not fit into memory", size)
+        _log.info("batches of %d images do not fit into memory", size)
         if size == smallest:
             raise TrainError(
                 f"a batch of {size} images does not fit into memory",

@@ -53,17 +53,18 @@ def build_training(
         config: config of the run.
         manifest: the images.
         machine: where to train; its precision and memory format are taken from the config.
-        reporter: told how far long work is.
+        reporter: receives the progress of long work.
         checked: whether the images are known to decode.
 
     Raises:
-        UncheckedImages: they are not, and some do not.
+        UncheckedImages: `checked` is false, and some images do not decode.
         MnftError: no val images, fewer than two images of a batch for each process, or a part that
             the config asks for cannot be built.
     """
-    threads = _set_up(config, machine)
+    threads = _set_up(config, machine)  # first: the seeds also decide the weights of a new head
     task = open_task(manifest.class_names)
     built = task.build_model(config)
+    # The recipe follows from the model and the number of images, so it needs both.
     config, choices, machine = _resolve(config, manifest, built, machine)
     freeze(built.model, config.model.freeze)
     model = _place(built.model, machine)
@@ -109,12 +110,12 @@ def build_training(
             split: [f"{sample.sha256} {sample.class_name}" for sample in manifest.split(split)]
             for split in ("train", "val")
         },
-        facts=_describe(built, model, machine) | decided,
+        facts=_describe_setup(built, model, machine) | decided,
     )
 
 
-def _describe(built: BuiltModel, model: nn.Module, machine: Machine) -> dict[str, Any]:
-    """What people and the log are told of the model and the machine."""
+def _describe_setup(built: BuiltModel, model: nn.Module, machine: Machine) -> dict[str, Any]:
+    """The model and the machine in figures, as the terminal and the log show them."""
     parameters = list(model.parameters())
     return {
         "device": str(machine.device),
@@ -176,7 +177,11 @@ def _set_up(config: Config, machine: Machine) -> Threads:
 def _resolve(
     config: Config, manifest: Manifest, built: BuiltModel, machine: Machine
 ) -> tuple[Config, list[Choice], Machine]:
-    """Give a value to every key that was left open; also what was chosen, and the machine."""
+    """Give every key that was left open a value.
+
+    Returns:
+        The config; what was chosen and why; the machine in the precision of the config.
+    """
     linear_head = has_linear_head(built.model, built.preprocessing.input_size)
     wanted = config.train.batch_size
     config, recipe = apply_recipe(
@@ -223,9 +228,10 @@ def _build_state(
     optimizer = build_optimizer(model, config.optim)
     decay = config.train.ema_decay
     average = None if decay is None else WeightAverage(model, decay)
-    # Their backward needs the input, which autograd would clone before they overwrite it: 35 copies
-    # a forward pass for MobileNetV2. Not in the average, which only evaluates. The CPU's own ReLU6
-    # (device/cpu/activations) keeps its output instead, and stays in place.
+    # The backward of these needs their input, so in place autograd would clone it before they
+    # overwrite it: 35 copies a forward pass for MobileNetV2. The average, copied above, only
+    # evaluates and keeps them in place. So does the CPU's own ReLU6 (device/cpu/activations), whose
+    # backward needs only the output.
     for module in model.modules():
         kind: type[nn.Module] = type(module)
         if kind in {nn.ReLU6, nn.Hardswish, nn.SiLU}:
@@ -244,7 +250,11 @@ def _build_state(
 def _build_forward(
     model: nn.Module, machine: Machine, config: Config, *, updates: int
 ) -> tuple[nn.Module, str]:
-    """Wrap the model for several processes and for torch.compile; also whether it is compiled."""
+    """Wrap the model for several processes and for torch.compile.
+
+    Returns:
+        The wrapped model, and whether it is compiled, with the reason.
+    """
     ranks = machine.ranks
     compiled, why = choose_compile(
         config.train.compile, machine.device, updates=updates, ranks=ranks
@@ -253,9 +263,9 @@ def _build_forward(
     if ranks.world_size > 1:
         devices = [machine.device] if machine.device.type == "cuda" else None
         wrapper = DistributedDataParallel(model, device_ids=devices)
-        # All buffers are BatchNorm's, which change alike in every process: nothing to copy before
-        # each pass. As an argument it is deprecated since torch 2.13, and its successor is not in
-        # 2.11.
+        # All buffers are BatchNorm's, which change alike in every process, so nothing has to be
+        # copied before each pass. It is set as an attribute because the argument is deprecated
+        # since torch 2.13, and its successor is not in 2.11.
         wrapper.broadcast_buffers = False
         forward = wrapper
     if compiled:

@@ -29,7 +29,7 @@ from mnft.training.state import TrainState
 
 
 class Checkpointer(Protocol):
-    """Writes down what an epoch leaves."""
+    """Saves and logs what an epoch leaves."""
 
     def save_epoch(self, state: TrainState, result: EpochResult) -> None:
         """Log a finished epoch and save it, or hold it in memory until the next save."""
@@ -44,8 +44,8 @@ class FitOptions:
 
     Attributes:
         epochs: number of epochs to train in all.
-        monitor: figure of the val split that chooses the best epoch; the task says which there
-            are. Ties go to the lower loss, then to the later epoch.
+        monitor: figure of the val split that chooses the best epoch, one of the task's `monitors`.
+            Ties go to the lower loss, then to the later epoch.
         early_stopping: epochs without improvement before stopping, or None.
         seed: seed of order, augmentation and dropout.
         loop: how updates are computed.
@@ -95,7 +95,7 @@ def fit(
         reporter: told of progress and epochs; silent in processes that do not speak.
 
     Raises:
-        TrainError: the loss or the model's outputs are not finite; what was kept before stays.
+        TrainError: the loss or the model's outputs are not finite; what was saved before stays.
     """
     loop, machine = options.loop, options.loop.machine
     for epoch in range(len(state.history) + 1, options.epochs + 1):
@@ -114,7 +114,8 @@ def fit(
         seed = derive_seed(options.seed, epoch, machine.ranks.rank)
         seed_everything(seed)
         snapshots = None
-        # Several processes would have to stop at the same update: they save only whole epochs.
+        # Several processes would have to agree on the update to stop at, so they save only whole
+        # epochs.
         if checkpointer is not None and machine.ranks.world_size == 1:
             snapshots = Snapshots(state, checkpointer.snapshot, options.snapshot_minutes)
 
@@ -123,6 +124,8 @@ def fit(
             reporter.on_step(StepProgress(epoch, options.epochs, step, steps, so_far.figures, rate))
 
         try:
+            # With snapshots, the first signal waits for the end of the current update, and what was
+            # done is saved; without them it stops the training at once, and the epoch is lost.
             with (
                 stop_request.deferred() if snapshots else nullcontext(),
                 explaining_memory(machine.device, hint=_memory_hint(loop)),
@@ -140,14 +143,14 @@ def fit(
             with explaining_memory(machine.device, hint="lower eval.batch_size"):
                 val_figures = evaluate(state.evaluated_model, val, loop)
         except (Interrupted, KeyboardInterrupt):
-            # All updates are done: only the evaluation is left.
+            # The updates are done if `partial` is set: then a resumed run has only to evaluate.
             if checkpointer and state.partial is not None:
                 checkpointer.snapshot(state)
             raise
         state.partial = None
         images_per_s = trained.num_images / max(trained.seconds, 1e-9)
-        options.threads.note_rate(images_per_s)
-        # Where memory ran out, the next epoch need not find that out again.
+        options.threads.note_rate(images_per_s)  # a later choice of threads trusts it over a trial
+        # Where memory ran out, the next epoch begins with the parts that were small enough.
         loop = replace(loop, accumulation_steps=trained.accumulation_steps)
         waited = trained.waited
         result = EpochResult(
@@ -168,6 +171,7 @@ def fit(
         state.best = result if result.is_best else state.best
         state.schedule.after_epoch(epoch, val_figures[options.monitor])
         if checkpointer:
+            # A signal waits until the models, the state and the log line are all written.
             with stop_request.deferred():
                 checkpointer.save_epoch(state, result)
         reporter.on_epoch(result)
@@ -183,8 +187,7 @@ def evaluate(model: nn.Module, batches: Batches, loop: LoopOptions) -> dict[str,
     score = loop.task.new_score(loop.machine.ranks)
 
     def update(batch: Batch, outputs: Tensor) -> None:
-        if len(batch.images):
-            score.update(batch.positions, outputs, batch.targets)
+        score.update(batch.positions, outputs, batch.targets)
 
     run_model(model, batches, loop.machine, update)
     try:
@@ -208,32 +211,32 @@ def join_figures(train: Mapping[str, float], val: Mapping[str, float]) -> dict[s
 def out_of_patience(state: TrainState, options: FitOptions) -> bool:
     """Whether the monitored figure has not improved for `early_stopping` epochs.
 
-    A tie that its loss decided is the best epoch, but no improvement: a loss that creeps down
-    under a figure that stands still must not keep a run going for ever.
+    An epoch that is the best only by its lower loss, with an equal figure, is no improvement: a
+    loss that creeps down while the figure stands still must not keep a run going for ever.
     """
     if options.early_stopping is None or not state.results:
         return False
     name = f"val_{options.monitor}"
-    # Of equal figures `max` gives the first.
+    # Of equal figures `max` returns the first.
     improved = max(state.results, key=lambda result: options.better(result.figures[name]))
     return len(state.history) - improved.epoch >= options.early_stopping
 
 
 def _is_best(figures: dict[str, float], best: EpochResult | None, options: FitOptions) -> bool:
-    """Whether an epoch takes the place of the best so far.
+    """Whether an epoch replaces the best so far.
 
-    Small val splits give many epochs the same figure: of these the one with the lowest loss is the
-    surest of its answers, and of equal losses the later one has learned longer.
+    On small val splits many epochs have the same figure. Of these the one with the lowest loss is
+    the surest of its answers; of equal losses the later one has learned longer.
     """
     if best is None:
         return True
     old = {name: best.figures[f"val_{name}"] for name in figures}
-    rank = [(options.better(f[options.monitor]), -f["loss"]) for f in (figures, old)]
-    return rank[0] >= rank[1]
+    new_rank, old_rank = ((options.better(f[options.monitor]), -f["loss"]) for f in (figures, old))
+    return new_rank >= old_rank
 
 
 def _memory_hint(loop: LoopOptions) -> str:
-    # One process has cut its batches as finely as it can before an error comes here.
+    # Where one process trains, its batches are in the smallest parts already.
     if loop.machine.ranks.world_size == 1:
         return "choose a smaller model, lower data.img_size, or end what else uses the memory"
     return (

@@ -24,7 +24,7 @@ from mnft.preprocessing import Preprocessing
 from mnft.tasks.base import Outputs
 
 _log = logging.getLogger(__name__)
-# Images in an evaluation batch where the config leaves it open, and the most pixels on a GPU.
+# What `eval.batch_size: auto` means: images in a batch, the most on a GPU, and its most pixels.
 _EVAL_IMAGES = 64
 _EVAL_IMAGES_ON_GPU = 256
 _EVAL_PIXELS_ON_GPU = 256 * 224 * 224
@@ -134,7 +134,7 @@ class InParts:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or self._parts >= len(images):
                     raise
-            # Not within `except`: the error holds the tensors of the attempt.
+            # Outside `except`, because the error keeps the tensors of the attempt alive.
             self._parts *= 2
             _log.warning("out of memory: batches are now evaluated in %d parts", self._parts)
             free_memory()

@@ -1,4 +1,4 @@
-"""From config and manifest to batches: whether images come from the store, and in which way."""
+"""From config and manifest to batches: from the store, a GPU's memory, or decoded every epoch."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 class UncheckedImages(MnftError):
-    """Some images do not decode, or no store has tried: they must be checked one by one."""
+    """Some images do not decode, or no store has decoded them: they must be checked one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Inputs:
         train: stored training images, on the disk or in a GPU's memory, or None where they are
             decoded in every epoch, into the same pixels.
         val: stored validation images, or None.
-        note: how, in words.
+        note: how it was done, for people and the log.
         folder: folder of the stored training images, where features can also be kept.
     """
 
@@ -68,13 +68,12 @@ def open_inputs(
     """Bring the images of the train and val splits into the store; the main process decodes.
 
     If they fit, they are also copied into the memory of a GPU, except training images that an
-    automatic policy varies one by one. Where the store cannot be used, a warning says why, and
+    automatic policy augments one by one. Where the store cannot be used, a warning says why, and
     images are decoded in every epoch: slower, but to the same batches.
 
     Raises:
         DataError: an image has changed since the manifest was made.
-        UncheckedImages: the images were not `checked` to decode, and some do not, or there is no
-            store.
+        UncheckedImages: `checked` is false, and some images do not decode or there is no store.
     """
     if config.data.store == "off":
         return Inputs(None, None, "off: every epoch decodes all images")
@@ -119,7 +118,7 @@ def open_inputs(
 def _open(
     stores: list[tuple[Store, list[Sample]]], ranks: Ranks
 ) -> tuple[StoredImages, StoredImages]:
-    """All processes open the stores, or none; one on another machine may not see them."""
+    """Open the stores in all processes or in none: one on another machine may not see them."""
     try:
         opened = [store.open(samples) for store, samples in stores]
         problem = None
@@ -134,7 +133,11 @@ def _open(
 def _build(
     stores: list[tuple[Store, list[Sample]]], root: Path, limit: int, reporter: Reporter
 ) -> tuple[bool, str]:
-    """Whether the stores hold all images, and what was done, or why not."""
+    """Fill the stores.
+
+    Returns:
+        Whether they hold all images; what was done, or why they do not.
+    """
     started = time.perf_counter()
     added = size = 0
     try:
@@ -161,7 +164,7 @@ def build_train_batches(
     machine: Machine,
     task: Task,
 ) -> TrainBatches:
-    """The training batches of this process: shuffled, varied, mixed."""
+    """The training batches of this process: shuffled, augmented, mixed."""
     samples = manifest.split("train")
     labels = task.encode(samples)
     weights = task.weigh(samples) if config.train.sampler == "balanced" else None
@@ -175,10 +178,11 @@ def build_train_batches(
     )
     mix = task.build_mix(config.augment)
     resize = ProgressiveResize(config.train.start_size, config.train.epochs)
-    stored, whole = inputs.train, config.augment.policy == "none"
-    # On a GPU, images that it cannot hold are varied by processes beside it.
-    beside = machine.device.type == "cuda" and isinstance(stored, StoredImages)
-    if stored is not None and not beside and whole:
+    # mnft computes crops, flips and colours for whole batches; a policy takes one image at a time.
+    stored, whole_batches = inputs.train, config.augment.policy == "none"
+    # Images that do not fit into a GPU's memory are augmented by worker processes.
+    in_workers = machine.device.type == "cuda" and isinstance(stored, StoredImages)
+    if stored is not None and whole_batches and not in_workers:
         return StoredBatches(
             stored,
             labels,
@@ -199,8 +203,8 @@ def build_train_batches(
         preprocessing=preprocessing,
         sampler=sampler,
         options=choose_loader_options(config, preprocessing, machine),
-        augment=config.augment if whole else None,
-        transform=None if whole else build_train_transform(config.augment, preprocessing),
+        augment=config.augment if whole_batches else None,
+        transform=None if whole_batches else build_train_transform(config.augment, preprocessing),
         mix=mix,
         resize=resize,
     )
@@ -217,8 +221,8 @@ def build_view(
 ) -> Batches:
     """Every image of a split once, in order, as evaluation sees it.
 
-    Of training images the middle of what the store keeps is cut; that differs from the pixels of
-    evaluation by the rounding of one resize more or less.
+    Training images are cut from the centre of what the store keeps of them, which differs from the
+    pixels of evaluation by the rounding of one resize.
     """
     samples = manifest.split(split)
     stored = inputs.train if split == "train" else inputs.val
@@ -263,7 +267,7 @@ def _decoded(root: Path, samples: list[Sample], geometry: Geometry) -> DecodedIm
 def choose_loader_options(
     config: Config, preprocessing: Preprocessing, machine: Machine
 ) -> LoaderOptions:
-    """Worker processes for what is not done on whole batches."""
+    """Choose how many worker processes decode or augment images one by one."""
     eval_batch_size = choose_eval_batch_size(config.eval, preprocessing)
     batch_size = max(get_batch_size(config) // machine.ranks.world_size, eval_batch_size)
     workers = choose_workers(

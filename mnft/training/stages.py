@@ -28,7 +28,7 @@ def train(
 ) -> FitResult:
     """Run the stages that are not done yet.
 
-    A run that was killed within the head stage begins it again, and comes to the same result.
+    A run that was killed in the head stage repeats that stage, with the same result.
 
     Args:
         training: the parts of the training; the state is changed in place.
@@ -36,7 +36,7 @@ def train(
         reporter: told of progress and epochs; silent in processes that do not speak.
 
     Raises:
-        MnftError: as `fit`, and what keeps features from being computed.
+        MnftError: `fit` fails, or the features cannot be computed.
     """
     state = training.state
     try:
@@ -69,14 +69,16 @@ def train_head(training: Training, reporter: Reporter = SILENT) -> EpochResult:
     state.threads = options.threads.choose()
     reset_peak_memory(machine.device)
     computing = time.perf_counter()
-    # Validation in its own precision, through features that are exact: what `mnft eval` gives.
+    # The val features are computed in the precision of evaluation, so that the head's figures are
+    # those that `mnft eval` gives.
     features = (
         _load_features(training, training.train_view, machine.train_dtype, "train", reporter),
         _load_features(training, training.val, machine.eval_dtype, "val", reporter),
     )
     seconds = time.perf_counter() - computing
-    # Once, not in each process: GPUs that differ by a rounding may choose another regularisation,
-    # and DistributedDataParallel has copied the main process's weights before.
+    # Only the main process fits, and the others get its head: GPUs that differ by a rounding may
+    # choose different regularisation, and DistributedDataParallel, which made the weights equal,
+    # did so before and does not do it again.
     fitted = broadcast(
         machine.ranks,
         lambda: training.task.fit_head(
@@ -129,18 +131,19 @@ def _load_features(
 
 
 def compare_with_head(result: FitResult, training: Training) -> str | None:
-    """Say that fine-tuning did not improve on the fitted head, and what to try; else None."""
+    """Say what to try where fine-tuning did not improve on the fitted head; else None."""
     head, epochs = result.best, [r for r in result.epochs if r.stage != "head"]
     if head is None or head.stage != "head" or not epochs:
         return None
     name = f"val_{training.options.monitor}"
     choose = training.task.monitors[training.options.monitor]
     epoch = choose(epochs, key=lambda result: result.figures[name])
+    # The figure beside the loss is a fraction of the images; the others have no unit.
     shape = ".2%" if training.options.monitor == training.task.train_figures[1] else ".4f"
-    best, before = (format(result.figures[name], shape) for result in (epoch, head))
+    tuned, fitted = (format(result.figures[name], shape) for result in (epoch, head))
     lr = training.config.optim.lr
     return (
-        f"fine-tuning did not beat the head ({name} {best} in epoch {epoch.epoch}, the head "
-        f"{before}), so the best model is the head's; to try: a lower rate (--set "
+        f"fine-tuning did not beat the head ({name} {tuned} in epoch {epoch.epoch}, the head "
+        f"{fitted}), so the best model is the head's; to try: a lower rate (--set "
         f"optim.lr={lr / 3:.1g}), more epochs (--set train.epochs={2 * len(epochs)}), more images"
     )

@@ -24,7 +24,7 @@ from mnft.training.optim import Schedule
 FORMAT = 1
 # The two previous states, newest first, are kept in case the newest is damaged.
 _EARLIER = ("resume-1.pt", "resume-2.pt")
-_LOGGER = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,9 +211,7 @@ def _read_newest(path: Path) -> dict[str, Any]:
                 content = _read(earlier)
             except CheckpointError:
                 continue
-            _LOGGER.warning(
-                "%s; resuming from %s, the state before it", error.message, earlier.name
-            )
+            _log.warning("%s; resuming from %s, the state before it", error.message, earlier.name)
             return content
         raise
 

@@ -28,22 +28,22 @@ def add_teacher(
     machine: Machine,
     reporter: Reporter,
 ) -> tuple[Loss, str | None]:
-    """Combine the loss with that against a teacher, if the config names one.
+    """Combine the loss with one against a teacher, if the config names a teacher.
 
     Args:
         criterion: loss against the labels.
         config: config of the run.
         task: what the student learns.
         student: preprocessing of the images in batches.
-        views: every training and validation image once.
+        views: batches with every training image once, and with every validation image once.
         machine: where the training runs.
-        reporter: told how far the features are.
+        reporter: told of progress in computing features.
 
     Returns:
-        The loss, and the teacher in words; None without one.
+        The loss, and a description of the teacher; None without one.
 
     Raises:
-        ModelError: no such teacher, or one whose head cannot be fitted.
+        ModelError: there is no such teacher, or its head cannot be fitted.
     """
     if config.distill.teacher is None:
         return criterion, None
@@ -90,7 +90,7 @@ def _fit_head(
             features.append(
                 compute_features(teacher.model, images, machine, dtype=machine.train_dtype)
             )
-    # Once, not in each process: see stages.train_head.
+    # Only the main process fits: see stages.train_head.
     fitted = broadcast(
         machine.ranks,
         lambda: task.fit_head(*features, balanced=False, seed=seed, device=machine.device),

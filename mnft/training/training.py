@@ -1,4 +1,4 @@
-"""The parts of a training, as `build` makes them and the stages use them."""
+"""The parts of a training, which `build` makes and the stages use."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from mnft.training.state import TrainState
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """All that the stages of a training take, and what the run folder records.
+    """All that the stages of a training need, and what the run folder records.
 
     Attributes:
         config: the config with every key resolved; it trains the same run again.
         choices: what the recipe set in it.
-        state: what changes.
+        state: model, optimizer, history and everything else that changes.
         forward: the model, its compiled form or its distributed wrapper.
         train: training batches.
         train_view: every training image once, as evaluation sees it.
         val: batches of the val split.
         criterion: the loss.
-        options: what stays the same.
-        card: what belongs into the saved model folders.
+        options: settings that stay the same over the epochs.
+        card: what a saved model folder says of the model, beside its weights.
         feature_folder: where features of the frozen backbone can be kept, or None.
         contents: SHA-256 and label of each image of train and val, in order.
-        facts: what was decided, in words, for people and the log.
+        facts: what was found and decided, for people and the log.
     """
 
     config: Config
@@ -55,12 +55,12 @@ class Training:
 
     @property
     def machine(self) -> Machine:
-        """Where it trains."""
+        """Where the model is trained."""
         return self.options.loop.machine
 
     @property
     def task(self) -> Task:
-        """What it trains for."""
+        """What the model is trained to do."""
         return self.options.loop.task
 
     @property

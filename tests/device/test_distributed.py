@@ -425,7 +425,7 @@ def check_heads(ranks):
     machine = Machine(CPU, ranks)
     config = Config(data={"root": "."}, distill={"teacher": "lenet5"})
     model = timm.create_model("lenet5", num_classes=3)
-    threads = SimpleNamespace(choose=lambda dtype: 1, most=1)
+    threads = SimpleNamespace(choose=lambda: 1, most=1)
     training = SimpleNamespace(
         options=SimpleNamespace(threads=threads, seed=0, epochs=1),
         state=SimpleNamespace(model=model, ema=None, threads=1), machine=machine, task=TASK,

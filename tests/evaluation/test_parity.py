@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from mnft.config.edge import ExportConfig
+from mnft.data.manifest import Sample
 from mnft.errors import GateError
-from mnft.evaluation.images import every_nth
+from mnft.evaluation.images import ImageSet, every_nth
 from mnft.evaluation.parity import Parity, check_gates, compute_parity, list_failures
 from mnft.tasks.base import Outputs
 from mnft.tasks.classify.metrics import softmax
@@ -53,7 +55,8 @@ def test_differences_and_disagreements() -> None:
     assert found.accuracy_before == found.accuracy_after == 0.75
     assert found.largest_difference == 4
     assert found.mean_difference == pytest.approx((2 + 0.5 + 4) / 12)
-    assert found.as_json()["disagreements"] == [0, 2]
+    images = ImageSet(Path("d"), "val", [Sample(str(i), "a", "val", "0") for i in range(3)], {})
+    assert found.describe(images)["disagreements"] == ["0", "2"]
 
 
 def test_probabilities_are_compared_as_they_are() -> None:

@@ -1,1 +1,1 @@
-"""int8: ways, calibration, and which one is kept."""
+"""int8: the methods, their calibration, and the choice of the file that is kept."""

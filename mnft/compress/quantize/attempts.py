@@ -21,8 +21,8 @@ from mnft.reporter import Reporter
 from mnft.text import count
 
 _RANKING_IMAGES = 32
-# Measured: NNCF loses least on MobileNetV2 and V3, and OpenVINO is faster in int8 on
-# both; onnxruntime is slower on V3.
+# Measured: NNCF loses least on MobileNetV2 and V3, and OpenVINO is faster in int8 than in float on
+# both; ONNX Runtime is slower on V3 (docs/smaller.md).
 PREFERRED, _PORTABLE = "nncf", "onnxruntime"
 
 
@@ -39,7 +39,7 @@ class Method:
         quantizer: opens a float ONNX file; it takes the file, the calibration and a folder for
             intermediate files.
         suffix: the end of the export folder's name, where two methods write the same format.
-        per_channel: a scale for each output channel of a weight; otherwise one for all of it.
+        per_channel: whether each output channel of a weight has its own scale.
     """
 
     name: str
@@ -111,7 +111,7 @@ def choose_method(config: QuantizeConfig) -> Method:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One way to write the int8 file.
+    """One way to write the int8 file; nothing is written before it is tried.
 
     Attributes:
         title: name in messages and in quantization.json.
@@ -125,7 +125,7 @@ class Attempt:
 
 
 class Int8Builder:
-    """A trained model in float, and all that is needed to write it in int8.
+    """A trained model as a float file, and all that is needed to write it in int8.
 
     Args:
         bundle: the trained model.
@@ -144,10 +144,12 @@ class Int8Builder:
         self._method = method
         self._calibration = calibration
         self._work = work
+        # Every method starts from one ONNX file: the layers have the same names in all of them.
         (work / "onnx").mkdir()
         self.onnx_artifact = convert(bundle, FORMATS["onnx"], work / "onnx", embed=False)
         self._onnx_file = work / "onnx" / self.onnx_artifact.file
         self._quantizer = method.quantizer(self._onnx_file, calibration, work)
+        # int8 is compared with float in its own format: accuracy, size and latency.
         self.float_folder = work / "float"
         self.float_folder.mkdir()
         self.float_artifact = replace(
@@ -177,12 +179,14 @@ class Int8Builder:
         """
         keep_float = tuple(config.keep_float or ())
         check_names(keep_float, self._quantizer.layers)
-        if not self._method.per_channel:  # to compare with, so nothing tries to save it
+        # One scale for a whole weight is for comparison only, so nothing is tried to improve it.
+        if not self._method.per_channel:
             yield self._attempt("post-training quantization", keep_float)
             return
         if config.qat != "always":
             yield self._attempt("post-training quantization", keep_float)
             yield self._attempt("more exact", keep_float, thorough=True)
+            # Where the user has named layers, none are searched for.
             if config.keep_float is None and config.float_layers:
                 yield from self._leave_layers_in_float(config.float_layers, held_out, reporter)
         if fine_tune is not None:
@@ -222,7 +226,7 @@ class Int8Builder:
         counts = choose_counts(largest, len(quantizer.layers))
         if not counts:
             return
-        # Layers have the same names whatever quantizes them, and onnxruntime is quick.
+        # onnxruntime ranks them for every method: it is quick, and layers are named alike in all.
         images = self._calibration.images
         ranked = rank_layers(
             OnnxRuntimeQuantizer(self._onnx_file, self._calibration, self._work),

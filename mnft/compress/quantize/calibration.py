@@ -1,4 +1,4 @@
-"""Which images int8 quantization needs, and the arrays of these images."""
+"""The images that int8 quantization calibrates on and is judged by, and their arrays."""
 
 from __future__ import annotations
 

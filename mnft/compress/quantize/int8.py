@@ -17,12 +17,12 @@ from mnft.exports.artifact import Artifact
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """How the ranges of activations are found.
+    """The images that the ranges of activations come from, and how.
 
     Attributes:
         images: (N, C, H, W) float32, normalised training images, preprocessed as in evaluation.
         method: "mean" (of each image's range), "minmax", "entropy" or "percentile".
-        reduce_range: weights in 7 bits, for processors without VNNI, whose sums can overflow.
+        reduce_range: whether weights have 7 bits, for processors without VNNI, whose sums overflow.
     """
 
     images: NDArray[Any]
@@ -48,7 +48,7 @@ class HeldOutImages:
 
 
 class Quantizer(ABC):
-    """Writes int8 files of one float ONNX file; each tool-chain has its subclass.
+    """Writes one float ONNX file in int8; each tool-chain has a subclass.
 
     The files are ONNX; a subclass that writes another format overrides `convert_onnx` and
     `count_layers`.
@@ -84,7 +84,7 @@ class Quantizer(ABC):
         """
 
     def convert_onnx(self, source: Path, path: Path, artifact: Artifact) -> None:  # noqa: ARG002
-        """Bring an ONNX file, float or int8, into the format of this quantizer's files.
+        """Convert an ONNX file, float or int8, to the format of this quantizer's files.
 
         Args:
             source: the ONNX file.

@@ -1,4 +1,4 @@
-"""The layers of a model in ONNX: their torch names, which ones a user means, which are in int8."""
+"""The layers of an ONNX file: their names in torch, and which of them are in int8."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class NncfQuantizer(Quantizer):
             self._save(quantized, path, scope)
 
     def _settings(self, advanced: str) -> dict[str, Any]:
-        """The arguments that NNCF's two functions share; they call one of them differently."""
+        """Arguments that NNCF's two functions share; `advanced` is what each calls one of them."""
         import nncf
         from nncf.quantization.range_estimator import (
             RangeEstimatorParameters,
@@ -120,7 +120,8 @@ class NncfOpenVinoQuantizer(NncfQuantizer):
         Raises:
             ExportError: NNCF cannot take this model, or ended its process.
         """
-        # In a separate process: in this one OpenVINO was seen to crash after other attempts.
+        # In a separate process, because OpenVINO was seen to crash in this one after other attempts
+        # (benchmarks/LOG.md).
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             try:
                 return pool.submit(self._write_searching, path, held_out).result()
@@ -161,7 +162,7 @@ class NncfOpenVinoQuantizer(NncfQuantizer):
             return [layer for node, layer, _ in self._nodes if returned & _operators(node)]
 
     def convert_onnx(self, source: Path, path: Path, artifact: Artifact) -> None:
-        """Write an ONNX file as an OpenVINO file, which says what `artifact` says."""
+        """Convert an ONNX file to OpenVINO, with the description of the model in its metadata."""
         model: Any = read_openvino(source)
         for name, value in describe_metadata(artifact).items():
             model.set_rt_info(value, ["mnft", name])
@@ -215,7 +216,7 @@ def _read(path: Path) -> Any:
 
 
 def _operators(node: str) -> set[str]:
-    """The operators that OpenVINO makes of a node of ONNX: two of a convolution with a bias."""
+    """Names of OpenVINO's operators for an ONNX node: a convolution with a bias becomes two."""
     return {node, f"{node}/WithoutBiases"}
 
 
@@ -225,7 +226,7 @@ def _find_floating(model: Any) -> set[str]:
 
 
 def _find_weights(model: Any) -> Iterator[tuple[Any, list[Any]]]:
-    """Operators that have weights, each with its weight's computation, back to the constant."""
+    """Operators that have weights, each with the chain of nodes from its weight to the constant."""
     for node in model.get_ordered_ops():
         if node.get_type_name() not in _WEIGHTED:
             continue

@@ -14,8 +14,8 @@ from mnft.errors import ExportError, foreign
 from mnft.exports.artifact import INPUT_NAME
 from mnft.exports.quiet import quiet
 
-# onnxruntime's name, images at once, and options. Histograms need all activations of a batch in
-# memory; the mean of the images' ranges needs each image by itself.
+# onnxruntime's name, batch size and options of each method. Histograms need all activations of a
+# batch in memory; the mean of the images' ranges needs each image by itself.
 _METHODS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "mean": ("MinMax", 1, {"CalibMovingAverage": True}),
     "minmax": ("MinMax", 8, {}),
@@ -33,7 +33,7 @@ class OnnxRuntimeQuantizer(Quantizer):
         source: the float file.
         calibration: images, and how ranges follow from them.
         work: a folder for intermediate files; quantizers of one model may share it.
-        per_channel: a scale for each output channel of a weight; otherwise one for all of it.
+        per_channel: whether each output channel of a weight has its own scale.
     """
 
     def __init__(
@@ -92,7 +92,8 @@ class OnnxRuntimeQuantizer(Quantizer):
                 calibrate_method=getattr(ort.CalibrationMethod, method),
                 nodes_to_exclude=excluded,
                 extra_options=options,
-                # With `thorough` other operators are calibrated, so their ranges are others.
+                # Later attempts read the ranges again. With `thorough` other operators are
+                # calibrated, so there are two files.
                 calibration_cache_path=self._work / f"ranges-{thorough}.json",
             )
 

@@ -43,7 +43,7 @@ _BATCH_SIZE = 16
 
 
 def suggest_installing(config: Config) -> str:
-    """A hint to install torchao where fine-tuning was left out because it is missing; else ""."""
+    """A hint to install torchao if fine-tuning was left out only because it is missing; else ""."""
     if config.quantize.qat == "auto" and find_missing(_PACKAGES):
         return "quantization-aware fine-tuning: pip install 'mnft[qat]'; "
     return ""
@@ -97,7 +97,7 @@ def build_finetuner(
 def adapt_config(config: Config, bundle: Bundle) -> Config:
     """The run's config, changed for a fine-tuning that starts from the trained model."""
     values = config.model_dump()
-    # The config of a run spells its recipe out, and the recipe must not undo what is set here.
+    # A run's config holds all that the recipe chose; it must not choose again what is unset here.
     values["recipe"] = "plain"
     values["model"] |= {"name": f"local-dir:{bundle.folder}", "pretrained": True, "freeze": "none"}
     values["train"] |= {
@@ -149,12 +149,13 @@ def fine_tune(
     with foreign(_CANNOT, ExportError, hint=_HINT), quiet():
         prepared = _insert_rounding(graph, example, keep_float)
     observers: list[Any] = [m for m in prepared.modules() if isinstance(m, FakeQuantizeBase)]
-    if not observers:  # seen with other versions of torch: nothing is quantized, without a word
+    if not observers:  # with other versions of torch, torchao was seen to do nothing silently
         raise ExportError("torchao quantized nothing of this model")
+    # The observers take their first ranges from calibration images, before any weight changes.
     with torch.no_grad():
         for start in range(0, len(images), _BATCH_SIZE):
             prepared(torch.from_numpy(images[start : start + _BATCH_SIZE]))
-    _train(training, prepared, observers, reporter)
+    _train_rounded(training, prepared, observers, reporter)
     with foreign(_CANNOT, ExportError, hint=_HINT), quiet():
         onnx.write(convert_pt2e(prepared), example, artifact, path, opset=_OPSET)
     return len(observers)
@@ -172,7 +173,7 @@ def _insert_rounding(graph: nn.Module, example: Tensor, keep_float: Collection[s
     for name, module in graph.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear) and within(name, keep_float):
             quantizer.set_module_name_qconfig(name, None)
-    # Without strict, torchao finds no pattern and quantizes nothing.
+    # Without strict=True, torchao finds no pattern to quantize.
     exported = torch.export.export(graph, (example,), dynamic_shapes=({0: batch},), strict=True)
     # Not prepare_qat_pt2e, which would continue to train BatchNorm.
     prepared = prepare_pt2e(exported.module(), quantizer)
@@ -181,10 +182,10 @@ def _insert_rounding(graph: nn.Module, example: Tensor, keep_float: Collection[s
     return prepared
 
 
-def _train(
+def _train_rounded(
     training: Training, prepared: nn.Module, observers: Sequence[Any], reporter: Reporter
 ) -> None:
-    """Train the rounded model as the run was trained, with ranges that only move at first."""
+    """Train the rounded model by the training loop; its ranges move only in the first epoch."""
     model, config, options = _Trainable(prepared), training.config, training.options
     optimizer = build_optimizer(model, config.optim)
     schedule = Schedule(
@@ -235,6 +236,6 @@ class _Trainable(nn.Module):
         return logits
 
     def train(self, mode: bool = True) -> _Trainable:
-        """Note the mode here; the graph does not get to know it."""
+        """Keep the mode here only: the graph would raise."""
         self.training = mode
         return self

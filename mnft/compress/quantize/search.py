@@ -1,4 +1,4 @@
-"""Try one attempt after the other until an int8 file keeps the accuracy, and describe that file."""
+"""Try one way after another until an int8 file keeps the accuracy, and describe that file."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ from mnft.exports.artifact import compute_size, set_facts, write_record
 from mnft.exports.model import load_exported
 from mnft.host import read_versions
 from mnft.reporter import Reporter
+from mnft.tasks import open_task
 from mnft.tasks.base import Outputs
 from mnft.tasks.classify.metrics import compute_wilson_interval
 
-# 600 MB at 224 pixels.
+# Images that NNCF's search holds in memory: 600 MB at 224 pixels.
 _HELD_OUT_IMAGES = 1024
 
 
@@ -50,7 +51,7 @@ class QuantizeJob:
     def compute_outputs(
         self, folder: Path, images: ImageSet, what: str, reporter: Reporter
     ) -> Outputs:
-        """The outputs of an exported file on the CPU, in the precision of the file."""
+        """Run an exported file on the CPU, in the precision of the file."""
         settings = self.config.eval.model_copy(update={"precision": "fp32"})
         exported = load_exported(folder)
         return compute_image_outputs(
@@ -58,13 +59,12 @@ class QuantizeJob:
         )
 
     def read_held_out(self) -> HeldOutImages:
-        """The val images, or some of them where they are too many to hold; the gate takes all."""
+        """Read val images for NNCF's search; only some if there are many. The gate takes all."""
         bundle, settings = self.opened.bundle, self.config.quantize
         some = self.images.val.take_evenly(_HELD_OUT_IMAGES)
-        label_of = {name: label for label, name in enumerate(bundle.class_names)}
         return HeldOutImages(
             read_images(bundle, some, self.config),
-            np.array([label_of[sample.class_name] for sample in some.samples]),
+            np.array(open_task(bundle.class_names).encode(some.samples)),
             settings.max_accuracy_drop,
             settings.float_layers,
         )
@@ -86,7 +86,7 @@ class Quantized:
 
 
 def quantize(job: QuantizeJob, folder: Path, work: Path, reporter: Reporter) -> Quantized:
-    """Write an int8 file, and try harder as long as it loses too much accuracy.
+    """Write an int8 file, by more and more expensive ways until it keeps the accuracy.
 
     Args:
         job: what to quantize, and how.
@@ -103,6 +103,7 @@ def quantize(job: QuantizeJob, folder: Path, work: Path, reporter: Reporter) -> 
     arrays = read_images(opened.bundle, job.images.calibration, config)
     calibration = Calibration(arrays, settings.calibration, settings.reduce_range)
     builder = Int8Builder(opened.bundle, method, calibration, work)
+    # Only a folder with its record opens as an export, and both files are judged as the user's are.
     write_record(builder.float_folder, builder.float_artifact)
     before = job.compute_outputs(builder.float_folder, val, "float file", reporter)
     path = folder / builder.artifact.file
@@ -113,7 +114,7 @@ def quantize(job: QuantizeJob, folder: Path, work: Path, reporter: Reporter) -> 
     ):
         layers = f" ({', '.join(attempt.keep_float)})" if attempt.keep_float else ""
         reporter.note(f"writing  {method.title}: {attempt.title}{layers}")
-        chosen = attempt.write(path)
+        chosen = attempt.write(path)  # over the file of the attempt before, which lost too much
         counts = builder.count_layers(path)
         check_counts(counts, what=method.title, per_channel=method.per_channel)
         versions = read_versions(("torch", "torchao", *method.packages))
@@ -130,7 +131,8 @@ def quantize(job: QuantizeJob, folder: Path, work: Path, reporter: Reporter) -> 
                 "layers": asdict(counts),
             }
         )
-        # The accuracies are fractions of whole images: rounding of floats must not decide.
+        # Accuracies are fractions of whole images, so the rounding of their difference must not
+        # decide: 0.95 - 0.945 is more than 0.005.
         if parity.accuracy_drop <= settings.max_accuracy_drop + 1e-9:
             break
         reporter.note(
@@ -140,11 +142,11 @@ def quantize(job: QuantizeJob, folder: Path, work: Path, reporter: Reporter) -> 
     else:
         raise _nothing_kept(attempts, before, config)
 
-    record = _describe(job, builder.float_folder, path, attempts, parity, reporter)
+    record = _describe_result(job, builder.float_folder, path, attempts, parity, reporter)
     return Quantized(builder.float_folder, parity, record)
 
 
-def _describe(
+def _describe_result(
     job: QuantizeJob,
     float_folder: Path,
     path: Path,

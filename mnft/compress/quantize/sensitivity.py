@@ -1,4 +1,4 @@
-"""Which layers lose most in int8: each by itself in int8, all others in float.
+"""Which layers lose most in int8: quantize one at a time, with all others in float.
 
 NNCF's own search needs OpenVINO files; this one serves the methods that write ONNX.
 """
@@ -28,13 +28,13 @@ def rank_layers(
 ) -> list[tuple[str, float]]:
     """Rank layers by how far the outputs move when only that layer is in int8.
 
-    The other way round, one layer in float and all others in int8, says little about that layer
-    where the network has collapsed.
+    The opposite, one layer in float and all others in int8, would say little about that layer where
+    int8 has ruined the network.
 
     Args:
         quantizer: a quantizer of the float file.
         source: the float file.
-        artifact: what the float file takes and gives.
+        artifact: the description of the float file: its input and output.
         images: (N, C, H, W) float32, normalised; a few are enough.
         work: a folder for intermediate files.
         reporter: receives progress.

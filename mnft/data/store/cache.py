@@ -9,7 +9,7 @@ from pathlib import Path
 
 from platformdirs import user_cache_dir
 
-_LOGGER = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 # Left free on the disk, so that the run itself can be saved.
 _RESERVE_BYTES = 1 << 30
 
@@ -45,7 +45,7 @@ def make_room(cache: Path, keep: Path, needed: int, limit: int) -> str | None:
     for store in sorted(others, key=lambda store: (store / "index.bin").stat().st_mtime):
         if used + needed <= limit and _free(cache) >= needed + _RESERVE_BYTES:
             break
-        _LOGGER.info("removed %s, %.1f GB, to make room", store, stores[store] / 1e9)
+        _log.info("removed %s, %.1f GB, to make room", store, stores[store] / 1e9)
         shutil.rmtree(store, ignore_errors=True)
         used -= stores[store]
     if (free := _free(cache)) < needed + _RESERVE_BYTES:

@@ -27,7 +27,7 @@ from mnft.errors import DataError
 from mnft.host import count_cores
 from mnft.reporter import Progress
 
-_LOGGER = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 _FORMAT = 2  # 1 had no sums of the pixels
 # Images between two flushes to the disk: what a crash costs.
 _CHUNK = 256
@@ -287,7 +287,7 @@ class Store:
             sums = pool.map(lambda span: zlib.crc32(pixels[span[0] : span[1]].data), spans)
             whole = np.fromiter(sums, dtype=np.uint32, count=len(chosen)) == chosen["sum"]
         if damaged := int((~whole).sum()):
-            _LOGGER.warning("%s: %d damaged images are decoded again", self._pixels, damaged)
+            _log.warning("%s: %d damaged images are decoded again", self._pixels, damaged)
         return {bytes(sha256) for sha256 in chosen["sha256"][whole]}
 
 

@@ -1,1 +1,1 @@
-"""Makes training on the CPU faster, or lets it take less memory."""
+"""What makes training on the CPU faster, or lets it take less memory."""

@@ -19,7 +19,7 @@ from mnft.device.ranks.distributed import Ranks
 from mnft.device.select import autocast
 from mnft.host import count_cores
 
-_LOGGER = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 # The machine counts as quiet if other processes keep fewer cores busy than this.
 _QUIET = 0.2
 # A trial of the candidates takes about this long, and all trials at most this fraction of the time.
@@ -98,6 +98,7 @@ class Threads:
             seconds = time_threads({self.most, current, left, max(1, left // 2), 1}, self.step)
             best = min(seconds, key=lambda count: seconds[count])
             chosen = best if seconds[best] * _GAIN < seconds[current] else current
+            # What recent epochs reached with other numbers of threads may overrule the trial.
             recent = {
                 count: rate
                 for count, (rate, epoch) in self._rates.items()
@@ -106,7 +107,7 @@ class Threads:
             proven = max(recent, key=lambda count: recent[count], default=chosen)
             if recent.get(proven, 0.0) > _CLEARLY_FASTER * recent.get(chosen, float("inf")):
                 chosen = proven
-            _LOGGER.info(
+            _log.info(
                 "other processes keep %.1f cores busy: %d of %d threads (%s)",
                 others,
                 chosen,

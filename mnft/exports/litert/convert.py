@@ -20,7 +20,7 @@ from mnft.errors import ExportError
 from mnft.exports.litert import environment as litert_environment
 from mnft.host import count_cores
 
-_LOGGER = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 _TAIL_LINES = 12
 # Not PYTHONPATH: where mnft is installed, that would bring in all packages beside it, the newer
 # torch among them.
@@ -103,7 +103,7 @@ def _run_worker(python: Path, request: Mapping[str, Any], model_folder: Path) ->
             env=environment,
         ).returncode
     text = log_path.read_text(encoding="utf-8", errors="replace")
-    _LOGGER.info("LiteRT's converter:\n%s", textwrap.indent(text, "  "))
+    _log.info("LiteRT's converter:\n%s", textwrap.indent(text, "  "))
     try:
         answer: dict[str, Any] = json.loads(answer_path.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # it crashed, or was killed

@@ -21,7 +21,7 @@ from mnft import files
 from mnft.data.store.cache import choose_cache_folder
 from mnft.errors import ExportError
 
-_LOGGER = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 SETUP_COMMAND = "mnft doctor --install tflite"
 # The only place that says which versions make the tool-chain. litert-torch 0.10 bounds torch from
@@ -157,7 +157,7 @@ def _build(folder: Path, requirements: list[str], on_progress: Callable[[str], N
     finally:
         if not (folder / _MARKER).is_file():
             shutil.rmtree(folder, ignore_errors=True)  # gigabytes that nobody would use
-    _LOGGER.info("LiteRT's environment: %s", marker["versions"])
+    _log.info("LiteRT's environment: %s", marker["versions"])
 
 
 class _Step:

@@ -1,4 +1,4 @@
-"""What is wrong with the classes: which there are, and how many images each has."""
+"""Checks of the classes: which ones each split has, and how many images are in each."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from mnft.data.check.findings import CheckInput, Finding
 from mnft.data.folder import FolderScan
 from mnft.data.splits import choose_fractions, compute_split_counts
 
-# Below so many images of a class, a model of it is a guess, and its figures are too.
+# With fewer images a class can hardly be learned, and its figures mean little.
 _FEW = 20
-# Times as many images as the smallest class that the largest one may have.
+# The largest class is reported from this many times the images of the smallest.
 _IMBALANCE = 5
 
 
@@ -28,7 +28,7 @@ def find_class_faults(data: CheckInput, counts: Mapping[str, Mapping[str, int]])
         return f"train/{name}" if scan.splits else name
 
     findings = _check_class_sets(scan)
-    # Names that a person may have meant for one class; the letters a and A are two.
+    # Names that were probably meant as one class, such as Rose and rose.
     alike = defaultdict(list)
     for name in scan.class_names():
         alike["".join(c for c in name.casefold() if c.isalnum()) or name].append(name)
@@ -41,7 +41,7 @@ def find_class_faults(data: CheckInput, counts: Mapping[str, Mapping[str, int]])
     empty += [f"{s}/{n}" if scan.splits else n for s, c in counts.items() for n in c if not c[n]]
     findings += [Finding("empty_class", True, "no usable image", (path,)) for path in empty]
 
-    # What can be learned from, before splits are taken from it: distinct contents, and images.
+    # The images to learn from, before val and test are split from them, and their unique contents.
     learned = [image for image in data.readable if image.split in (None, "train")]
     contents = defaultdict(set)
     for image in learned:
@@ -75,7 +75,7 @@ def find_class_faults(data: CheckInput, counts: Mapping[str, Mapping[str, int]])
 
 
 def _check_class_sets(scan: FolderScan) -> list[Finding]:
-    """Find classes that one split has and another one lacks."""
+    """Find classes that one split has and another lacks."""
     learned = scan.class_names("train" if scan.splits else None)
     if len(learned) == 1:
         what = f"one class ({learned[0]}), a classifier needs at least two"

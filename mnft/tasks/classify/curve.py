@@ -20,10 +20,10 @@ _MAX_MARKED = 40  # epochs; beyond that markers hide the line
 def plot_training(results: Sequence[EpochResult], path: Path, *, monitor: str) -> None:
     """Draw loss and accuracy over the epochs as a PNG, atomically, with the best epoch marked.
 
-    The head stage, which comes before the first epoch, has the place of epoch 0.
+    The head stage, which comes before the first epoch, is drawn as epoch 0.
 
     Args:
-        results: one at least, in their order.
+        results: the head stage, if any, and the epochs, in order; at least one.
         path: the PNG to write.
         monitor: what chose the best epoch; "macro_f1" is drawn beside the accuracy.
     """
@@ -38,7 +38,7 @@ def plot_training(results: Sequence[EpochResult], path: Path, *, monitor: str) -
     best = [result for result in results if result.is_best][-1:]
     figure = Figure(figsize=_SIZE, dpi=_DPI, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
-    losses, shares = figure.subplots(1, 2)
+    losses, scores = figure.subplots(1, 2)
     size = 4 if len(epochs) <= _MAX_MARKED else 0
     for axes, train, val in (
         (
@@ -47,13 +47,13 @@ def plot_training(results: Sequence[EpochResult], path: Path, *, monitor: str) -
             [r.figures["val_loss"] for r in results],
         ),
         (
-            shares,
+            scores,
             [100 * r.figures["train_accuracy"] for r in results],
             [100 * r.figures["val_accuracy"] for r in results],
         ),
     ):
-        # The head is fitted to images as they are: another loss than that of the epochs, so no line
-        # leads from it to them.
+        # The head is fitted to images without augmentation, so its training loss and that of the
+        # epochs cannot be compared, and no line connects them.
         first = 1 if results[0].stage == "head" else 0
         axes.plot(epochs[:first], train[:first], markersize=4, **_TRAIN)
         axes.plot(
@@ -68,8 +68,8 @@ def plot_training(results: Sequence[EpochResult], path: Path, *, monitor: str) -
     if monitor == "macro_f1":
         values = [100 * r.figures["val_macro_f1"] for r in results]
         label = "validation, macro F1"
-        shares.plot(epochs, values, label=label, linewidth=1.3, markersize=size, **_OTHER)
-    for axes in (losses, shares):
+        scores.plot(epochs, values, label=label, linewidth=1.3, markersize=size, **_OTHER)
+    for axes in (losses, scores):
         for result in best:
             axes.axvline(result.epoch, color="#555555", linewidth=1, linestyle=":", zorder=1)
         if results[0].stage == "head":
@@ -80,10 +80,10 @@ def plot_training(results: Sequence[EpochResult], path: Path, *, monitor: str) -
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0f}" if x else "head"))
         style_axes(axes)
     losses.set_ylabel("loss (cross-entropy in nats)")
-    shares.set_ylabel("accuracy in %" + ", macro F1 x 100" * (monitor == "macro_f1"))
+    scores.set_ylabel("accuracy in %" + ", macro F1 x 100" * (monitor == "macro_f1"))
     for result in best:
         where = "the head stage" if result.stage == "head" else f"epoch {result.epoch}"
-        shares.set_title(
+        scores.set_title(
             f"best by {_METRICS[monitor]}: {where} (validation accuracy "
             f"{result.figures['val_accuracy']:.2%})",
             loc="left",
@@ -92,5 +92,5 @@ def plot_training(results: Sequence[EpochResult], path: Path, *, monitor: str) -
     losses.set_title(
         "training figures: augmented images, weights still changing", loc="left", fontsize=9.5
     )
-    shares.legend(fontsize=9, loc="best", framealpha=0.9)
+    scores.legend(fontsize=9, loc="best", framealpha=0.9)
     save_figure(figure, path)

@@ -18,7 +18,7 @@ class Averages:
 class ClassMetrics:
     """How well one class is told from the others; precision, recall and F1 in [0, 1].
 
-    `support` counts the images of the class, `predicted` the images that were given it.
+    `support` counts the images of the class, `predicted` the images that were predicted as it.
     """
 
     name: str
@@ -33,7 +33,7 @@ class ClassMetrics:
 class Evaluation:
     """What an evaluation found on one set of images.
 
-    `accuracy`, `top5` and `ece` are shares in [0, 1]; `top5` is None with five classes or fewer.
+    `accuracy`, `top5` and `ece` are fractions in [0, 1]; `top5` is None with five classes or fewer.
     `accuracy_interval` is the 95% Wilson score interval. `confusion[i][j]` counts the images of
     class i that were predicted as class j. `loss` is the mean cross-entropy in nats.
     """

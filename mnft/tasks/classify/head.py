@@ -12,7 +12,7 @@ class CrossEntropy:
     batch is cut into parts for accumulation or over processes.
 
     Args:
-        label_smoothing: share of each target that is spread over all classes.
+        label_smoothing: fraction of each target that is spread over all classes.
         class_weights: (K,) weight of each class, or None.
     """
 

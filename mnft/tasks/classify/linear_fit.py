@@ -66,7 +66,7 @@ def fit_head(
         val: features to choose the weight decay on.
         num_classes: K.
         balanced: whether each class weighs as much as any other, however many images it has.
-        seed: seed of the order.
+        seed: seed of the order in which features are used.
         device: where to compute.
     """
     values, targets = train.values.to(device), train.targets.to(device)
@@ -74,7 +74,7 @@ def fit_head(
     if balanced:
         per_class = compute_balanced_weights(train.targets.tolist(), num_classes)
         class_weights = torch.tensor(per_class, device=device)
-    # Constant features, as of dead channels, stay as they are.
+    # Constant features, such as those of dead channels, have no deviation to divide by.
     mean, std = values.mean(0), values.std(0, correction=0)
     std = torch.where(std > 1e-6, std, torch.ones_like(std))
     weights, biases = _optimize(
@@ -84,17 +84,17 @@ def fit_head(
         class_weights,
         torch.Generator().manual_seed(seed),
     )
-    # The standardisation of the features goes into the weights.
+    # The standardisation is folded into the weights, so that the head takes the plain features.
     weights = weights / std[:, None]
     biases = biases - torch.einsum("d,mdk->mk", mean, weights)
-    best = _choose(val, weights, biases)
+    best = _choose_decay(val, weights, biases)
     weight, bias = weights[best].cpu(), biases[best].cpu()
     return LinearFit(
         weight=weight.T.contiguous(),
         bias=bias,
         weight_decay=WEIGHT_DECAYS[best],
-        train=_judge(train, weight, bias),
-        val=_judge(val, weight, bias),
+        train=_compute_figures(train, weight, bias),
+        val=_compute_figures(val, weight, bias),
     )
 
 
@@ -105,14 +105,14 @@ def _optimize(
     class_weights: Tensor | None,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """(M, D, K) weights and (M, K) biases for M weight decays."""
+    """Fit one classifier for each of M weight decays: (M, D, K) weights and (M, K) biases."""
     count, width = values.shape
     decays = torch.tensor(WEIGHT_DECAYS, device=values.device)
     weights = torch.zeros(len(decays), width, num_classes, device=values.device)
     biases = torch.zeros(len(decays), 1, num_classes, device=values.device)
     parameters = [weights.requires_grad_(), biases.requires_grad_()]
     optimizer = torch.optim.Adam(parameters, lr=_LR)
-    # At least some hundred updates, however few images there are.
+    # At least 200 updates, however few images there are.
     epochs = max(_EPOCHS, -(-200 * _BATCH_SIZE // max(count, _BATCH_SIZE)))
     steps = epochs * -(-count // _BATCH_SIZE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LR, total_steps=steps)
@@ -133,8 +133,8 @@ def _optimize(
     return weights.detach(), biases.detach()[:, 0]
 
 
-def _choose(val: Features, weights: Tensor, biases: Tensor) -> int:
-    """The place of the weight decay to take; WEIGHT_DECAYS ascends."""
+def _choose_decay(val: Features, weights: Tensor, biases: Tensor) -> int:
+    """The position in WEIGHT_DECAYS of the one to take; they ascend, so the last is the largest."""
     logits = torch.matmul(val.values, weights.cpu()) + biases.cpu()[:, None]
     losses = torch.stack([F.cross_entropy(z, val.targets, reduction="none") for z in logits])
     means = losses.mean(1)
@@ -143,6 +143,6 @@ def _choose(val: Features, weights: Tensor, biases: Tensor) -> int:
     return int(torch.nonzero(means <= means[best] + error).max())
 
 
-def _judge(features: Features, weight: Tensor, bias: Tensor) -> dict[str, float]:
+def _compute_figures(features: Features, weight: Tensor, bias: Tensor) -> dict[str, float]:
     logits = features.values @ weight + bias
     return compute_epoch_metrics(logits.numpy(), features.targets.numpy())._asdict()

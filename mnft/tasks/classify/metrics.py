@@ -1,11 +1,11 @@
-"""Figures of merit of a classifier, as pure functions of logits, targets and counts.
+"""Metrics of a classifier, as pure functions of logits, targets and counts.
 
-Shapes: N images, C classes. Every figure that both `compute_epoch_metrics` and
-`compute_evaluation` give comes from the same code, so a validation during the training and the
-evaluation afterwards agree to the last digit.
+Shapes: N images, C classes. `compute_epoch_metrics` and `compute_evaluation` share the code of the
+figures that both compute, so validation during training and evaluation afterwards agree to the last
+digit.
 
-scikit-learn and SciPy have these figures too, and the tests compare with them. They are not used
-here because every training would wait for them to be imported (tests/cli/test_startup.py).
+scikit-learn and SciPy have these metrics too, and the tests compare with them. They are not used
+here because every training would wait for their import (tests/cli/test_startup.py).
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def softmax(logits: NDArray[Any]) -> NDArray[Any]:
 
 
 def compute_top_k(logits: NDArray[Any], targets: NDArray[Any], *, k: int) -> float:
-    """Compute the share of images whose target is among the k largest of its logits.
+    """Compute the fraction of images whose target is among the k largest of its logits.
 
     Among equal logits the lower class index comes first, as in argmax.
 
@@ -236,7 +236,7 @@ def compute_reliability(
 def _sum_bins(
     confidences: NDArray[Any], correct: NDArray[Any], num_bins: int
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Of each bin the predictions, those that are right, and the sum of confidences; each (M,)."""
+    """Count the predictions and hits in each bin, and add up their confidences: each (M,)."""
     inner_edges = np.linspace(0, 1, num_bins + 1)[1:-1]
     bins = np.digitize(confidences, inner_edges, right=True)
     counts = np.bincount(bins, minlength=num_bins)
@@ -245,12 +245,12 @@ def _sum_bins(
 
 
 def compute_wilson_interval(num_correct: int, num_images: int) -> tuple[float, float]:
-    """Compute the 95% score interval of a share (Wilson 1927), low and high in [0, 1]."""
-    share = num_correct / num_images
+    """Compute the 95% score interval of a fraction (Wilson 1927), low and high in [0, 1]."""
+    fraction = num_correct / num_images
     z = NormalDist().inv_cdf((1 + INTERVAL_LEVEL) / 2)
     scale = 2 * (num_images + z**2)
     centre = (2 * num_correct + z**2) / scale
-    margin = z / scale * math.sqrt(4 * num_correct * (1 - share) + z**2)
+    margin = z / scale * math.sqrt(4 * num_correct * (1 - fraction) + z**2)
     # At the borders the two terms are equal; rounding must not leave anything beyond them.
     low = 0.0 if num_correct == 0 else centre - margin
     high = 1.0 if num_correct == num_images else centre + margin
@@ -317,8 +317,8 @@ def _score_classes(confusion: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any],
     hits, support, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
 
     def divide(counts: NDArray[Any], totals: NDArray[Any]) -> NDArray[Any]:
-        shares: NDArray[Any] = np.zeros(len(totals))
-        np.divide(counts, totals, out=shares, where=totals > 0)
-        return shares
+        fractions: NDArray[Any] = np.zeros(len(totals))
+        np.divide(counts, totals, out=fractions, where=totals > 0)
+        return fractions
 
     return divide(hits, predicted), divide(hits, support), divide(2 * hits, support + predicted)

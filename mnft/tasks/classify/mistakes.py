@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: the worst mistakes, and whether confidence can be relied on."""
+"""Plots of an evaluation: the worst mistakes, and how reliable the confidence is."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def plot_mistakes(
     if not worst:
         return False
     names, legend = make_drawable(class_names, numbering="rows of per_class.csv")
-    # Room for the words above where there are few mistakes.
+    # At least three columns, so that the title fits where there are few mistakes.
     columns, rows = min(max(len(worst), 3), _COLUMNS), -(-len(worst) // _COLUMNS)
     mistakes = int((probabilities.argmax(axis=1) != targets).sum())
     which = (
@@ -133,7 +133,7 @@ def plot_reliability(
 
     A point stands for the predictions of one of the bins that the expected calibration error is
     computed with, at their mean confidence, with the 95% Wilson interval of their accuracy; a
-    model whose confidence is right has its points on the diagonal. Below, how many there are.
+    model whose confidence is right has its points on the diagonal. Below are their numbers.
 
     Args:
         targets: (N,) int in [0, C).

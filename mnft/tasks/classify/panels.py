@@ -94,7 +94,7 @@ def plot_confusion(
     bar_axes = axes.inset_axes((1 + 0.15 / side, 0, 0.16 / side, _BAR_HEIGHT / side))
     bar = figure.colorbar(image, cax=bar_axes, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1])
     bar.ax.set_yticklabels(["0", "1%", "5%", "20%", "50%", "100%"], fontsize=8)
-    bar.set_label("share of the true class", fontsize=8)
+    bar.set_label("fraction of the true class", fontsize=8)
     bar.outline.set_linewidth(0.5)
     if matrix.cell_points > 10:
         edges = np.arange(num_classes - 1) + 0.5
@@ -145,7 +145,7 @@ def _draw_counts(axes: Axes, matrix: _Matrix, cells: Iterable[Sequence[int]]) ->
     digits = len(str(matrix.counts.max()))
     size = min(10.0, 0.9 * matrix.cell_points / (0.64 * digits))
     for row, column in cells:
-        # On the square-root colour scale the blue is dark from about this share on.
+        # On the square-root colour scale the blue is dark from about this fraction on.
         colour = "white" if matrix.fractions[row, column] > 0.3 else "black"
         count = str(matrix.counts[row, column])
         axes.text(column, row, count, ha="center", va="center", fontsize=size, color=colour)
@@ -153,7 +153,7 @@ def _draw_counts(axes: Axes, matrix: _Matrix, cells: Iterable[Sequence[int]]) ->
 
 def _list_confusions(axes: Axes, matrix: _Matrix, confusions: list[tuple[int, int]]) -> None:
     size, linespacing = matrix.heading_size - 2, 1.5
-    lines = ["most frequent confusions", "images, share of the true class, true → predicted", ""]
+    lines = ["most frequent confusions", "images, fraction of the true class, true → predicted", ""]
     room = 72 * (matrix.side - _BAR_HEIGHT - 0.4) / (size * linespacing) - len(lines)
     digits = len(str(matrix.counts[confusions[0]]))
     for row, column in confusions[: int(room)]:

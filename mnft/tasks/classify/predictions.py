@@ -30,13 +30,13 @@ MACRO_OVER = "classes that have images"
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """What a model said of each image.
+    """What a model predicted for each image.
 
     Attributes:
-        paths: N paths, as they shall stand in the file.
+        paths: N paths, as predictions.csv gives them.
         targets: (N,) int in [0, C).
-        probabilities: (N, C) float in [0, 1], best from `metrics.softmax`: its float64 keeps the
-            argmax of the logits, and with it the agreement with the confusion matrix.
+        probabilities: (N, C) float in [0, 1], best from `metrics.softmax`, whose float64 keeps the
+            argmax of the logits, so that predictions agree with the confusion matrix.
     """
 
     paths: list[str]
@@ -114,7 +114,7 @@ def write_evaluation(
 
 
 def _describe_figures(evaluation: Evaluation) -> dict[str, Any]:
-    """Give the figures the names that they have in metrics.json."""
+    """The figures under their names in metrics.json."""
     low, high = evaluation.accuracy_interval
     return {
         "num_images": evaluation.num_images,

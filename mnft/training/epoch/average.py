@@ -58,6 +58,6 @@ class WeightAverage(ModelEmaV3):  # type: ignore[misc]
 
     @torch.no_grad()
     def end_epoch(self) -> None:
-        """Copy what is counted and not averaged."""
+        """Copy the counters, which are not averaged."""
         for average, counter in self._counters:
             average.copy_(counter)

@@ -29,7 +29,7 @@ class LoopOptions:
 
     Attributes:
         machine: where the model is.
-        task: what is summed up over an epoch.
+        task: what is trained; it says which figures are summed up over an epoch.
         accumulation_steps: number of parts that each batch is cut into.
         clip_grad: largest norm of the gradient, or None.
         freeze_batchnorm: whether BatchNorm layers keep their statistics.
@@ -63,9 +63,11 @@ class Gradients:
         self._criterion = criterion
         self._options = options
         self._sampler = sampler
-        # A failed attempt has changed the statistics of the BatchNorm layers that learn; those in
-        # evaluation mode keep theirs, and copying all of them would be 156 launches a step for
-        # MobileNetV2. One list a dtype, as torch copies mixed lists one tensor after the other.
+        # An attempt that runs out of memory may have changed the statistics of BatchNorm, so they
+        # are saved before each batch. Only those of layers in training mode: the others keep
+        # theirs, and copying all would be 156 launches a step for MobileNetV2. One list a dtype,
+        # because torch copies mixed lists one tensor after the other. Several processes do not try
+        # again, so they save nothing.
         self._buffers: list[tuple[list[Tensor], list[Tensor]]] = []
         if options.machine.ranks.world_size == 1:
             training = (module for module in state.model.modules() if module.training)
@@ -91,7 +93,7 @@ class Gradients:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or not self._cut_finer():
                     raise
-            # Not within `except`: the error holds the tensors of the attempt.
+            # Outside `except`, because the error keeps the tensors of the attempt alive.
             self._state.optimizer.zero_grad()
             for buffers, saved in self._buffers:
                 torch._foreach_copy_(buffers, saved)
@@ -112,9 +114,9 @@ class Gradients:
 
     def _attempt(self, step: int, batch: Batch) -> Tensor:
         machine, ranks = self._options.machine, self._options.machine.ranks
-        # Every process cuts its share into the same number of parts, as each waits for the others
-        # in its BatchNorm layers. In the smaller last batch no part is a single image, which
-        # BatchNorm cannot use, unless the parts of all batches are.
+        # Every process cuts its images into the same number of parts, because BatchNorm layers wait
+        # for those of the other processes. The smaller last batch is cut into fewer parts where one
+        # would be a single image, which BatchNorm cannot use; but not if all batches are cut so.
         smallest = self._sampler.batch_size_of(step) // ranks.world_size
         usual = self._sampler.batch_size_of(0) // ranks.world_size
         wanted = self.accumulation_steps
@@ -127,7 +129,7 @@ class Gradients:
             batch.images.tensor_split(count), batch.targets.tensor_split(count), strict=True
         )
         for number, (images, targets) in enumerate(parts, start=1):
-            # Processes exchange gradients only once, with the last part.
+            # The gradients add up in each process; with the last part they are exchanged, once.
             with without_exchange(self._forward, unless=number == count):
                 with autocast(machine.device, machine.train_dtype):
                     outputs = self._run(images)

@@ -29,14 +29,14 @@ _REPORT_INTERVAL_S = 0.25
 
 @dataclass(frozen=True, slots=True)
 class LoopResult:
-    """What an epoch, or its part so far, has come to.
+    """The result of an epoch, or of what is done of it.
 
     Attributes:
         figures: means of the task's training figures over the images of all processes.
         num_images: number of those images.
         seconds: duration.
-        waited: part of `seconds` that went by until batches were there; None if they come from
-            the device's memory.
+        waited: part of `seconds` that was spent waiting for batches; None if they come from the
+            device's memory.
         accumulation_steps: number of parts that batches are cut into now: more than before if
             memory ran out.
     """
@@ -59,7 +59,7 @@ def train_one_epoch(
     seed: int | None = None,
     snapshots: Snapshots | None = None,
 ) -> LoopResult:
-    """Train one epoch, or the rest of the one that `state.partial` has begun.
+    """Train one epoch, or the rest of the one that `state.partial` describes.
 
     Where memory runs out, the batch is computed again in twice as many parts, and so are all that
     follow; several processes, which would have to agree on it, fail.
@@ -77,7 +77,7 @@ def train_one_epoch(
 
     Raises:
         TrainError: the loss is not finite.
-        Interrupted: a signal asked for the end, and what was done is saved.
+        Interrupted: a signal asked the training to stop, and what was done is saved.
         RuntimeError: parts cannot be small enough for the memory.
     """
     sampler, machine = batches.sampler, options.machine
@@ -90,14 +90,17 @@ def train_one_epoch(
         parts = max(state.partial.accumulation_steps, options.accumulation_steps)
         gradients.accumulation_steps = parts
         state.partial = None
+    # `asked` is when the loop was ready for the next batch: what passes until it comes is waiting.
     reported = asked = time.perf_counter()
     for batch in _until_stopped(batches, snapshots, machine):
         totals.waited += time.perf_counter() - asked
         if seed is not None:
-            # A stream for each update: a resumed epoch draws what it would have drawn.
+            # Each update has its own stream, so a resumed epoch draws what it would have drawn.
             seed_stream(derive_seed(seed, totals.updates), machine.device)
+        # Forward and backward; where memory runs out, again in smaller parts.
         totals.add(gradients.compute(totals.updates, batch), len(batch.images))
 
+        # Nothing from here to the next batch waits for the device, except a snapshot or a report.
         gradients.apply()
         state.num_updates += 1
         state.schedule.after_update(state.num_updates)
@@ -118,32 +121,35 @@ def train_one_epoch(
             asked = time.perf_counter()
     if state.ema is not None:
         state.ema.end_epoch()
+    # Several processes add up their figures only here, once an epoch.
     images = sum(gather(machine.ranks, totals.images))
     figures = totals.means(sum_over_ranks(machine.ranks, totals.sums), images)
     _check_finite(figures)
     if snapshots is not None:
+        # From here to the end of the evaluation a stop loses no update.
         state.partial = totals.describe(sampler.epoch, gradients.accumulation_steps)
+        # Fewer updates: a signal has ended the loading processes. This saves, then raises it.
         if totals.updates < len(batches):
             snapshots.take(state.partial)
     return LoopResult(
         figures,
         images,
         seconds=totals.seconds,  # after the sums were read, which waits for the device
-        # On a device the time of the next batch includes that of updates that it still works on.
+        # On a device this also is the time of updates that it still computes, not only of loading.
         waited=None if batches.in_device_memory else totals.waited,
         accumulation_steps=gradients.accumulation_steps,
     )
 
 
 class RunningTotals:
-    """What an epoch has come to so far.
+    """Sums over an epoch so far.
 
     Attributes:
         sums: the task's training figures summed over images, on the device.
         images: number of images so far, in this process.
         updates: number of updates so far.
         lr: learning rate that the epoch began with.
-        waited: seconds until batches were there.
+        waited: seconds spent waiting for batches.
     """
 
     def __init__(self, begun: PartialEpoch | None, options: LoopOptions, lr: float) -> None:
@@ -201,7 +207,7 @@ class RunningTotals:
 def _until_stopped(
     batches: TrainBatches, snapshots: Snapshots | None, machine: Machine
 ) -> Iterator[Batch]:
-    """Give the batches; if a signal has ended the processes that load them, those until then.
+    """Yield the batches; if a signal has ended the loading processes, those that came before.
 
     Raises:
         TrainError: a batch itself does not fit into memory, so cutting it into parts cannot help.

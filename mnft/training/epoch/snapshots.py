@@ -1,4 +1,4 @@
-"""Moments between two updates: a snapshot every few minutes, and the end where a signal asks."""
+"""What may happen between two updates: a snapshot every few minutes, or the end after a signal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Snapshots:
     Args:
         state: state of the training.
         save: writes the state.
-        minutes: between two snapshots; None makes none.
+        minutes: time between two snapshots; None saves only when a signal has come.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class Snapshots:
 
     @property
     def is_stopping(self) -> bool:
-        """Whether a signal has asked for the end."""
+        """Whether a signal has asked the training to stop."""
         return stop_request.pending
 
     def is_due(self) -> bool:
@@ -40,11 +40,11 @@ class Snapshots:
         """Save the epoch so far.
 
         Raises:
-            Interrupted: a signal has asked for the end.
+            Interrupted: a signal has asked the training to stop.
         """
         self._state.partial = partial
         self._save(self._state)
-        # The next update makes it untrue; who is interrupted later must not save it again.
+        # The next update makes it out of date: an interruption after that must not save it again.
         self._state.partial = None
         self._last = time.monotonic()
         stop_request.raise_if_pending()

@@ -1,1 +1,1 @@
-"""The head on features of the frozen backbone."""
+"""The head stage: features of the frozen backbone, computed once and kept on the disk."""

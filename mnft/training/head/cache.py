@@ -18,7 +18,7 @@ from mnft.model.linear_head import find_linear_head
 from mnft.preprocessing import Preprocessing
 from mnft.tasks.base import Features
 
-_LOGGER = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 _FORMAT = 1
 # Larger features are computed again rather than kept.
 _MAX_BYTES = 1 << 30
@@ -78,7 +78,7 @@ def _load(path: Path) -> Features | None:
     except FileNotFoundError:
         return None
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        _LOGGER.warning("%s: damaged, computed again: %s", path, error)
+        _log.warning("%s: damaged, computed again: %s", path, error)
         return None
 
 
@@ -87,4 +87,4 @@ def _save(features: Features, path: Path) -> None:
         with files.atomic_path(path) as temporary, temporary.open("wb") as stream:
             np.savez(stream, values=features.values.numpy(), targets=features.targets.numpy())
     except OSError as error:  # work without the cache if it cannot be written
-        _LOGGER.info("%s: not kept: %s", path, error)
+        _log.info("%s: not kept: %s", path, error)

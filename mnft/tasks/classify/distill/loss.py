@@ -27,7 +27,7 @@ class DistillationLoss:
         teacher: the teacher, which is put in evaluation mode and does not learn.
         config: temperature and weight.
         student: preprocessing of the images that the loss is given.
-        dtype: arithmetic of the teacher.
+        dtype: dtype in which the teacher computes.
     """
 
     def __init__(

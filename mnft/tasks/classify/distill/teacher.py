@@ -1,4 +1,4 @@
-"""The teacher of a distillation: what `distill.teacher` names, found and opened."""
+"""The teacher of a distillation: find and open what `distill.teacher` names."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def load_teacher(
             in_chans = source_args.get("in_chans", 3)
             if in_chans not in {1, 3}:
                 raise ModelError(f"{name} takes images of {in_chans} channels, expected 1 or 3")
-            # Without class names: a head whose classes may be others is not kept.
+            # Without class names, so that a head whose classes may be other ones is not kept.
             source = ModelConfig(name=name, pretrained=True, in_chans=in_chans)
             built = build_model(source, num_classes=len(class_names))
             freeze(built.model, "backbone")
