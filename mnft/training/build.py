@@ -97,7 +97,7 @@ def build_training(
     return Training(
         config=config,
         choices=choices,
-        state=_build_state(config, model, machine, updates_per_epoch=len(train)),
+        state=_build_state(config, task, model, machine, updates_per_epoch=len(train)),
         forward=forward,
         train=train,
         train_view=train_view,
@@ -223,7 +223,7 @@ def _place(model: nn.Module, machine: Machine) -> nn.Module:
 
 
 def _build_state(
-    config: Config, model: nn.Module, machine: Machine, *, updates_per_epoch: int
+    config: Config, task: Task, model: nn.Module, machine: Machine, *, updates_per_epoch: int
 ) -> TrainState:
     optimizer = build_optimizer(model, config.optim)
     decay = config.train.ema_decay
@@ -241,7 +241,7 @@ def _build_state(
         config.schedule,
         epochs=config.train.epochs,
         updates_per_epoch=updates_per_epoch,
-        mode="min" if config.eval.monitor == "loss" else "max",
+        mode="min" if task.monitors[config.eval.monitor] is min else "max",
     )
     scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.train_dtype == torch.float16)
     return TrainState(model, optimizer, schedule, scaler, ema=average)
