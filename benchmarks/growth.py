@@ -44,7 +44,7 @@ def measure(root: str, cache: str) -> dict[str, float]:
     from mnft.device.select import keep_freed_memory
     from mnft.preprocessing import Preprocessing
     from mnft.tasks import open_task
-    from mnft.training.inputs import build_train_batches, open_inputs
+    from mnft.training.inputs import Loaders, open_inputs
 
     keep_freed_memory()
     peaks = {"RssAnon": 0, "RssFile": 0}
@@ -71,7 +71,7 @@ def measure(root: str, cache: str) -> dict[str, float]:
     inputs = open_inputs(config, manifest, spec, machine)
     first = time.perf_counter() - started
     task = open_task(manifest.class_names)
-    batches = build_train_batches(config, manifest, spec, inputs, machine, task)
+    batches = Loaders(config, manifest, spec, inputs, machine, task).train()
     for epoch in (1, 2):
         batches.sampler.set_epoch(epoch)
         started = time.perf_counter()

@@ -34,7 +34,7 @@ from mnft.device.select import keep_freed_memory
 from mnft.host import name_processor
 from mnft.preprocessing import Preprocessing
 from mnft.tasks import open_task
-from mnft.training.inputs import build_train_batches, open_inputs
+from mnft.training.inputs import Loaders, open_inputs
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MACHINE = Machine(torch.device("cpu"))
@@ -116,7 +116,7 @@ def main() -> None:
             images = len(parts[1].samples)
             rates["mnft first pass"].append(images / (time.perf_counter() - started))
             task = open_task(parts[1].class_names)
-            batches = build_train_batches(*parts, MACHINE, task)
+            batches = Loaders(*parts, MACHINE, task).train()
             for epoch in (1, 2):
                 batches.sampler.set_epoch(epoch)
                 started = time.perf_counter()

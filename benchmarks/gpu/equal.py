@@ -116,9 +116,9 @@ def compare_batch(report: Report, manifest: Any, ours: Any, stored: Any, placed:
     import torch
 
     own = (ours.config, manifest, ours.card.preprocessing)
-    beside = parts.build_train_batches(
+    beside = parts.Loaders(
         *own, replace(stored, train=placed), replace(ours.machine, device=placed.device), ours.task
-    )
+    ).train()
     expected, found = next(iter(ours.train)), next(iter(beside))
     gap = (found.images.cpu() - expected.images).abs()
     layout = torch.channels_last if ours.config.train.channels_last else torch.contiguous_format

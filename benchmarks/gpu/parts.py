@@ -24,7 +24,7 @@ from mnft.runs.begin import begin_training
 from mnft.tasks.base import Outputs
 from mnft.training.epoch.loop import LoopResult, train_one_epoch
 from mnft.training.inference import compute_outputs
-from mnft.training.inputs import build_train_batches, open_inputs
+from mnft.training.inputs import open_inputs
 from mnft.training.stages import train_head
 from mnft.training.training import Training
 
@@ -35,6 +35,7 @@ __all__ = [
     "Batches",
     "DeviceImages",
     "EpochSampler",
+    "Loaders",
     "LoopResult",
     "Machine",
     "Manifest",
@@ -43,7 +44,6 @@ __all__ = [
     "adjust",
     "autocast",
     "build",
-    "build_train_batches",
     "compute_outputs",
     "find_device",
     "load_config",

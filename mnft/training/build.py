@@ -32,7 +32,7 @@ from mnft.training.batch_size import get_parts, resolve_batch_size
 from mnft.training.epoch.average import WeightAverage
 from mnft.training.epoch.gradients import LoopOptions
 from mnft.training.fit import FitOptions
-from mnft.training.inputs import build_train_batches, build_view, open_inputs
+from mnft.training.inputs import Loaders, open_inputs
 from mnft.training.optim import Schedule, build_optimizer
 from mnft.training.state import TrainState
 from mnft.training.teacher import add_teacher
@@ -71,9 +71,8 @@ def build_training(
     inputs = open_inputs(
         config, manifest, built.preprocessing, machine, reporter=reporter, checked=checked
     )
-    parts = (config, manifest, built.preprocessing, inputs, machine, task)
-    train = build_train_batches(*parts)
-    train_view, val = build_view(*parts, "train"), build_view(*parts, "val")
+    loaders = Loaders(config, manifest, built.preprocessing, inputs, machine, task)
+    train, train_view, val = loaders.train(), loaders.view("train"), loaders.view("val")
     criterion, teacher = add_teacher(
         task.build_loss(config.train, manifest.split("train"), machine.device),
         config,

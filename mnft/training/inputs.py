@@ -156,103 +156,115 @@ def _build(
     return True, f"{count(added, 'image')} decoded in {speed}, {where}"
 
 
-def build_train_batches(
-    config: Config,
-    manifest: Manifest,
-    preprocessing: Preprocessing,
-    inputs: Inputs,
-    machine: Machine,
-    task: Task,
-) -> TrainBatches:
-    """The training batches of this process: shuffled, augmented, mixed."""
-    samples = manifest.split("train")
-    labels = task.encode(samples)
-    weights = task.weigh(samples) if config.train.sampler == "balanced" else None
-    sampler = EpochSampler(
-        len(samples),
-        get_batch_size(config),
-        seed=config.train.seed,
-        rank=machine.ranks.rank,
-        world_size=machine.ranks.world_size,
-        weights=weights,
-    )
-    mix = task.build_mix(config.augment)
-    resize = ProgressiveResize(config.train.start_size, config.train.epochs)
-    # mnft computes crops, flips and colours for whole batches; a policy takes one image at a time.
-    stored, whole_batches = inputs.train, config.augment.policy == "none"
-    # Images that do not fit into a GPU's memory are augmented by worker processes.
-    in_workers = machine.device.type == "cuda" and isinstance(stored, StoredImages)
-    if stored is not None and whole_batches and not in_workers:
-        return StoredBatches(
-            stored,
+@dataclass(frozen=True, slots=True)
+class Loaders:
+    """Builds the batches of a training.
+
+    Attributes:
+        config: config of the run.
+        manifest: the images of each split.
+        preprocessing: preprocessing of the model's input.
+        inputs: where the images come from.
+        machine: where the batches go.
+        task: turns samples into targets.
+    """
+
+    config: Config
+    manifest: Manifest
+    preprocessing: Preprocessing
+    inputs: Inputs
+    machine: Machine
+    task: Task
+
+    def train(self) -> TrainBatches:
+        """Build the training batches of this process: shuffled, augmented, mixed."""
+        samples = self.manifest.split("train")
+        labels = self.task.encode(samples)
+        weights = self.task.weigh(samples) if self.config.train.sampler == "balanced" else None
+        sampler = EpochSampler(
+            len(samples),
+            get_batch_size(self.config),
+            seed=self.config.train.seed,
+            rank=self.machine.ranks.rank,
+            world_size=self.machine.ranks.world_size,
+            weights=weights,
+        )
+        mix = self.task.build_mix(self.config.augment)
+        resize = ProgressiveResize(self.config.train.start_size, self.config.train.epochs)
+        # Crops, flips and colours are computed for whole batches; a policy takes single images.
+        stored, whole_batches = self.inputs.train, self.config.augment.policy == "none"
+        # Images that do not fit into a GPU's memory are augmented by worker processes.
+        in_workers = self.machine.device.type == "cuda" and isinstance(stored, StoredImages)
+        if stored is not None and whole_batches and not in_workers:
+            return StoredBatches(
+                stored,
+                labels,
+                preprocessing=self.preprocessing,
+                sampler=sampler,
+                device=self.machine.device,
+                channels_last=self.machine.channels_last,
+                augment=self.config.augment,
+                mix=mix,
+                resize=resize,
+            )
+        assert not isinstance(stored, DeviceImages)
+        return LoadedBatches(
+            _decoded(self.manifest.root, samples, _train_geometry(self.config, self.preprocessing))
+            if stored is None
+            else stored,
             labels,
-            preprocessing=preprocessing,
+            preprocessing=self.preprocessing,
             sampler=sampler,
-            device=machine.device,
-            channels_last=machine.channels_last,
-            augment=config.augment,
+            options=choose_loader_options(self.config, self.preprocessing, self.machine),
+            augment=self.config.augment if whole_batches else None,
+            transform=None
+            if whole_batches
+            else build_train_transform(self.config.augment, self.preprocessing),
             mix=mix,
             resize=resize,
         )
-    assert not isinstance(stored, DeviceImages)
-    return LoadedBatches(
-        _decoded(manifest.root, samples, _train_geometry(config, preprocessing))
-        if stored is None
-        else stored,
-        labels,
-        preprocessing=preprocessing,
-        sampler=sampler,
-        options=choose_loader_options(config, preprocessing, machine),
-        augment=config.augment if whole_batches else None,
-        transform=None if whole_batches else build_train_transform(config.augment, preprocessing),
-        mix=mix,
-        resize=resize,
-    )
 
+    def view(self, split: Literal["train", "val"]) -> Batches:
+        """Build batches of every image of a split once, in order, as evaluation sees it.
 
-def build_view(
-    config: Config,
-    manifest: Manifest,
-    preprocessing: Preprocessing,
-    inputs: Inputs,
-    machine: Machine,
-    task: Task,
-    split: Literal["train", "val"],
-) -> Batches:
-    """Every image of a split once, in order, as evaluation sees it.
-
-    Training images are cut from the centre of what the store keeps of them, which differs from the
-    pixels of evaluation by the rounding of one resize.
-    """
-    samples = manifest.split(split)
-    stored = inputs.train if split == "train" else inputs.val
-    augment: Literal["centre"] | None = "centre" if split == "train" else None
-    labels = task.encode(samples)
-    stored_for = None if stored is None else machine.device
-    batch_size = choose_eval_batch_size(config.eval, preprocessing, stored_for=stored_for)
-    ranks = machine.ranks
-    sampler = EvalSampler(len(samples), batch_size, rank=ranks.rank, world_size=ranks.world_size)
-    if stored is None:
-        geometry = (
-            _train_geometry(config, preprocessing) if augment else EvalGeometry(preprocessing)
+        Training images are cut from the centre of what the store keeps of them, which differs from
+        the pixels of evaluation by the rounding of one resize.
+        """
+        samples = self.manifest.split(split)
+        stored = self.inputs.train if split == "train" else self.inputs.val
+        augment: Literal["centre"] | None = "centre" if split == "train" else None
+        labels = self.task.encode(samples)
+        stored_for = None if stored is None else self.machine.device
+        batch_size = choose_eval_batch_size(
+            self.config.eval, self.preprocessing, stored_for=stored_for
         )
-        return LoadedBatches(
-            _decoded(manifest.root, samples, geometry),
+        ranks = self.machine.ranks
+        sampler = EvalSampler(
+            len(samples), batch_size, rank=ranks.rank, world_size=ranks.world_size
+        )
+        if stored is None:
+            geometry = (
+                _train_geometry(self.config, self.preprocessing)
+                if augment
+                else EvalGeometry(self.preprocessing)
+            )
+            return LoadedBatches(
+                _decoded(self.manifest.root, samples, geometry),
+                labels,
+                preprocessing=self.preprocessing,
+                sampler=sampler,
+                options=choose_loader_options(self.config, self.preprocessing, self.machine),
+                augment=augment,
+            )
+        return StoredBatches(
+            stored,
             labels,
-            preprocessing=preprocessing,
+            preprocessing=self.preprocessing,
             sampler=sampler,
-            options=choose_loader_options(config, preprocessing, machine),
+            device=self.machine.device,
+            channels_last=self.machine.channels_last,
             augment=augment,
         )
-    return StoredBatches(
-        stored,
-        labels,
-        preprocessing=preprocessing,
-        sampler=sampler,
-        device=machine.device,
-        channels_last=machine.channels_last,
-        augment=augment,
-    )
 
 
 def _train_geometry(config: Config, preprocessing: Preprocessing) -> TrainGeometry:

@@ -28,7 +28,7 @@ from mnft.preprocessing import Preprocessing
 from mnft.tasks import open_task
 from mnft.tasks.classify.targets import build_mix
 from mnft.training.eval_batches import EvalOptions, open_eval_batches
-from mnft.training.inputs import build_train_batches, build_view, open_inputs
+from mnft.training.inputs import Loaders, open_inputs
 
 CPU = torch.device("cpu")
 PREPROCESSING = Preprocessing((3, 32, 32), (0.4, 0.5, 0.6), (0.2, 0.3, 0.2), "bilinear", 0.875)
@@ -36,12 +36,12 @@ PREPROCESSING = Preprocessing((3, 32, 32), (0.4, 0.5, 0.6), (0.2, 0.3, 0.2), "bi
 
 def train_batches(config, manifest, preprocessing, inputs, *, ranks=Ranks()):  # noqa: B008
     task = open_task(manifest.class_names)
-    return build_train_batches(config, manifest, preprocessing, inputs, Machine(CPU, ranks), task)
+    return Loaders(config, manifest, preprocessing, inputs, Machine(CPU, ranks), task).train()
 
 
 def view_of(config, manifest, preprocessing, inputs, split, *, device=CPU):
     task = open_task(manifest.class_names)
-    return build_view(config, manifest, preprocessing, inputs, Machine(device), task, split)
+    return Loaders(config, manifest, preprocessing, inputs, Machine(device), task).view(split)
 
 
 def decoded_of(manifest, preprocessing, split):
