@@ -13,11 +13,11 @@ from mnft import console
 from mnft.config.load import load_config
 from mnft.config.schema import Config, DataConfig
 from mnft.config.source import Source
+from mnft.data import readers
 from mnft.data.check.findings import Finding, TrainingNeeds
 from mnft.data.check.leave_out import write_list
 from mnft.data.check.report import Checked, CheckReport, check_dataset
 from mnft.data.decode import list_cures
-from mnft.data.readers import class_folders
 from mnft.errors import ConfigError, DataError, GateError, MnftError
 from mnft.tasks.classify.checks import find_class_faults
 from mnft.text import count
@@ -112,7 +112,7 @@ def _check(root: Path, config: Config | None) -> tuple[CheckReport, Sequence[Nee
         from mnft.training.probes.needs import build_plan, estimate
 
         try:
-            plan = build_plan(config, max(2, len(class_folders.read(root).class_names())))
+            plan = build_plan(config, max(2, len(readers.read(root).class_names())))
         except MnftError as error:
             more = [_no_estimate(error)]
         balanced = config.train.sampler == "balanced" or config.train.class_weights == "balanced"

@@ -8,9 +8,9 @@ from typing import Any
 from mnft import console, files
 from mnft.config.docs import render_config
 from mnft.config.schema import ModelConfig
+from mnft.data import readers
 from mnft.data.decode import list_missing_support
 from mnft.data.folder import describe_scan
-from mnft.data.readers import class_folders
 from mnft.errors import ConfigError, DataError
 
 
@@ -27,7 +27,7 @@ def run(images: Path, output: Path | None, model: str, *, force: bool) -> None:
         raise ConfigError(f"{output} is a folder", hint=f"name a file: -o {output}/CONFIG.yaml")
     if output.exists() and not force:
         raise ConfigError(f"{output} exists already", hint="--force replaces it, -o names another")
-    scan = class_folders.read(images)
+    scan = readers.read(images)
     if not scan.images:
         raise DataError(f"{images}: found no images in the class folders, expected some in each")
     chosen: dict[str, Any] = {"name": model}

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mnft.config.schema import DataConfig
+from mnft.data import readers
 from mnft.data.decode import Inspection, list_cures
 from mnft.data.exclude import exclude
 from mnft.data.folder import FolderScan
@@ -20,7 +21,6 @@ from mnft.data.manifest import (
     build_manifest,
     load_manifest,
 )
-from mnft.data.readers import class_folders
 from mnft.data.scan_files import scan_files
 from mnft.data.store.cache import choose_cache_folder
 from mnft.data.store.store import list_known_contents
@@ -59,7 +59,7 @@ def prepare_manifest(
         ConfigError: the list that `data.exclude` names cannot be used.
     """
     try:
-        exclusion = exclude(class_folders.read(Path(config.root).expanduser()), config.exclude)
+        exclusion = exclude(readers.read(Path(config.root).expanduser()), config.exclude)
         scan = exclusion.scan
         known = frozenset[str]()
         if config.store != "off":

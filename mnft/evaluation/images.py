@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mnft.data import readers
 from mnft.data.lineage import shorten
 from mnft.data.manifest import Manifest, Sample, list_changes
-from mnft.data.readers import class_folders
 from mnft.data.scan_files import scan_files
 from mnft.errors import CheckpointError, DataError
 from mnft.evaluation.checkpoint import Checkpoint
@@ -156,7 +156,7 @@ def list_folder_images(
         DataError: there is no such split, neither test nor val if none is named, or no image; or
             the model does not know a class.
     """
-    scan = class_folders.read(root)
+    scan = readers.read(root)
     if scan.splits and split is None:
         split = next((name for name in ("test", "val") if name in scan.splits), None)
         if split is None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from mnft.config.edge import ExportConfig
 from mnft.config.schema import Config
-from mnft.data.readers import class_folders
+from mnft.data import readers
 from mnft.errors import GateError
 from mnft.evaluation.checkpoint import Checkpoint
 from mnft.evaluation.images import ImageSet, load_image_set
@@ -145,7 +145,7 @@ def choose_comparison_images(
     opened: Checkpoint, data: Path | None, split: str | None, config: Config, reporter: Reporter
 ) -> ImageSet:
     """Choose at most `export.images` images of the val split or of a folder, evenly by class."""
-    if split is None and (data is None or "val" in class_folders.read(data).splits):
+    if split is None and (data is None or "val" in readers.read(data).splits):
         split = "val"
     chosen = load_image_set(opened, data, split, reporter, limit=config.export.images)
     if len(chosen.samples) < _FEW_IMAGES:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mnft.config.schema import DataConfig
+from mnft.data import readers
 from mnft.data.check.copies import get_thumbnail, list_copies, list_near_copies
 from mnft.data.check.findings import CheckInput, Finding, TrainingNeeds
 from mnft.data.check.image_stats import compute_mean_and_std, inspect_with_stats
@@ -18,7 +19,6 @@ from mnft.data.exclude import exclude
 from mnft.data.folder import IMAGE_SUFFIXES, ImageFile
 from mnft.data.manifest import Manifest
 from mnft.data.prepare import split_folder
-from mnft.data.readers import class_folders
 from mnft.data.scan_files import map_files
 from mnft.errors import DataError
 from mnft.reporter import Progress
@@ -104,7 +104,7 @@ def check_dataset(
         ConfigError: the list that `data.exclude` names cannot be used.
     """
     config = config or DataConfig(root=str(root))
-    exclusion = exclude(class_folders.read(root), config.exclude)
+    exclusion = exclude(readers.read(root), config.exclude)
     scan = exclusion.scan
     paths = [image.path for image in scan.images]
     checked = map_files(paths, lambda path: inspect_with_stats(root / path), on_progress)

@@ -21,12 +21,12 @@ from mnft.tasks.classify.metrics import ClassifyScore
 from mnft.tasks.classify.targets import build_mix, compute_balanced_weights, count_correct, encode
 
 
-def build(class_names: tuple[str, ...]) -> Task:
-    """Build the task for these classes."""
-    num_classes = len(class_names)
+def build(labels: tuple[str, ...]) -> Task:
+    """Build the task for these class names."""
+    num_classes = len(labels)
 
     def weigh(samples: Sequence[Sample]) -> list[float]:
-        targets = encode(samples, class_names)
+        targets = encode(samples, labels)
         per_class = compute_balanced_weights(targets, num_classes)
         return [per_class[target] for target in targets]
 
@@ -35,7 +35,7 @@ def build(class_names: tuple[str, ...]) -> Task:
     ) -> CrossEntropy:
         weights = None
         if config.class_weights == "balanced":
-            targets = encode(samples, class_names)
+            targets = encode(samples, labels)
             weights = torch.tensor(compute_balanced_weights(targets, num_classes), device=device)
         return CrossEntropy(config.label_smoothing, weights)
 
@@ -43,7 +43,7 @@ def build(class_names: tuple[str, ...]) -> Task:
         return build_model(
             config.model,
             num_classes=num_classes,
-            class_names=class_names,
+            class_names=labels,
             img_size=config.data.img_size,
             overrides=config.data.model_dump(include={"mean", "std", "interpolation", "crop_pct"}),
         )
@@ -56,10 +56,10 @@ def build(class_names: tuple[str, ...]) -> Task:
 
     return Task(
         name="classify",
-        labels=class_names,
+        labels=labels,
         monitors={"accuracy": max, "macro_f1": max, "loss": min},
         train_figures=("loss", "accuracy"),
-        encode=partial(encode, class_names=class_names),
+        encode=partial(encode, class_names=labels),
         weigh=weigh,
         build_loss=build_loss,
         build_mix=partial(build_mix, num_classes=num_classes),
@@ -67,7 +67,7 @@ def build(class_names: tuple[str, ...]) -> Task:
         new_score=ClassifyScore,
         build_model=build_classifier,
         fit_head=partial(fit_head, num_classes=num_classes),
-        load_teacher=partial(load_teacher, class_names=class_names),
+        load_teacher=partial(load_teacher, class_names=labels),
         build_distillation=DistillationLoss,
         plot_training=plot_training,
     )
