@@ -64,7 +64,6 @@ def build_training(
     threads = _set_up(config, machine)  # first: the seeds also decide the weights of a new head
     task = open_task(manifest.class_names)
     built = task.build_model(config)
-    # The recipe follows from the model and the number of images, so it needs both.
     config, choices, machine = _resolve(config, manifest, built, machine)
     freeze(built.model, config.model.freeze)
     model = _place(built.model, machine)
@@ -87,7 +86,6 @@ def build_training(
     benchmark_cudnn(machine.device, updates=updates)
     forward, compiled = _build_forward(model, machine, config, updates=updates)
     decided = {
-        "threads": threads.most,
         "compile": compiled,
         "updates_per_epoch": len(train),
         "store": inputs.note,
@@ -109,11 +107,13 @@ def build_training(
             split: [f"{sample.sha256} {sample.class_name}" for sample in manifest.split(split)]
             for split in ("train", "val")
         },
-        facts=_describe_setup(built, model, machine) | decided,
+        facts=_describe_setup(built, model, machine, threads) | decided,
     )
 
 
-def _describe_setup(built: BuiltModel, model: nn.Module, machine: Machine) -> dict[str, Any]:
+def _describe_setup(
+    built: BuiltModel, model: nn.Module, machine: Machine, threads: Threads
+) -> dict[str, Any]:
     """The model and the machine in figures, as the terminal and the log show them."""
     parameters = list(model.parameters())
     return {
@@ -126,6 +126,7 @@ def _describe_setup(built: BuiltModel, model: nn.Module, machine: Machine) -> di
         "learning": sum(p.numel() for p in parameters if p.requires_grad),
         "frozen_tensors": sum(not p.requires_grad for p in parameters),
         "input_size": list(built.preprocessing.input_size),
+        "threads": threads.most,
     }
 
 
@@ -176,7 +177,7 @@ def _set_up(config: Config, machine: Machine) -> Threads:
 def _resolve(
     config: Config, manifest: Manifest, built: BuiltModel, machine: Machine
 ) -> tuple[Config, list[Choice], Machine]:
-    """Give every key that was left open a value.
+    """Give every key that was left open a value; the recipe needs the model and the images for it.
 
     Returns:
         The config; what was chosen and why; the machine in the precision of the config.
