@@ -24,7 +24,7 @@ from mnft.runs.begin import begin_training
 from mnft.tasks.base import Outputs
 from mnft.training.epoch.loop import LoopResult, train_one_epoch
 from mnft.training.inference import compute_outputs
-from mnft.training.inputs import open_inputs
+from mnft.training.inputs import Loaders, open_inputs
 from mnft.training.stages import train_head
 from mnft.training.training import Training
 
