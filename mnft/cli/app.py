@@ -322,4 +322,4 @@ def main() -> None:
     # benchmarks/LOG.md.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-    app()
+    app(prog_name="mnft")  # also for `python -m mnft`

@@ -399,3 +399,16 @@ def test_commands_have_no_pretty_exceptions_and_are_guarded():
     for group in (app, *(entry.typer_instance for entry in app.registered_groups)):
         for command in group.registered_commands:
             assert hasattr(command.callback, "__wrapped__"), command.callback
+
+
+def test_the_module_calls_itself_mnft(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mnft", "train", "x.yaml", "--epochs", "3"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "error: mnft train has no option --epochs" in done.stderr
+    assert "hint: mnft train x.yaml --set train.epochs=3" in done.stderr
