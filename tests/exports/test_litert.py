@@ -252,8 +252,6 @@ def request(tmp_path, **values):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"quantize": "int4"}, "found 'int4', expected one of none, dynamic, int8"),
-        ({"quantize": "int8"}, "int8 needs calibration images"),
         ({"colour": 1}, "wrong keys: colour"),
     ],
 )
@@ -278,52 +276,12 @@ def test_a_request_without_a_model_is_wrong():
         litert_worker.read_request({"model_folder": "x"})
 
 
-@pytest.mark.parametrize(
-    ("images", "words"),
-    [
-        (np.zeros((4, 3, 32, 32), np.float32), r"\(4, 3, 32, 32\) float32, expected \(N, 32, 32"),
-        (np.zeros((4, 32, 32, 3), np.uint8), "uint8, expected .* float32"),
-        (np.zeros((0, 32, 32, 3), np.float32), r"\(0, 32"),
-    ],
-)
-def test_calibration_images_must_fit(tmp_path, images, words):
-    np.save(tmp_path / "images.npy", images)
-    asked = litert_worker.Request("m", "t", "a", calibration=str(tmp_path / "images.npy"))
-    with pytest.raises(ExportError, match=words):
-        litert_worker._load_images(asked, torch.zeros(1, 32, 32, 3))
-
-
-def test_calibration_images_are_not_unpickled(tmp_path):
-    np.save(tmp_path / "images.npy", np.array([{}], dtype=object), allow_pickle=True)
-    asked = litert_worker.Request("m", "t", "a", calibration=str(tmp_path / "images.npy"))
-    with pytest.raises(ValueError, match="Python objects"):
-        litert_worker._load_images(asked, torch.zeros(1, 32, 32, 3))
-
-
 def test_a_named_model_answers_as_the_network():
     network = torch.nn.Linear(4, 3)
     named = litert_worker.NamedModel(network, "logits")
     x = torch.randn(1, 4)
     assert torch.equal(named(image=x)["logits"], network(x))
     assert not hasattr(named, "graph")  # torch.export of 2.14 fails on an attribute of that name
-
-
-def test_a_bias_that_int32_cannot_hold_gets_a_larger_weight():
-    weights = np.ones((3, 3, 3, 4), np.float32)  # as of a depthwise convolution: channels last
-    weights[..., 1] = 1e-13
-    weights[..., 2] = -1e-13
-    before = weights.copy()
-    bias, scale = np.array([5, 2, 0, 1], np.float32), 0.01
-
-    def steps():
-        return np.abs(bias) / (scale * np.abs(weights).max(axis=(0, 1, 2)) / 127)
-
-    assert (steps() > 2**31).tolist() == [False, True, False, False]
-    litert_worker.raise_weights(np.moveaxis(weights, -1, 0), bias, scale)
-    assert (steps() < 2**31).all()
-    assert np.argwhere(weights != before).tolist() == [[0, 0, 0, 1]]
-    # At the largest input that int8 holds, next to nothing beside the bias.
-    assert weights[0, 0, 0, 1] * 255 * scale < 1e-4 * bias[1]
 
 
 # --- the process around the worker, with this Python in place of the environment's
@@ -366,30 +324,18 @@ def test_a_worker_that_ends_well_without_an_answer_failed(cache, tmp_path, monke
 def test_the_worker_gets_the_request_and_its_answer_comes_back(cache, tmp_path, monkeypatch):
     fake_environment()
     script = (
-        "import json, sys, numpy\n"
+        "import json, sys\n"
         "r = json.load(open(sys.argv[2]))\n"
         "open(r['target'], 'w').write('tflite')\n"
-        "n = len(numpy.load(r.pop('calibration')))\n"
-        "json.dump(r | {'n': n, 'mnft': sys.argv[1]}, open(r['answer'], 'w'))\n"
+        "json.dump(r | {'mnft': sys.argv[1]}, open(r['answer'], 'w'))\n"
     )
     bootstrap(monkeypatch, script)
     target = tmp_path / "out" / "model.tflite"
-    facts = convert_to_litert(
-        Path("model"),
-        target,
-        embed_preprocessing=True,
-        quantize="int8",
-        calibration=np.zeros((5, 2, 2, 3), np.uint8),
-        keep_float=["head"],
-    )
+    facts = convert_to_litert(Path("model"), target, embed_preprocessing=True)
     assert target.read_text() == "tflite"
-    assert facts["n"] == 5
     assert Path(facts["model_folder"]).is_absolute()
     assert Path(facts["mnft"], "exports", "litert", "worker.py").is_file()
-    litert_worker.read_request(
-        {key: value for key, value in facts.items() if key not in {"n", "mnft"}}
-        | {"calibration": "x"}
-    )
+    litert_worker.read_request({key: value for key, value in facts.items() if key != "mnft"})
 
 
 def test_the_worker_is_that_of_this_mnft_alone(cache, tmp_path, monkeypatch):
@@ -473,31 +419,6 @@ def test_pixels_go_in_and_probabilities_come_out(real_environment, tmp_path):
     with torch.inference_mode():
         expected = bundle.model(normal).softmax(1).numpy()
     np.testing.assert_allclose(run_file(target, pixels), expected, atol=1e-5)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("quantize", ["int8", "dynamic"])
-def test_int8_is_smaller_and_near(real_environment, tmp_path, quantize):
-    folder = save_model(tmp_path / "model")
-    bundle = load_bundle(folder)
-    target = tmp_path / "model.tflite"
-    images = torch.randn(32, 3, 32, 32)
-    array = images.permute(0, 2, 3, 1).contiguous().numpy()
-    facts = convert_to_litert(
-        folder,
-        target,
-        embed_preprocessing=False,
-        quantize=quantize,
-        calibration=array if quantize == "int8" else None,
-    )
-    assert facts["int8_tensors"] > 0
-    assert facts["input"]["dtype"] == facts["output"]["dtype"] == "float32"
-    float_bytes = (folder / "model.safetensors").stat().st_size
-    assert facts["size_bytes"] == target.stat().st_size < 0.4 * float_bytes
-    with torch.inference_mode():
-        expected = bundle.model(images).numpy()
-    found = run_file(target, array)
-    assert np.abs(found - expected).mean() < 0.25 * expected.std()
 
 
 @pytest.mark.slow

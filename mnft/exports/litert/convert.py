@@ -8,17 +8,14 @@ import os
 import subprocess
 import tempfile
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
+from typing import Any
 
 import mnft
 from mnft import files
 from mnft.errors import ExportError
 from mnft.exports.litert import environment as litert_environment
-from mnft.host import count_cores
 
 _log = logging.getLogger(__name__)
 _TAIL_LINES = 12
@@ -36,13 +33,7 @@ runpy.run_module("mnft.exports.litert.worker", run_name="__main__", alter_sys=Tr
 
 
 def convert_to_litert(
-    model_folder: Path,
-    target: Path,
-    *,
-    embed_preprocessing: bool,
-    quantize: Literal["none", "dynamic", "int8"] = "none",
-    calibration: np.ndarray[Any, np.dtype[Any]] | None = None,
-    keep_float: Sequence[str] = (),
+    model_folder: Path, target: Path, *, embed_preprocessing: bool
 ) -> dict[str, Any]:
     """Write a TFLite file for one image (1, H, W, C) at a time.
 
@@ -51,13 +42,9 @@ def convert_to_litert(
         target: where to write the file; an older one is replaced when all went well.
         embed_preprocessing: uint8 pixels in and probabilities out, rather than normalised float32
             and logits.
-        quantize: "none"; "dynamic", only the weights in int8; "int8", activations too. Input and
-            output stay as they are.
-        calibration: for "int8": (N, H, W, C) images as the file takes them.
-        keep_float: regular expressions of the tensor names of layers that stay in float.
 
     Returns:
-        Shapes and types of the file, versions, the number of int8 tensors.
+        Shapes and types of the file, and versions.
 
     Raises:
         ExportError: the environment is missing, or the tool-chain cannot take the model; with the
@@ -74,13 +61,7 @@ def convert_to_litert(
             "target": str(temporary.absolute()),
             "answer": str(folder / "answer.json"),
             "embed_preprocessing": embed_preprocessing,
-            "quantize": quantize,
-            "keep_float": list(keep_float),
-            "threads": count_cores(),
         }
-        if calibration is not None:
-            request["calibration"] = str(folder / "calibration.npy")
-            np.save(request["calibration"], calibration, allow_pickle=False)
         return _run_worker(python, request, model_folder)
 
 
