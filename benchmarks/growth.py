@@ -70,7 +70,7 @@ def measure(root: str, cache: str) -> dict[str, float]:
     spec = Preprocessing((3, 224, 224), (0.5,) * 3, (0.5,) * 3, "bilinear", 0.875)
     inputs = open_inputs(config, manifest, spec, machine)
     first = time.perf_counter() - started
-    task = open_task(manifest.class_names)
+    task = open_task(manifest.labels)
     batches = Loaders(config, manifest, spec, inputs, machine, task).train()
     for epoch in (1, 2):
         batches.sampler.set_epoch(epoch)

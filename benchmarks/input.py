@@ -115,7 +115,7 @@ def main() -> None:
             parts = mnft_parts(args.root, f"{folder}/cache")
             images = len(parts[1].samples)
             rates["mnft first pass"].append(images / (time.perf_counter() - started))
-            task = open_task(parts[1].class_names)
+            task = open_task(parts[1].labels)
             batches = Loaders(*parts, MACHINE, task).train()
             for epoch in (1, 2):
                 batches.sampler.set_epoch(epoch)

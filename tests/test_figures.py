@@ -15,7 +15,7 @@ from matplotlib.text import Text
 
 from mnft import figures as fonts
 from mnft.figures import find_fonts, make_drawable
-from mnft.tasks.classify.panels import plot_confusion
+from mnft.tasks.classify.panels.confusion import plot_confusion
 
 pytestmark = pytest.mark.plots
 

@@ -218,7 +218,7 @@ def compare_evaluation(report: Report, ours: Any, theirs: Any) -> None:
         )
         for training in (ours, theirs)
     ]
-    logits = [o.logits for o in outputs]
+    logits = [o.values for o in outputs]
     classes = [o.argmax(1) for o in logits]
     right = [int((c == o.targets).sum()) for c, o in zip(classes, outputs, strict=True)]
     gap = float(np.abs(logits[0] - logits[1]).max() / np.abs(logits[0]).max())

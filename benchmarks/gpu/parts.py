@@ -21,7 +21,7 @@ from mnft.device.select import autocast
 from mnft.model.freeze import set_training_mode
 from mnft.reporter import SILENT
 from mnft.runs.begin import begin_training
-from mnft.tasks.base import Outputs
+from mnft.tasks.outputs import Outputs
 from mnft.training.epoch.loop import LoopResult, train_one_epoch
 from mnft.training.inference import compute_outputs
 from mnft.training.inputs import Loaders, open_inputs

@@ -237,7 +237,7 @@ def predict(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File to write; default stdout.")
     ] = None,
-    top_k: Annotated[
+    limit: Annotated[
         int, typer.Option("--top-k", min=1, help="Number of classes to name for each image.")
     ] = 1,
     json_lines: Annotated[
@@ -259,7 +259,7 @@ def predict(
 
     with flag_of("train.device", f"--device {device}"):
         request = command.Request(
-            checkpoint, inputs, output, top_k, json_lines, device, batch_size, workers
+            checkpoint, inputs, output, limit, json_lines, device, batch_size, workers
         )
         command.run(request)
 
@@ -273,7 +273,7 @@ def models(
     img_size: Annotated[
         int | None, typer.Option("--img-size", min=8, help="Input size to count MACs at.")
     ] = None,
-    num_classes: Annotated[
+    outputs: Annotated[
         int | None,
         typer.Option("--num-classes", min=1, help="Number of outputs; default the model's own."),
     ] = None,
@@ -286,7 +286,7 @@ def models(
     with starting():
         from mnft.commands import models as command
 
-    command.run(pattern, img_size=img_size, num_classes=num_classes, as_json=as_json)
+    command.run(pattern, img_size=img_size, outputs=outputs, as_json=as_json)
 
 
 @app.command()

@@ -19,7 +19,7 @@ from mnft.data.check.leave_out import write_list
 from mnft.data.check.report import Checked, CheckReport, check_dataset
 from mnft.data.decode import list_cures
 from mnft.errors import ConfigError, DataError, GateError, MnftError
-from mnft.tasks.classify.checks import find_class_faults
+from mnft.tasks import load_label_check
 from mnft.text import count
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _check(root: Path, config: Config | None) -> tuple[CheckReport, Sequence[Nee
         from mnft.training.probes.needs import build_plan, estimate
 
         try:
-            plan = build_plan(config, max(2, len(readers.read(root).class_names())))
+            plan = build_plan(config, max(2, len(readers.read(root).labels())))
         except MnftError as error:
             more = [_no_estimate(error)]
         balanced = config.train.sampler == "balanced" or config.train.class_weights == "balanced"
@@ -120,7 +120,8 @@ def _check(root: Path, config: Config | None) -> tuple[CheckReport, Sequence[Nee
         expected = TrainingNeeds(side, is_balanced=balanced, is_grey=config.model.in_chans == 1)
     data = config.data if config else DataConfig(root=str(root))
     with console.progress("checking images") as on_progress:
-        checked = check_dataset(root, on_progress, data, expected, check_labels=find_class_faults)
+        check_labels = load_label_check(config.task) if config else load_label_check()
+        checked = check_dataset(root, on_progress, data, expected, check_labels=check_labels)
     if config and plan and checked.manifest:
         try:
             needs, more = estimate(config, plan, checked.manifest, checked.inspections)

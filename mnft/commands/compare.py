@@ -8,21 +8,20 @@ from pathlib import Path
 
 from mnft import console, files
 from mnft.compare.files import (
-    COLUMNS,
     COMPARISON_FILES,
-    EXPLANATION,
     RECORD,
     Setting,
     build_table,
     write_comparison,
 )
-from mnft.compare.judging import add_accuracy, add_latency, choose_images, read_row
+from mnft.compare.judging import add_evaluation, add_latency, choose_images, read_row
 from mnft.compare.latency import Plan
-from mnft.compare.rows import check_class_names, compare, describe_slow_int8
+from mnft.compare.rows import check_labels, compare, describe_slow_int8
 from mnft.compare.variants import list_variants
 from mnft.errors import ExportError
 from mnft.evaluation.checkpoint import portable_path
 from mnft.host import count_cores
+from mnft.tasks import open_task
 from mnft.text import printable
 
 DEFAULT_OUTPUT = Path("comparison")
@@ -64,9 +63,9 @@ def run(request: Request, *, as_json: bool) -> None:
     )
     variants = list_variants(request.paths, exports=request.exports, compiled=request.compiled)
     rows = [read_row(variant) for variant in variants]
-    check_class_names(rows)
+    check_labels(rows)
     images = choose_images(rows, request.data, request.split, reporter)
-    rows, warnings = add_accuracy(rows, images, plan.threads, reporter)
+    rows, warnings = add_evaluation(rows, images, plan.threads, reporter)
     rows = add_latency(rows, plan, reporter)
     if not any(row.complete for row in rows):
         reasons = "".join(f"\n  {row.name}: {row.problem}" for row in rows)
@@ -78,6 +77,7 @@ def run(request: Request, *, as_json: bool) -> None:
         num_images=len(images.samples),
         threads=plan.threads or count_cores(),
         plan=plan,
+        task=open_task(next(row.facts.labels for row in rows if row.facts)),
         warnings=tuple(warnings),
     )
     comparison = compare(rows)
@@ -86,8 +86,8 @@ def run(request: Request, *, as_json: bool) -> None:
         console.show_json({"output": str(target), **record})
     else:
         console.note(setting.describe())
-        console.show_table(COLUMNS, build_table(comparison))
-        for line in EXPLANATION:
+        console.show_table(setting.columns, build_table(comparison, setting))
+        for line in setting.explanation:
             console.note(line)
     for warning in warnings:
         console.warn(warning)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,9 @@ from mnft.evaluation.checkpoint import Checkpoint, load_settings, open_checkpoin
 from mnft.evaluation.images import ImageSet, choose_split, count_seen, load_image_set
 from mnft.evaluation.outputs import compute_image_outputs
 from mnft.model.bundle import Bundle
-from mnft.tasks.classify.evaluation import Evaluation
-from mnft.tasks.classify.metrics import ECE_BINS, compute_evaluation, softmax
-from mnft.tasks.classify.predictions import (
-    EVALUATION_FILES,
-    MACRO_OVER,
-    METRICS,
-    Predictions,
-    write_evaluation,
-)
+from mnft.tasks import open_task
+from mnft.tasks.outputs import METRICS, Evaluation
 from mnft.training.eval_batches import EvalOptions
-
-_SHOWN_CLASSES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +52,12 @@ def run(request: Request, *, as_json: bool) -> None:
     """
     opened = open_checkpoint(request.checkpoint)
     bundle = opened.bundle
+    task = open_task(bundle.labels, bundle.task)
     target = request.output or _default_output(opened, request.data, request.split)
     files.check_replaceable(
-        target, "evaluation", lambda folder: files.holds_only(folder, EVALUATION_FILES, METRICS)
+        target,
+        "evaluation",
+        lambda folder: files.holds_only(folder, task.evaluation_files, METRICS),
     )
     images = load_image_set(opened, request.data, request.split, console.REPORTER)
     header = {
@@ -83,15 +77,15 @@ def run(request: Request, *, as_json: bool) -> None:
         reporter=console.REPORTER,
         flip=request.flip,
     )
-    evaluation = compute_evaluation(outputs.logits, outputs.targets, bundle.class_names)
+    evaluation = task.evaluate(outputs)
     paths = [images.samples[position].path for position in outputs.positions]
     seen = count_seen(opened, images)
     try:
-        write_evaluation(
+        task.write_evaluation(
             target,
             evaluation,
-            Predictions(paths, outputs.targets, softmax(outputs.logits)),
-            list(bundle.class_names),
+            outputs,
+            paths,
             header={**header, "images_trained_on": seen, "unreadable": images.problems},
             unreadable=images.problems,
             root=images.root,
@@ -154,44 +148,19 @@ def _show_evaluation(
 ) -> None:
     """Print the figures; `target` is where they were written, or None."""
     if as_json:
-        values = asdict(evaluation)
-        values["per_class"] = {m.name: asdict(m) for m in evaluation.per_class}
-        values["macro_over"] = MACRO_OVER
         head = {"checkpoint": str(bundle.folder), "data": str(images.root), "split": images.split}
         output = {"output": None if target is None else str(target), "images_trained_on": seen}
-        console.show_json({**head, **output, **values})
+        console.show_json({**head, **output, **evaluation.as_record()})
         return
-    low, high = evaluation.accuracy_interval
     facts = {
         "model": f"{bundle.folder} ({bundle.architecture})",
         "images": f"{evaluation.num_images:,} of {images.root}, split {images.split}",
-        "accuracy": f"{evaluation.accuracy:.2%}  (95% Wilson interval {low:.2%} to {high:.2%})",
     }
-    if evaluation.top5 is not None:
-        facts["top-5"] = f"{evaluation.top5:.2%}"
-    macro, weighted = evaluation.macro, evaluation.weighted
-    facts |= {
-        "loss": f"{evaluation.loss:.4f}",
-        "calibration": f"expected calibration error {evaluation.ece:.4f}  ({ECE_BINS} bins)",
-        "macro": f"precision {macro.precision:.4f}, recall {macro.recall:.4f}, "
-        f"F1 {macro.f1:.4f}  (over the {MACRO_OVER})",
-        "weighted": f"precision {weighted.precision:.4f}, recall {weighted.recall:.4f}, "
-        f"F1 {weighted.f1:.4f}",
-    }
-    console.show_facts(facts)
-    present = [m for m in evaluation.per_class if m.support]
-    worst = sorted(present, key=lambda m: m.f1)[:_SHOWN_CLASSES]
-    listed = present if len(present) <= _SHOWN_CLASSES else worst
-    console.show_table(
-        ["class", "precision", "recall", "F1", "images"],
-        [
-            [m.name, f"{m.precision:.4f}", f"{m.recall:.4f}", f"{m.f1:.4f}", m.support]
-            for m in listed
-        ],
-    )
-    if len(present) > _SHOWN_CLASSES:
-        where = "" if target is None else "; all: per_class.csv"
-        console.note(f"the {_SHOWN_CLASSES} worst of {len(present)} classes{where}")
+    console.show_facts(facts | evaluation.describe())
+    table = evaluation.build_table()
+    console.show_table(table.headings, table.rows)
+    if table.remark:
+        console.note(table.remark + (f"; all: {table.file}" if target else ""))
     if target is None:
         return
     console.note(f"written to {target}")

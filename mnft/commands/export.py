@@ -12,7 +12,6 @@ from mnft import console, files
 from mnft.evaluation.checkpoint import default_target, load_settings, open_trained
 from mnft.evaluation.parity import (
     LARGE_DIFFERENCE,
-    Parity,
     check_gates,
     choose_comparison_images,
     compare,
@@ -21,6 +20,7 @@ from mnft.evaluation.parity import (
 from mnft.exports.artifact import PARITY, Artifact, compute_size, write_record
 from mnft.exports.convert import check_target, check_toolchain, convert
 from mnft.exports.formats import find_format
+from mnft.tasks.outputs import Agreement
 from mnft.text import count
 
 
@@ -71,7 +71,7 @@ def run(request: Request, overrides: Sequence[str], *, as_json: bool) -> None:
 def _show_export(
     target: Path,
     artifact: Artifact,
-    parity: Parity | None,
+    parity: Agreement | None,
     record: dict[str, Any],
     *,
     as_json: bool,
@@ -90,8 +90,8 @@ def _show_export(
         )
     else:
         console.note(
-            f"parity   {count(parity.num_images, 'image')}: same class on {parity.agreement:.2%}, "
-            f"accuracy {parity.accuracy_before:.2%} -> {parity.accuracy_after:.2%}, {parity.of} "
+            f"parity   {count(parity.num_images, 'image')}: same answer for {parity.agreement:.2%}"
+            f", {parity.figure} {parity.before.value:.2%} -> {parity.after.value:.2%}, {parity.of} "
             f"differ by at most {parity.largest_difference:.2g} (mean {parity.mean_difference:.2g})"
         )
         if parity.largest_difference > LARGE_DIFFERENCE:

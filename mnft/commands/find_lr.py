@@ -119,7 +119,7 @@ class _OwnRate:
         if self.source != "recipe":
             return f"{words}; the suggestion is {suggestion / self.lr:.2g} times that"
         return (
-            f"{words}, chosen by the val accuracy of whole trainings with warmup, decay and "
+            f"{words}, chosen by the results of whole trainings with warmup, decay and "
             "averaging, which allow a higher rate; the suggestion comes from a short trial without "
             "these: keep the recipe's unless its training is unstable"
         )

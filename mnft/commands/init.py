@@ -41,7 +41,7 @@ def run(images: Path, output: Path | None, model: str, *, force: bool) -> None:
     values: dict[str, Any] = {"recipe": "auto", "data": {"root": str(images)}, "model": chosen}
     head = [
         f"{images}: {describe_scan(scan)}",
-        f"classes: {', '.join(scan.class_names())}",
+        f"classes: {', '.join(scan.labels())}",
         f"launch:  mnft train {output}",
         "Lines that begin with # show defaults; take the # away to change one. What you do not",
         "write the recipe chooses for a pretrained model; the run says what, and why.",

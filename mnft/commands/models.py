@@ -8,9 +8,7 @@ from mnft import console
 from mnft.model.profile import list_profiles
 
 
-def run(
-    pattern: str | None, *, img_size: int | None, num_classes: int | None, as_json: bool
-) -> None:
+def run(pattern: str | None, *, img_size: int | None, outputs: int | None, as_json: bool) -> None:
     """List models that match a pattern, with parameters and MACs.
 
     Raises:
@@ -18,7 +16,7 @@ def run(
     """
     with console.progress("counting") as on_progress:
         profiles = []
-        for profile in list_profiles(pattern, img_size=img_size, num_classes=num_classes):
+        for profile in list_profiles(pattern, img_size=img_size, num_classes=outputs):
             profiles.append(profile)
             on_progress(len(profiles), 0)
     if as_json:

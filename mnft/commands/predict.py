@@ -10,9 +10,11 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
+
+from numpy.typing import NDArray
 
 from mnft import console, files
 from mnft.data.folder import list_images
@@ -23,8 +25,8 @@ from mnft.evaluation.checkpoint import open_checkpoint
 from mnft.model.bundle import Bundle
 from mnft.reporter import SILENT
 from mnft.streams import is_stdout_closed
-from mnft.tasks.base import Outputs
-from mnft.tasks.classify.metrics import softmax
+from mnft.tasks import open_task
+from mnft.tasks.outputs import Answers, Outputs
 from mnft.text import guard_formula
 from mnft.training.eval_batches import EvalOptions, open_eval_batches
 from mnft.training.inference import compute_outputs
@@ -40,7 +42,7 @@ class Request:
         checkpoint: a run, a model folder or an exported file.
         inputs: files, folders, globs, or "-" for a list on standard input.
         output: the file to write; None for standard output.
-        top_k: classes to name for each image.
+        limit: labels to name for each image; fewer if the model knows fewer.
         as_json_lines: whether to write a JSON object a line instead of CSV.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         batch_size: images in a batch.
@@ -50,11 +52,19 @@ class Request:
     checkpoint: Path
     inputs: Sequence[str]
     output: Path | None
-    top_k: int
+    limit: int
     as_json_lines: bool
     device: str
     batch_size: int
     workers: int | None
+
+
+class _Row(NamedTuple):
+    """An image: its path as it is shown, and its (K,) outputs or why it could not be read."""
+
+    path: str
+    values: NDArray[Any] | None
+    error: str | None
 
 
 def run(request: Request) -> None:
@@ -72,7 +82,7 @@ def run(request: Request) -> None:
     paths = list(_expand(request.inputs))  # with repetitions: the rows follow the given list
     if not paths:
         raise DataError("found no images", hint="name files, folders, globs, or - for a list")
-    request = replace(request, top_k=min(request.top_k, len(bundle.class_names)))
+    answers = open_task(bundle.labels, bundle.task).build_answers(request.limit)
     machine = open_machine(request.device)
     machine.place(bundle.model)
     workers = request.workers
@@ -81,10 +91,10 @@ def run(request: Request) -> None:
     options = EvalOptions(request.batch_size, workers, allow_bad=True)
     rows = _predict(bundle, paths, machine, options, request)
     if output:
-        failed = _write_file(rows, output, request)
+        failed = _write_file(rows, output, answers, request)
         console.note(f"written to {output}")
     else:
-        failed = _write(rows, sys.stdout, request)
+        failed = _write(rows, sys.stdout, answers, request)
     if failed == len(paths):
         if failed == 1:
             raise DataError("the image could not be read; its row says why")
@@ -131,7 +141,7 @@ def _predict(
     machine: Machine,
     options: EvalOptions,
     request: Request,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[_Row]:
     """Rows in the order of `paths`, a chunk at a time, so that a long list takes little memory.
 
     The bar is gone before rows are given, which may go to the same terminal. The reader of a pipe
@@ -162,10 +172,10 @@ def _predict(
                     options=options,
                 ),
                 machine,
-                num_outputs=len(bundle.class_names),
+                num_outputs=len(bundle.labels),
                 on_images=advance,
             )
-        yield from _rows(bundle, chunk, outputs, request.top_k)
+        yield from _rows(chunk, outputs)
 
 
 def _is_pipe(stream: TextIO) -> bool:
@@ -175,18 +185,13 @@ def _is_pipe(stream: TextIO) -> bool:
         return False
 
 
-def _rows(
-    bundle: Bundle, paths: list[Path], outputs: Outputs, top_k: int
-) -> Iterator[dict[str, Any]]:
-    probabilities = dict(zip(outputs.positions.tolist(), softmax(outputs.logits), strict=True))
+def _rows(paths: list[Path], outputs: Outputs) -> Iterator[_Row]:
+    values = dict(zip(outputs.positions.tolist(), outputs.values, strict=True))
     for position, path in enumerate(paths):
         if (bad := outputs.bad.get(position)) is not None:
-            yield {"path": _printable(path), "error": bad.reason, "top": []}
-            continue
-        row = probabilities[position]
-        best = (-row).argsort(kind="stable")[:top_k]
-        top = [(bundle.class_names[label], float(row[label])) for label in best]
-        yield {"path": _printable(path), "error": None, "top": top}
+            yield _Row(_printable(path), None, bad.reason)
+        else:
+            yield _Row(_printable(path), values[position], None)
 
 
 def _printable(path: Path) -> str:
@@ -194,41 +199,39 @@ def _printable(path: Path) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _write_file(rows: Iterator[dict[str, Any]], output: Path, request: Request) -> int:
+def _write_file(rows: Iterator[_Row], output: Path, answers: Answers, request: Request) -> int:
     """Write the rows to a file, all or nothing; gives the number of images not read."""
     if output.is_dir():
         raise DataError(f"{output}: is a folder, expected the name of a file to write")
     try:
         if _exists(output) and not output.is_file():  # a pipe or a device stays what it is
             with output.open("w", encoding="utf-8", newline="") as stream:
-                return _write(rows, stream, request)
+                return _write(rows, stream, answers, request)
         with (
             files.atomic_path(output.resolve()) as temporary,
             temporary.open("w", encoding="utf-8", newline="") as stream,
         ):
-            return _write(rows, stream, request)
+            return _write(rows, stream, answers, request)
     except OSError as error:
         raise DataError(f"{output}: cannot be written: {error.strerror}") from error
 
 
-def _write(rows: Iterator[dict[str, Any]], stream: TextIO, request: Request) -> int:
+def _write(rows: Iterator[_Row], stream: TextIO, answers: Answers, request: Request) -> int:
     """Write the rows; gives the number of images that could not be read."""
     failed = 0
     # A file and a pipe get names as they are.
     show = console.clean if stream.isatty() else str
+    headings = answers.headings
     if not request.as_json_lines:
-        names = [f"{n}_{k}" for k in range(1, request.top_k + 1) for n in ("class", "probability")]
-        stream.write(_csv_line(["path", *names, "error"]))
+        stream.write(_csv_line(["path", *headings, "error"]))
     for row in rows:
-        failed += row["error"] is not None
+        failed += row.error is not None
         if request.as_json_lines:
-            top = [{"class": name, "probability": round(p, 6)} for name, p in row["top"]]
-            entry = {"path": row["path"], "predictions": top, "error": row["error"]}
+            entry = {"path": row.path, **answers.as_record(row.values), "error": row.error}
             stream.write(show(json.dumps(entry, ensure_ascii=False)) + "\n")
         else:
-            cells = [cell for name, p in row["top"] for cell in (name, f"{p:.6f}")]
-            cells += [""] * (2 * request.top_k - len(cells))
-            stream.write(show(_csv_line([row["path"], *cells, row["error"] or ""])))
+            cells = [""] * len(headings) if row.values is None else answers.as_cells(row.values)
+            stream.write(show(_csv_line([row.path, *cells, row.error or ""])))
         stream.flush()
     return failed
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from mnft import console, files
@@ -15,6 +14,7 @@ from mnft.device.select import keep_freed_memory
 from mnft.errors import CheckpointError, ConfigError, Interrupted
 from mnft.evaluation.checkpoint import load_settings, open_trained
 from mnft.runs.begin import begin_training, check_early
+from mnft.tasks.base import Task
 from mnft.text import count
 
 
@@ -71,18 +71,23 @@ def run(checkpoint: Path, overrides: Sequence[str], output: Path | None, *, as_j
             raise Interrupted(error.exit_code, f"by {error.by}; nothing was written") from error
     best = home / "best"
     if as_json:
-        stages = [asdict(row) for row in rows]
+        stages = [row.as_record() for row in rows]
         console.show_json({"run": str(home), "best": str(best), "stages": stages})
         return
-    _show_table(rows)
+    _show_table(rows, training.task)
     console.done(f"the pruned model is {best}")
     console.note(f"next: mnft eval --ckpt {home}")
     console.show_data(str(best))
 
 
-def _show_table(rows: Sequence[PruneRow]) -> None:
+def _show_table(rows: Sequence[PruneRow], task: Task) -> None:
+    figures = [task.format_figures(row.figures) for row in rows]
     console.show_table(
-        ["model", "MACs", "share", "parameters", "size", "val accuracy", "val loss", "folder"],
+        [
+            *("model", "MACs", "share", "parameters", "size"),
+            *(f"val {name}" for name in figures[0]),
+            "folder",
+        ],
         [
             [
                 row.label,
@@ -90,11 +95,10 @@ def _show_table(rows: Sequence[PruneRow]) -> None:
                 f"{row.macs_share:.1%}",
                 f"{row.parameters / 1e6:.2f} M",
                 f"{row.size_mb:.1f} MB",
-                f"{row.val_accuracy:.2%}",
-                f"{row.val_loss:.4f}",
+                *shown.values(),
                 row.folder,
             ]
-            for row in rows
+            for row, shown in zip(rows, figures, strict=True)
         ],
         to_stderr=True,
     )

@@ -15,6 +15,7 @@ from mnft.compress.quantize.attempts import PREFERRED, Method, choose_method
 from mnft.compress.quantize.calibration import choose_images
 from mnft.compress.quantize.search import QuantizeJob, quantize
 from mnft.evaluation.checkpoint import default_target, load_settings, open_trained
+from mnft.evaluation.parity import describe_agreement
 from mnft.exports.artifact import PARITY, QUANTIZATION
 from mnft.exports.convert import check_target
 from mnft.text import count
@@ -59,14 +60,14 @@ def run(request: Request, overrides: Sequence[str], *, as_json: bool) -> None:
     ):
         quantized = quantize(job, folder, Path(work), console.REPORTER)
         record = quantized.record | {"latency": _measure(quantized.float_folder, folder)}
-        parity = quantized.parity.describe(images.val, against="the fp32 file")
+        parity = describe_agreement(quantized.parity, images.val, against="the fp32 file")
         files.write_json(folder / PARITY, parity)
         files.write_json(folder / QUANTIZATION, record)
     file = target / method.format.file
     if as_json:
         console.show_json({"folder": str(target), "file": str(file), **record})
         return
-    _show_record(record, method)
+    _show_record(record, method, quantized.parity.figure)
     console.done(f"quantized to {target}")
     console.note(f"next: mnft eval --ckpt {target}")
     console.show_data(str(file))
@@ -84,7 +85,7 @@ def _measure(float_folder: Path, int8_folder: Path) -> dict[str, Any]:
     }
 
 
-def _show_record(record: dict[str, Any], method: Method) -> None:
+def _show_record(record: dict[str, Any], method: Method, figure: str) -> None:
     layers, size, latency = record["layers"], record["size_bytes"], record["latency"]
     floating = record["float_layers"]
     console.note(
@@ -92,12 +93,12 @@ def _show_record(record: dict[str, Any], method: Method) -> None:
         f"channel), {layers['floating']} in float"
         + (f" ({', '.join(floating)})" if floating else "")
     )
-    for split, values in record["accuracy"].items():
+    for split, values in record[figure].items():
         (low, high), (least, most) = values["fp32"]["interval"], values["int8"]["interval"]
         console.note(
-            f"{split:<8} {count(values['images'], 'image')}: {values['fp32']['accuracy']:.2%} "
-            f"({low:.2%} to {high:.2%}) -> {values['int8']['accuracy']:.2%} ({least:.2%} to "
-            f"{most:.2%}), same class on {values['agreement']:.2%}"
+            f"{split:<8} {count(values['images'], 'image')}: {values['fp32'][figure]:.2%} "
+            f"({low:.2%} to {high:.2%}) -> {values['int8'][figure]:.2%} ({least:.2%} to "
+            f"{most:.2%}), same answer for {values['agreement']:.2%}"
         )
     console.note(
         f"size     {size['fp32'] / 1e6:.2f} -> {size['int8'] / 1e6:.2f} MB ({size['ratio']:.0%})"

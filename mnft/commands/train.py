@@ -115,6 +115,7 @@ def _show_result(run: Run, result: FitResult, seconds: float, *, as_json: bool) 
     folder, training, best = run.folder, run.training, result.best
     if best is None:
         raise CheckpointError(f"{folder.path}: no epoch was trained")
+    figures = {name: best.figures[f"val_{name}"] for name in training.task.monitors}
     if as_json:
         console.show_json(
             {
@@ -123,9 +124,7 @@ def _show_result(run: Run, result: FitResult, seconds: float, *, as_json: bool) 
                 "epochs": len(result.epochs),
                 "stopped_early": result.stopped_early,
                 "best_epoch": best.epoch,
-                "val_accuracy": best.figures["val_accuracy"],
-                "val_macro_f1": best.figures["val_macro_f1"],
-                "val_loss": best.figures["val_loss"],
+                **{f"val_{name}": value for name, value in figures.items()},
                 "seconds": round(seconds, 3),
             }
         )
@@ -137,14 +136,13 @@ def _show_result(run: Run, result: FitResult, seconds: float, *, as_json: bool) 
             f"{count(patience or 0, 'epoch')}"
         )
     size_mb = (folder.best / "model.safetensors").stat().st_size / 1e6
+    shown = training.task.format_figures(figures)
     console.show_table(
-        ["best epoch", "val accuracy", "val macro F1", "val loss", "parameters", "size", "time"],
+        ["best epoch", *(f"val {name}" for name in shown), "parameters", "size", "time"],
         [
             [
                 "head" if best.stage == "head" else f"{best.epoch} of {len(result.epochs)}",
-                f"{best.figures['val_accuracy']:.2%}",
-                f"{best.figures['val_macro_f1']:.4f}",
-                f"{best.figures['val_loss']:.4f}",
+                *shown.values(),
                 f"{training.facts['parameters'] / 1e6:.2f} M",
                 f"{size_mb:.1f} MB",
                 f"{seconds:.0f} s",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from mnft.compare.plot import plot_comparison
 from mnft.compare.rows import Comparison
 from mnft.exports.formats import FORMATS
 from mnft.host import count_cores, name_processor, read_versions
+from mnft.tasks.base import Task
 from mnft.text import count, guard_cell, printable
 
 TABLE, RECORD, PAGE, PLOT = (
@@ -22,10 +24,7 @@ TABLE, RECORD, PAGE, PLOT = (
 )
 COMPARISON_FILES = frozenset({TABLE, RECORD, PAGE, PLOT})
 
-COLUMNS = (
-    "model",
-    "accuracy (95%)",
-    "macro-F1",
+_COSTS = (
     "params M",
     "MACs M",
     "file MB",
@@ -36,16 +35,15 @@ COLUMNS = (
     "images/s",
     "Pareto",
 )
-EXPLANATION = (
-    "accuracy: with its 95% Wilson interval",
+_EXPLANATION = (
     "RAM: the most that a process held that only opened this model and ran it at batch 1, with "
     "Python and the runtime",
     "ms, p95 ms: median and 95th percentile of one image through the model, without decoding and "
     "resizing",
     "relative: latency as a multiple of the first model's, median over the rounds",
     "Pareto: no other model here is at least as accurate and as fast (latency), or as accurate and "
-    "as small (size), and better in one of the two; by the accuracies as measured, whose "
-    "intervals may overlap",
+    "as small (size), and better in one of the two; by the figures as measured, whose intervals "
+    "may overlap",
 )
 
 
@@ -59,6 +57,7 @@ class Setting:
         num_images: the number of images.
         threads: the threads of every model.
         plan: how latency was measured.
+        task: the task of the models.
         warnings: the warnings that were given.
     """
 
@@ -67,7 +66,18 @@ class Setting:
     num_images: int
     threads: int
     plan: Plan
+    task: Task
     warnings: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Headings of the table."""
+        return ("model", *self.task.columns, *_COSTS)
+
+    @property
+    def explanation(self) -> tuple[str, ...]:
+        """What the columns say."""
+        return (self.task.explanation, *_EXPLANATION)
 
     def describe(self) -> str:
         """The setting in one sentence."""
@@ -110,15 +120,15 @@ def write_comparison(folder: Path, comparison: Comparison, setting: Setting) -> 
         "models": models,
     }
     title = (
-        f"accuracy with its 95% interval on {setting.num_images:,} images, and latency with "
-        f"{count(setting.threads, 'thread')}"
+        f"{setting.task.figure} with its 95% interval on {setting.num_images:,} images, and "
+        f"latency with {count(setting.threads, 'thread')}"
     )
     with files.atomic_folder(folder) as new:
         files.write_json(new / RECORD, record)
         rows = [[_format_value(value) for value in model.values()] for model in models]
         files.write_csv(new / TABLE, [list(models[0]), *rows])
         files.write_text(new / PAGE, _format_page(comparison, setting, record))
-        plot_comparison(comparison, new / PLOT, title=title)
+        plot_comparison(comparison, new / PLOT, title=title, metric=setting.task.figure)
     return record
 
 
@@ -126,17 +136,17 @@ def _describe_row(comparison: Comparison, index: int) -> dict[str, Any]:
     """All figures of a row as JSON values, also the columns of the CSV file."""
     row = comparison.rows[index]
     facts, evaluation, latency = row.facts, row.evaluation, row.latency
-    low, high = evaluation.accuracy_interval if evaluation else (None, None)
+    figures: Mapping[str, float | None] = evaluation.as_columns() if evaluation else {}
+    if evaluation is None:
+        known = next(row.evaluation for row in comparison.rows if row.evaluation)
+        figures = dict.fromkeys(known.as_columns())
     return {
         "model": row.name,
         "folder": printable(str(row.variant.folder)),
         "runtime": facts and facts.runtime,
         "architecture": facts and facts.architecture,
         "precision": facts and facts.precision,
-        "accuracy": evaluation and evaluation.accuracy,
-        "accuracy_low": low,
-        "accuracy_high": high,
-        "macro_f1": evaluation and evaluation.macro.f1,
+        **figures,
         "params": facts and facts.params,
         "macs": facts and facts.macs,
         "size_bytes": facts and facts.size_bytes,
@@ -162,30 +172,27 @@ def _format_value(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else guard_cell(str(value))
 
 
-def build_table(comparison: Comparison) -> list[list[str]]:
-    """A row of cells for each model, under `COLUMNS`; what is not known is "-"."""
+def build_table(comparison: Comparison, setting: Setting) -> list[list[str]]:
+    """A row of cells for each model, under the setting's columns; what is not known is "-"."""
     table = []
     for row, ratio, index in zip(
         comparison.rows, comparison.ratios, range(len(comparison.rows)), strict=True
     ):
-        cells = [row.name, *["-"] * (len(COLUMNS) - 2), comparison.fronts(index)]
+        figures = row.evaluation.as_cells() if row.evaluation else ["-"] * len(setting.task.columns)
+        costs = ["-"] * (len(_COSTS) - 1)
         if facts := row.facts:
-            cells[3] = "-" if facts.params is None else f"{facts.params / 1e6:.2f}"
-            cells[4] = "-" if facts.macs is None else f"{facts.macs / 1e6:.1f}"
-            cells[5] = f"{facts.size_bytes / 1e6:.2f}"
-        if evaluation := row.evaluation:
-            low, high = evaluation.accuracy_interval
-            cells[1] = f"{evaluation.accuracy:.2%} ({100 * low:.1f} to {100 * high:.1f})"
-            cells[2] = f"{evaluation.macro.f1:.4f}"
+            costs[0] = "-" if facts.params is None else f"{facts.params / 1e6:.2f}"
+            costs[1] = "-" if facts.macs is None else f"{facts.macs / 1e6:.1f}"
+            costs[2] = f"{facts.size_bytes / 1e6:.2f}"
         if latency := row.latency:
             memory = latency.peak_memory_mb
-            cells[6] = "-" if memory is None else f"{memory:.0f}"
-            cells[7:9] = f"{latency.median_ms:.2f}", f"{latency.p95_ms:.2f}"
-            cells[9] = "-" if ratio is None else f"{ratio:.2f}x"
-            cells[10] = f"{latency.images_per_s:.1f}"
-        if row.problem:
-            cells[-1] = "failed"
-        table.append(cells)
+            costs[3] = "-" if memory is None else f"{memory:.0f}"
+            costs[4:6] = f"{latency.median_ms:.2f}", f"{latency.p95_ms:.2f}"
+            costs[6] = "-" if ratio is None else f"{ratio:.2f}x"
+            costs[7] = f"{latency.images_per_s:.1f}"
+        table.append(
+            [row.name, *figures, *costs, "failed" if row.problem else comparison.fronts(index)]
+        )
     return table
 
 
@@ -193,10 +200,12 @@ def _format_page(comparison: Comparison, setting: Setting, record: dict[str, Any
     """The page in Markdown: the table, the plot, what the columns mean, the machine."""
     machine = record["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
-    rows = [COLUMNS, ["---", *["---:"] * (len(COLUMNS) - 2), "---"], *build_table(comparison)]
+    columns = setting.columns
+    rulers = ["---", *["---:"] * (len(columns) - 2), "---"]
+    rows = [columns, rulers, *build_table(comparison, setting)]
     escaped = [[_escape(cell) for cell in row] for row in rows]
     failures = [f"{row.name}: {row.problem}" for row in comparison.rows if row.problem]
-    notes = [*EXPLANATION, *setting.warnings, *failures]
+    notes = [*setting.explanation, *setting.warnings, *failures]
     return "\n".join(
         [
             "# Comparison",
@@ -205,7 +214,7 @@ def _format_page(comparison: Comparison, setting: Setting, record: dict[str, Any
             "",
             *(f"| {' | '.join(row)} |" for row in escaped),
             "",
-            f"![accuracy against latency]({PLOT})",
+            f"![{setting.task.figure} against latency]({PLOT})",
             "",
             *(f"- {_escape(' '.join(note.split()))}" for note in notes),
             "",

@@ -1,4 +1,4 @@
-"""The figures of each model in a comparison: accuracy on the same images, then latency together."""
+"""The figures of each model in a comparison: those of the same images, then latency together."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mnft.evaluation.checkpoint import Checkpoint, load_settings, open_checkpoin
 from mnft.evaluation.images import ImageSet, describe_seen, load_image_set
 from mnft.evaluation.outputs import compute_image_outputs
 from mnft.reporter import Reporter
-from mnft.tasks.classify.metrics import compute_evaluation
+from mnft.tasks import open_task
 from mnft.training.eval_batches import EvalOptions
 
 # What concerns only one model; images that cannot be used stop the whole comparison.
@@ -59,7 +59,7 @@ def choose_images(
     return load_image_set(first, None, split, reporter, judging=False)
 
 
-def add_accuracy(
+def add_evaluation(
     rows: Sequence[Row], images: ImageSet, threads: int | None, reporter: Reporter
 ) -> tuple[list[Row], list[str]]:
     """Evaluate each model on the CPU.
@@ -78,7 +78,7 @@ def add_accuracy(
     for row in rows:
         folder = row.variant.folder
         if (earlier := done.get(folder)) is not None:
-            # A compiled model has the accuracy of its model, which is computed only once.
+            # A compiled model has the figures of its model, which is computed only once.
             row = replace(row, evaluation=earlier.evaluation, problem=earlier.problem)
         elif row.problem is None:
             try:
@@ -97,8 +97,9 @@ def add_accuracy(
                     reporter=reporter,
                     what=row.name,
                 )
-                evaluation = compute_evaluation(outputs.logits, outputs.targets, bundle.class_names)
-                row = replace(row, evaluation=evaluation)
+                row = replace(
+                    row, evaluation=open_task(bundle.labels, bundle.task).evaluate(outputs)
+                )
             except _FAULTS_OF_ONE as error:
                 row = replace(row, problem=error.message)
         done[folder] = row
@@ -109,7 +110,7 @@ def add_accuracy(
 
 
 def add_latency(rows: Sequence[Row], plan: Plan, reporter: Reporter) -> list[Row]:
-    """Measure the models that have an accuracy, all together."""
+    """Measure the models that were evaluated, all together."""
     working = [index for index, row in enumerate(rows) if row.evaluation is not None]
     measured = list(rows)
     results = measure_each([rows[index].variant for index in working], plan, reporter)

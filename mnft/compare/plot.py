@@ -1,4 +1,4 @@
-"""The plot of a comparison: accuracy with its interval against latency, and the Pareto front."""
+"""The plot of a comparison: main figure with interval against latency, and the Pareto front."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ class _Point:
     colour: str
     shape: str
     latency_ms: float
-    accuracy: float  # percent, as the two below
+    value: float  # percent, as the two below
     low: float
     high: float
     radius: float  # points
     on_front: bool
 
 
-def plot_comparison(comparison: Comparison, path: Path, *, title: str) -> None:
-    """Draw the rows that have accuracy and latency as a PNG, atomically.
+def plot_comparison(comparison: Comparison, path: Path, *, title: str, metric: str) -> None:
+    """Draw the rows that have figures and latency as a PNG, atomically.
 
     The area of a marker shows the file's size, its colour and shape show the runtime and the
     precision; the Pareto front is a line.
@@ -59,6 +59,7 @@ def plot_comparison(comparison: Comparison, path: Path, *, title: str) -> None:
         comparison: a comparison with at least one complete row.
         path: the PNG to write.
         title: the line above the plot.
+        metric: name of the main figure, for the axis.
     """
     names = [row.name for row in comparison.rows]
     names, numbers = make_drawable(names, numbering="rows of comparison.csv")
@@ -66,9 +67,9 @@ def plot_comparison(comparison: Comparison, path: Path, *, title: str) -> None:
     figure = Figure(figsize=_SIZE, dpi=_DPI, facecolor="white")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
-    _set_axes(axes, points, below=f"\n{numbers}" if numbers else "")
+    _set_axes(axes, points, metric, below=f"\n{numbers}" if numbers else "")
     # The front as steps, from the lower to the right edge of the plot.
-    front = sorted((point.latency_ms, point.accuracy) for point in points if point.on_front)
+    front = sorted((point.latency_ms, point.value) for point in points if point.on_front)
     corners = [(front[0][0], axes.get_ylim()[0])]
     for x, y in front:
         corners += [(x, corners[-1][1]), (x, y)]
@@ -80,7 +81,7 @@ def plot_comparison(comparison: Comparison, path: Path, *, title: str) -> None:
         axes.vlines(x, point.low, point.high, color=colour, linewidth=1.1, alpha=0.45, zorder=2)
         axes.plot(
             [x],
-            [point.accuracy],
+            [point.value],
             point.shape,
             color=colour,
             markersize=2 * point.radius,
@@ -113,16 +114,16 @@ def _build_points(
         kind = f"{row.facts.runtime} {row.facts.precision}"
         colour, shape = styles.setdefault(kind, style)
         size_bytes = row.facts.size_bytes
-        low, high = row.evaluation.accuracy_interval
+        rate = row.evaluation.rate
         points.append(
             _Point(
                 f"{name}, {size_bytes / 1e6:.{1 if size_bytes >= 950_000 else 2}f} MB",
                 colour,
                 shape,
                 row.latency.median_ms,
-                100 * row.evaluation.accuracy,
-                100 * low,
-                100 * high,
+                100 * rate.value,
+                100 * rate.low,
+                100 * rate.high,
                 max(_MIN_RADIUS, _MAX_RADIUS * math.sqrt(size_bytes / largest)),
                 on_front,
             )
@@ -130,7 +131,7 @@ def _build_points(
     return points, styles
 
 
-def _set_axes(axes: Axes, points: Sequence[_Point], *, below: str) -> None:
+def _set_axes(axes: Axes, points: Sequence[_Point], metric: str, *, below: str) -> None:
     """Limits with room around the points, scales and labels; `below` is added to the lower one."""
     shortest = min(point.latency_ms for point in points)
     longest = max(point.latency_ms for point in points)
@@ -148,7 +149,7 @@ def _set_axes(axes: Axes, points: Sequence[_Point], *, below: str) -> None:
     margin = 0.08 * (high - low) or 1.0
     axes.set_ylim(low - margin, high + margin)
     axes.set_xlabel(f"latency of one image, median in ms (less is better){below}", fontsize=10)
-    axes.set_ylabel("accuracy in % (more is better)", fontsize=10)
+    axes.set_ylabel(f"{metric} in % (more is better)", fontsize=10)
     style_axes(axes)
 
 
@@ -198,7 +199,7 @@ def _draw_names(axes: Axes, points: Sequence[_Point], front: Sequence[Bbox], ren
     scale = axes.figure.dpi / 72  # pixels a point
     spots = []
     for point in points:
-        ends = [(point.latency_ms, value) for value in (point.accuracy, point.low, point.high)]
+        ends = [(point.latency_ms, value) for value in (point.value, point.low, point.high)]
         (x, y), (_, low), (_, high) = axes.transData.transform(ends).tolist()
         interval = Bbox.from_extents(x - 2, low, x + 2, high)
         spots.append(_Spot(x, y, scale * point.radius + 1, interval))

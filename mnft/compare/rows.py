@@ -15,7 +15,7 @@ from mnft.exports.artifact import Artifact, compute_size, read_artifact
 from mnft.exports.formats import FORMATS
 from mnft.model.bundle import RECORD, WEIGHTS, load_bundle
 from mnft.model.profile import compute_macs
-from mnft.tasks.classify.evaluation import Evaluation
+from mnft.tasks.outputs import Evaluation
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Facts:
         runtime: what runs it: "torch", "torch compiled", or the title of a format.
         architecture: timm's name.
         precision: "fp32", "fp16" or "int8".
-        class_names: class names in the order of the outputs.
+        labels: class names in the order of the outputs.
         input_size: (C, H, W).
         params: the parameters of the model, or of the model that the file was made from; None
             where that model is gone.
@@ -37,7 +37,7 @@ class Facts:
     runtime: str
     architecture: str
     precision: str
-    class_names: tuple[str, ...]
+    labels: tuple[str, ...]
     input_size: tuple[int, int, int]
     params: int | None
     macs: int | None
@@ -74,7 +74,7 @@ class Row:
 
     @property
     def complete(self) -> bool:
-        """Whether it has accuracy and latency."""
+        """Whether it has figures and latency."""
         return self.evaluation is not None and self.latency is not None
 
 
@@ -85,8 +85,8 @@ class Comparison:
     Attributes:
         rows: the rows in the order asked for.
         ratios: latency as a multiple of the first complete row's; None where there is none.
-        fastest: whether a row is on the Pareto front of accuracy against latency.
-        smallest: whether a row is on the Pareto front of accuracy against file size.
+        fastest: whether a row is on the Pareto front of the main figure against latency.
+        smallest: whether a row is on the Pareto front of the main figure against file size.
     """
 
     rows: tuple[Row, ...]
@@ -106,11 +106,11 @@ def compare(rows: Sequence[Row]) -> Comparison:
 
     def front_by(costs: Sequence[float | None]) -> tuple[bool, ...]:
         complete = [
-            (index, cost, row.evaluation.accuracy)
+            (index, cost, row.evaluation.rate.value)
             for index, (row, cost) in enumerate(zip(rows, costs, strict=True))
             if row.complete and row.evaluation and cost is not None
         ]
-        on_front = compute_front([cost for _, cost, _ in complete], [acc for *_, acc in complete])
+        on_front = compute_front([cost for _, cost, _ in complete], [gain for *_, gain in complete])
         chosen = {index for (index, *_), best in zip(complete, on_front, strict=True) if best}
         return tuple(index in chosen for index in range(len(rows)))
 
@@ -181,7 +181,7 @@ def read_facts(variant: Variant) -> Facts:
             runtime="torch compiled" if variant.compiled else "torch",
             architecture=bundle.architecture,
             precision="fp32",
-            class_names=bundle.class_names,
+            labels=bundle.labels,
             input_size=bundle.preprocessing.input_size,
             params=sum(parameter.numel() for parameter in bundle.model.parameters()),
             macs=compute_macs(bundle.model, bundle.preprocessing.input_size),
@@ -195,7 +195,7 @@ def read_facts(variant: Variant) -> Facts:
         runtime=artifact.format if fmt is None else fmt.title,
         architecture=artifact.architecture,
         precision=artifact.precision,
-        class_names=artifact.class_names,
+        labels=artifact.labels,
         input_size=artifact.preprocessing.input_size,
         params=None if made_from is None else made_from.params,
         macs=None if made_from is None else made_from.macs,
@@ -223,18 +223,18 @@ def _find_source(folder: Path, artifact: Artifact) -> Path | None:
     return None
 
 
-def check_class_names(rows: Sequence[Row]) -> None:
+def check_labels(rows: Sequence[Row]) -> None:
     """Refuse models of different classes; the same classes in another order are matched by name.
 
     Raises:
         CheckpointError: with the names that differ.
     """
-    known = [(row.name, row.facts.class_names) for row in rows if row.facts]
-    for name, class_names in known[1:]:
+    known = [(row.name, row.facts.labels) for row in rows if row.facts]
+    for name, labels in known[1:]:
         first, expected = known[0]
-        if set(class_names) == set(expected):
+        if set(labels) == set(expected):
             continue
-        missing, further = set(expected) - set(class_names), set(class_names) - set(expected)
+        missing, further = set(expected) - set(labels), set(labels) - set(expected)
         parts = [
             f"{what} {', '.join(sorted(names)[:5])}" + (", ..." if len(names) > 5 else "")
             for what, names in (("lacks", missing), ("also has", further))

@@ -297,6 +297,8 @@ class RunConfig(Section):
 class Config(Section):
     """The whole config of a run."""
 
+    task: Literal["classify"] = "classify"
+    """What the model learns: `classify` gives each image one class."""
     recipe: Literal["auto", "plain"] = "auto"
     """`auto` chooses the keys that you leave out, by the model and the number of images, and says
     why. For pretrained models these are the stages, learning rates per layer, schedule, weight

@@ -40,8 +40,8 @@ def exclude(scan: FolderScan, list_path: str | None) -> Exclusion:
     wanted = set(listed)
     images = tuple(image for image in scan.images if image.path not in wanted)
     excluded = [image for image in scan.images if image.path in wanted]
-    left = {(image.split, image.class_name) for image in images}
-    emptied = {(i.split, i.class_name) for i in excluded} - left
+    left = {(image.split, image.label) for image in images}
+    emptied = {(i.split, i.label) for i in excluded} - left
     empty = tuple(sorted({*scan.empty_classes, *emptied}, key=str))
     found = [image.path for image in excluded]
     unknown = sorted(wanted - set(found))

@@ -25,13 +25,13 @@ class ImageFile:
 
     Attributes:
         path: relative to the root, with forward slashes.
-        class_name: name of the class folder, in Unicode's composed form (NFC), so that the same
+        label: name of the class folder, in Unicode's composed form (NFC), so that the same
             name written on a Mac and on Linux is the same class.
         split: "train", "val", "test", or None where the folder has no splits.
     """
 
     path: str
-    class_name: str
+    label: str
     split: str | None
 
 
@@ -57,10 +57,10 @@ class FolderScan:
         found = {image.split for image in self.images if image.split}
         return tuple(name for name in ("train", "val", "test") if name in found)
 
-    def class_names(self, split: str | None = None) -> list[str]:
+    def labels(self, split: str | None = None) -> list[str]:
         """Sorted class names, of one split or of all."""
         images = self.images
-        return sorted({i.class_name for i in images if split is None or i.split == split})
+        return sorted({i.label for i in images if split is None or i.split == split})
 
 
 def check_folder(root: Path, *, key: str | None = None) -> None:
@@ -82,7 +82,7 @@ def check_folder(root: Path, *, key: str | None = None) -> None:
 def describe_scan(scan: FolderScan) -> str:
     """A folder in words: "1,600 images of 5 classes in train, val, test"."""
     where = f" in {', '.join(scan.splits)}" if scan.splits else ", not split"
-    classes = count(len(scan.class_names()), "class", "classes")
+    classes = count(len(scan.labels()), "class", "classes")
     return f"{count(len(scan.images), 'image')} of {classes}{where}"
 
 

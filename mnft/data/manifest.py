@@ -25,7 +25,7 @@ class Sample:
     """One image: its path relative to the root, its class, its split and its content's SHA-256."""
 
     path: str
-    class_name: str
+    label: str
     split: str
     sha256: str
 
@@ -44,7 +44,7 @@ class Manifest:
 
     Attributes:
         root: the image folder.
-        class_names: sorted names; the index of a name is its label.
+        labels: sorted names; the index of a name is its label.
         samples: the images, sorted by path.
         left_out: files that were found and are not used.
         inherited: shortened SHA-256 of images outside the train split that earlier models were
@@ -52,7 +52,7 @@ class Manifest:
     """
 
     root: Path
-    class_names: tuple[str, ...]
+    labels: tuple[str, ...]
     samples: tuple[Sample, ...]
     left_out: tuple[LeftOut, ...] = ()
     inherited: frozenset[str] = frozenset()
@@ -75,7 +75,7 @@ class Manifest:
     @property
     def fingerprint(self) -> str:
         """A hash of contents, classes and splits; the same images split alike give the same."""
-        lines = sorted(f"{s.sha256} {s.split} {s.class_name}" for s in self.samples)
+        lines = sorted(f"{s.sha256} {s.split} {s.label}" for s in self.samples)
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -116,7 +116,7 @@ def build_manifest(
         if (problem := inspections[image.path].problem) is not None
     ]
     hashes = {image.path: inspections[image.path].sha256 for image in good}
-    class_names = _check_classes(scan, good)
+    labels = _check_classes(scan, good)
     holder: dict[str, ImageFile] = {}  # which copy of a content stays
     for name in ("train", "val", "test"):
         holder |= {hashes[image.path]: image for image in good if image.split == name}
@@ -136,15 +136,15 @@ def build_manifest(
         sha256, split = hashes[image.path], image.split or "train"
         if split == "train":
             split = carved.get(sha256, split)
-        samples.append(Sample(image.path, image.class_name, split, sha256))
-    learned = {sample.class_name for sample in samples if sample.split == "train"}
-    if missing := [name for name in class_names if name not in learned]:
+        samples.append(Sample(image.path, image.label, split, sha256))
+    learned = {sample.label for sample in samples if sample.split == "train"}
+    if missing := [name for name in labels if name not in learned]:
         raise DataError(
             f"{scan.root}: every image of class {', '.join(missing)} is a copy of one in another "
             "split or class, so none is left for train",
             hint="`mnft data check` lists the copies",
         )
-    return Manifest(scan.root, tuple(class_names), tuple(samples), tuple(left_out))
+    return Manifest(scan.root, tuple(labels), tuple(samples), tuple(left_out))
 
 
 def save_manifest(manifest: Manifest, path: Path) -> None:
@@ -156,9 +156,12 @@ def save_manifest(manifest: Manifest, path: Path) -> None:
             "root": str(manifest.root),
             "absolute_root": str(manifest.root.absolute()),
             "fingerprint": manifest.fingerprint,
-            "class_names": list(manifest.class_names),
+            "class_names": list(manifest.labels),
             "counts": {name: len(manifest.split(name)) for name in manifest.splits},
-            "samples": [asdict(sample) for sample in manifest.samples],
+            "samples": [
+                {"path": s.path, "class_name": s.label, "split": s.split, "sha256": s.sha256}
+                for s in manifest.samples
+            ],
             "left_out": [asdict(entry) for entry in manifest.left_out],
             "inherited": pack(manifest.inherited),
         },
@@ -183,17 +186,17 @@ def load_manifest(path: Path) -> Manifest:
             # As written it survives a move of the whole project, else a change of folder.
             absolute_root if absolute_root.exists() and not root.exists() else root,
             tuple(content["class_names"]),
-            tuple(Sample(**sample) for sample in content["samples"]),
+            tuple(Sample(label=s.pop("class_name"), **s) for s in content["samples"]),
             tuple(LeftOut(**entry) for entry in content["left_out"]),
             unpack(content.get("inherited", "")),
         )
         if manifest.fingerprint != content["fingerprint"]:
             raise ValueError("its fingerprint is not that of its samples")
-        if list(manifest.class_names) != sorted({s.class_name for s in manifest.samples}):
+        if list(manifest.labels) != sorted({s.label for s in manifest.samples}):
             raise ValueError("class_names are not the names of its classes in their order")
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file, expected the run's split") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path}: damaged split file: {_explain(error)}",
             hint="restore it from a copy of the run; where there is none, move it away: the model "
@@ -210,7 +213,7 @@ def _explain(error: Exception) -> str:
         return "not text in UTF-8"
     if isinstance(error, KeyError):
         return f"`{error.args[0]}` is missing"
-    if isinstance(error, TypeError):  # Python's words for a list in the place of a mapping
+    if isinstance(error, TypeError | AttributeError):  # Python's words for a list for a mapping
         return "its entries are not those that mnft writes"
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
@@ -233,10 +236,10 @@ def list_changes(manifest: Manifest, samples: Sequence[Sample]) -> list[str]:
 
 def _check_classes(scan: FolderScan, good: Sequence[ImageFile]) -> list[str]:
     """The names of the classes, when every split can be used."""
-    train = sorted({image.class_name for image in good if image.split in (None, "train")})
+    train = sorted({image.label for image in good if image.split in (None, "train")})
     empty = sorted(
         {n for s, n in scan.empty_classes if s in (None, "train")}
-        | (set(scan.class_names("train" if scan.splits else None)) - set(train))
+        | (set(scan.labels("train" if scan.splits else None)) - set(train))
     )
     if empty and train:
         raise DataError(
@@ -249,7 +252,7 @@ def _check_classes(scan: FolderScan, good: Sequence[ImageFile]) -> list[str]:
     if len(train) < 2:
         raise DataError(f"{scan.root}: found one class ({train[0]}), expected at least two")
     for split in ("val", "test"):
-        if unknown := sorted(set(scan.class_names(split)) - set(train)):
+        if unknown := sorted(set(scan.labels(split)) - set(train)):
             raise DataError(
                 f"{scan.root}: the {split} split has classes that train has not: "
                 f"{', '.join(unknown)}",

@@ -92,9 +92,7 @@ def _warn_of_conflicts(manifest: Manifest) -> None:
     by_content: dict[str, list[Sample]] = defaultdict(list)
     for sample in manifest.samples:
         by_content[sample.sha256].append(sample)
-    conflicts = [
-        same for same in by_content.values() if len({sample.class_name for sample in same}) > 1
-    ]
+    conflicts = [same for same in by_content.values() if len({sample.label for sample in same}) > 1]
     if conflicts:
         _log.warning(
             "%s in two classes with the same bytes, such as %s; `mnft data check --fix FILE` lists "

@@ -79,15 +79,15 @@ def carve(
         seen.add(content)
         if content in known:
             chosen[content] = known[content]
-            kept[image.class_name].add(known[content])
+            kept[image.label].add(known[content])
         else:
-            by_class[image.class_name].add(content)
-    for class_name, contents in sorted(by_class.items()):
+            by_class[image.label].add(content)
+    for label, contents in sorted(by_class.items()):
         order = sorted(contents, key=lambda c: hashlib.sha256(f"{seed}:{c}".encode()).digest())
-        counts = compute_split_counts(len(order), fractions, has=kept[class_name])
+        counts = compute_split_counts(len(order), fractions, has=kept[label])
         if counts is None:
             raise DataError(
-                f"class {class_name} has {len(order)} different images, too few to split into "
+                f"class {label} has {len(order)} different images, too few to split into "
                 f"{', '.join(['train', *fractions])}",
                 hint="add images, lower data.val_fraction or data.test_fraction, or make the "
                 "split folders yourself",

@@ -68,7 +68,7 @@ def open_checkpoint(path: Path, *, threads: int | None = None) -> Checkpoint:
         folder = find_bundle(path)
         bundle, run = load_bundle(folder), _run_of(folder)
     manifest = _manifest_of(run)
-    if manifest is not None and manifest.class_names != bundle.class_names:
+    if manifest is not None and manifest.labels != bundle.labels:
         raise _other_classes(bundle, run, manifest)
     return Checkpoint(bundle, run, manifest)
 
@@ -105,7 +105,7 @@ def portable_path(folder: Path) -> str:
 
 def _other_classes(bundle: Bundle, run: RunFolder, manifest: Manifest) -> CheckpointError:
     """The error of a model whose class names are not those of its run; it shows a difference."""
-    ours, theirs = bundle.class_names, manifest.class_names
+    ours, theirs = bundle.labels, manifest.labels
     what = f"knows {len(ours)} classes, the run {len(theirs)}"
     if len(ours) == len(theirs):
         place = next(i for i, pair in enumerate(zip(ours, theirs, strict=True)) if len({*pair}) > 1)

@@ -75,7 +75,7 @@ def load_image_set(
     if data is not None:
         with reporter.track("checking images") as on_progress:
             samples, problems = list_folder_images(
-                data, split, bundle.class_names, recorded, on_progress
+                data, split, bundle.labels, recorded, on_progress
             )
         found = ImageSet(data, samples[0].split, samples, problems).take_evenly(limit)
         for path, problem in problems.items():
@@ -134,7 +134,7 @@ def _find_recorded(run: RunFolder, recorded: Manifest, split: str, limit: int | 
 def list_folder_images(
     root: Path,
     split: str | None,
-    class_names: tuple[str, ...],
+    labels: tuple[str, ...],
     recorded: Manifest | None,
     on_progress: Callable[[int, int], None],
 ) -> tuple[list[Sample], dict[str, str]]:
@@ -145,7 +145,7 @@ def list_folder_images(
         split: name of the split; None takes test, or else val, of a folder with splits, and all
             images of one without. Images of a split that mnft made itself (val out of train/, or
             all splits of a plain folder) are recognised by content.
-        class_names: class names of the model.
+        labels: class names of the model.
         recorded: manifest of the model's training, or None if it lies in no run.
         on_progress: called with the files inspected and all files.
 
@@ -171,16 +171,16 @@ def list_folder_images(
     carved = carved and recorded is not None
     folder = "train" if carved else split
     chosen = [i for i in scan.images if not scan.splits or i.split == folder]
-    if unknown := sorted({image.class_name for image in chosen} - set(class_names)):
+    if unknown := sorted({image.label for image in chosen} - set(labels)):
         raise DataError(
             f"{root}: classes that the model does not know: {', '.join(unknown)}",
-            hint=f"the model knows {', '.join(class_names[:10])}"
-            + (", ..." if len(class_names) > 10 else ""),
+            hint=f"the model knows {', '.join(labels[:10])}"
+            + (", ..." if len(labels) > 10 else ""),
         )
     inspections = scan_files(root, [image.path for image in chosen], on_progress)
     problems = {path: i.problem for path, i in inspections.items() if i.problem is not None}
     samples = [
-        Sample(i.path, i.class_name, split or "all", inspections[i.path].sha256)
+        Sample(i.path, i.label, split or "all", inspections[i.path].sha256)
         for i in chosen
         if i.path not in problems
     ]
@@ -210,18 +210,18 @@ def every_nth(count: int, wanted: int) -> Sequence[int]:
     return [(2 * i + 1) * count // (2 * wanted) for i in range(wanted)]
 
 
-def per_class(class_names: Sequence[str], count: int) -> list[int]:
+def per_class(labels: Sequence[str], count: int) -> list[int]:
     """Positions of `count` images, equally many of each class, spread evenly over its images.
 
     Args:
-        class_names: class name of each image.
+        labels: class name of each image.
         count: number of images; all are taken if there are fewer.
     """
     by_class: dict[str, list[int]] = {}
-    for position, name in enumerate(class_names):
+    for position, name in enumerate(labels):
         by_class.setdefault(name, []).append(position)
     chosen = dict.fromkeys(by_class, 0)
-    left = min(count, len(class_names))
+    left = min(count, len(labels))
     while left:
         # One image of each class at a time, because a class may have too few for an equal part.
         for name in [n for n, own in by_class.items() if chosen[n] < len(own)][:left]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from mnft.data.check.findings import Finding
 from mnft.data.check.report import Checked
@@ -18,17 +16,14 @@ from mnft.data.manifest import Sample
 from mnft.device.machine import open_machine
 from mnft.device.select import keep_freed_memory
 from mnft.errors import DataError, ModelError
-from mnft.evaluation.checkpoint import Checkpoint, open_trained
-from mnft.evaluation.confident_learning import cross_validate, find_label_errors
+from mnft.evaluation.checkpoint import open_trained
 from mnft.model.linear_head import find_linear_head, has_linear_head
 from mnft.reporter import Reporter
 from mnft.tasks import open_task
-from mnft.tasks.base import Features
 from mnft.training.eval_batches import EvalOptions, open_eval_batches
 from mnft.training.head.features import compute_features
 
 _BATCH_SIZE = 64
-_SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,22 +63,22 @@ def check_labels(root: Path, checked: Checked, checkpoint: Path, reporter: Repor
             "are found by"
         )
     images = [i for i in checked.images if checked.inspections[i.path].problem is None]
-    known = [image for image in images if image.class_name in bundle.class_names]
+    known = [image for image in images if image.label in bundle.labels]
     if not known:
         raise DataError(
             f"{root}: none of its classes is among those of {checkpoint}",
-            hint=f"the model knows {', '.join(bundle.class_names[:10])}",
+            hint=f"the model knows {', '.join(bundle.labels[:10])}",
         )
     contents = [checked.inspections[image.path].sha256 for image in known]
     samples = [
-        Sample(image.path, image.class_name, image.split or "all", content)
+        Sample(image.path, image.label, image.split or "all", content)
         for image, content in zip(known, contents, strict=True)
     ]
-    machine = open_machine()
+    task, machine = open_task(bundle.labels, bundle.task), open_machine()
     batches = open_eval_batches(
         root,
         samples,
-        open_task(bundle.class_names).encode(samples),
+        task.encode(samples),
         bundle.preprocessing,
         machine,
         options=EvalOptions(_BATCH_SIZE),
@@ -92,45 +87,21 @@ def check_labels(root: Path, checked: Checked, checkpoint: Path, reporter: Repor
         features = compute_features(
             machine.place(bundle.model), batches, machine, dtype=torch.float32, on_images=advance
         )
-    targets = features.targets.numpy()
-    trained, by_model, crosswise = _compute_probabilities(opened, features, contents)
-    findings = []
-    for probabilities, chosen in ((by_model, ~trained), (crosswise, trained)):
-        positions = np.flatnonzero(chosen)
-        for error in find_label_errors(probabilities[chosen], targets[chosen]):
-            image = known[positions[error.position]]
-            what = f"labelled {image.class_name}, looks like {bundle.class_names[error.suggested]}"
-            more = f"{what} (more probable by {error.margin:.0%})"
-            findings.append(Finding("label", False, more, (image.path,), look_at=(image.path,)))
-    count = int(trained.sum())
-    return LabelCheck(findings, len(known) - count, count, len(images) - len(known))
-
-
-def _compute_probabilities(
-    opened: Checkpoint, features: Features, contents: Sequence[str]
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Tell which images the model learned from, and how probable it finds each class of each.
-
-    Returns:
-        (N,) bool, whether the model learned from the image or may have; (N, K) probabilities by
-        the model, which count for the other images; (N, K) probabilities by cross-validation over
-        the images that it learned from, which count for those.
-    """
-    values, targets = features.values.numpy(), features.targets.numpy()
-    trained = np.ones(len(contents), dtype=bool)
-    if opened.manifest is not None or "trained_on" in opened.bundle.record:
+    # What the model learned from it cannot judge; without a record it may be any image.
+    trained = np.ones(len(known), dtype=bool)
+    if opened.manifest is not None or "trained_on" in bundle.record:
         seen = opened.trained_on
         trained = np.array([shorten(content) in seen for content in contents], dtype=bool)
-    head = find_linear_head(opened.bundle.model)
+    head = find_linear_head(bundle.model)
     assert head is not None
     with torch.inference_mode():
-        logits = head(features.values.to(head.weight.device)).float()
-        by_model = np.asarray(torch.softmax(logits, 1).cpu().numpy())
-    crosswise = np.zeros((len(targets), int(targets.max()) + 1))
-    groups = [content for content, own in zip(contents, trained, strict=True) if own]
-    fitted = cross_validate(values[trained], targets[trained], groups, _SEED)
-    crosswise[trained, : fitted.shape[1]] = fitted
-    return trained, by_model, crosswise
+        values = head(features.values.to(head.weight.device)).float().cpu().numpy()
+    findings = []
+    for error in task.find_label_errors(features, values, trained, contents):
+        path = known[error.position].path
+        findings.append(Finding("label", False, error.what, (path,), look_at=(path,)))
+    count = int(trained.sum())
+    return LabelCheck(findings, len(known) - count, count, len(images) - len(known))
 
 
 def describe(found: LabelCheck) -> Mapping[str, int]:

@@ -9,7 +9,7 @@ from mnft.evaluation.images import ImageSet
 from mnft.model.bundle import Bundle
 from mnft.reporter import SILENT, Reporter
 from mnft.tasks import open_task
-from mnft.tasks.base import Outputs
+from mnft.tasks.outputs import Outputs
 from mnft.training.eval_batches import EvalOptions, open_eval_batches
 from mnft.training.inference import compute_outputs
 
@@ -42,7 +42,7 @@ def compute_image_outputs(
     """
     keep_freed_memory()
     machine = open_machine(device).with_precision("fp32", config.precision, img_size=None)
-    task = open_task(bundle.class_names)
+    task = open_task(bundle.labels, bundle.task)
     batches = open_eval_batches(
         images.root,
         images.samples,

@@ -55,11 +55,13 @@ class Artifact:
         format: a name of `formats.FORMATS`.
         file: name of the model file in its folder.
         architecture: timm's name.
-        class_names: class names in the order of the outputs.
+        labels: names of the outputs, in their order.
         preprocessing: how an image becomes an input; with `embedded`, its normalisation is in the
             file.
-        embedded: the file takes uint8 pixels (B, H, W, C) and gives probabilities; otherwise
-            normalised float32 pixels in `layout`, and logits.
+        embedded: whether the file takes uint8 pixels (B, H, W, C) and ends in the task's
+            activation; otherwise it takes normalised float32 pixels in `layout`.
+        output_name: name of the output, such as "logits", or "probabilities" after an activation.
+        task: name of the task.
         layout: layout of the input, "NCHW" or "NHWC".
         dynamic_batch: whether the file takes any number of images at once; otherwise one.
         precision: "fp32", "fp16" or "int8".
@@ -70,19 +72,16 @@ class Artifact:
     format: str
     file: str
     architecture: str
-    class_names: tuple[str, ...]
+    labels: tuple[str, ...]
     preprocessing: Preprocessing
+    output_name: str
     embedded: bool = False
+    task: str = "classify"
     layout: str = "NCHW"
     dynamic_batch: bool = True
     precision: str = "fp32"
     source: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def output_name(self) -> str:
-        """`logits`, or `probabilities` after a softmax in the file."""
-        return "probabilities" if self.embedded else "logits"
 
     @property
     def input_shape(self) -> tuple[int | str, ...]:
@@ -108,11 +107,12 @@ def write_record(folder: Path, artifact: Artifact) -> None:
         values = f"{colours} pixels divided by 255, less mean, divided by std"
     record = {
         "format": artifact.format,
+        "task": artifact.task,
         "file": artifact.file,
         "mnft_version": mnft.__version__,
         "architecture": artifact.architecture,
         "precision": artifact.precision,
-        "class_names": list(artifact.class_names),
+        "class_names": list(artifact.labels),
         "preprocessing": {
             **asdict(artifact.preprocessing),
             "resize": _describe_resize(artifact.preprocessing),
@@ -129,7 +129,7 @@ def write_record(folder: Path, artifact: Artifact) -> None:
         "output": {
             "name": artifact.output_name,
             "dtype": "float32",
-            "shape": [artifact.input_shape[0], len(artifact.class_names)],
+            "shape": [artifact.input_shape[0], len(artifact.labels)],
         },
         "size_bytes": compute_size(model),
         "sha256": compute_sha256(model),
@@ -154,13 +154,16 @@ def _describe_resize(preprocessing: Preprocessing) -> dict[str, Any]:
 
 def _format_labels(artifact: Artifact) -> str:
     # One name a line: a line break within a name would shift all that follow.
-    names = [" ".join(name.splitlines()) for name in artifact.class_names]
+    names = [" ".join(name.splitlines()) for name in artifact.labels]
     return "".join(f"{name}\n" for name in names)
 
 
 def _sum_record(values: Mapping[str, Any]) -> str:
     """SHA-256 of what an app must know; where the file came from, and from whom, may change."""
-    text = json.dumps({key: values.get(key) for key in _SUMMED}, sort_keys=True)
+    summed = {key: values.get(key) for key in _SUMMED}
+    if "task" in values:  # which files of older versions do not have
+        summed["task"] = values["task"]
+    text = json.dumps(summed, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -179,9 +182,11 @@ def read_artifact(folder: Path) -> Artifact:
             format=str(values["format"]),
             file=str(values["file"]),
             architecture=str(values["architecture"]),
-            class_names=tuple(map(str, values["class_names"])),
+            labels=tuple(map(str, values["class_names"])),
             preprocessing=Preprocessing.from_timm(preprocessing),
+            output_name=str(values["output"]["name"]),
             embedded=bool(values["embedded_preprocessing"]),
+            task=str(values.get("task", "classify")),
             layout=str(values["input"]["layout"]),
             dynamic_batch=values["input"]["shape"][0] == "batch",
             precision=str(values["precision"]),
@@ -236,7 +241,7 @@ def describe_metadata(artifact: Artifact) -> dict[str, str]:
     """Class names and preprocessing, for formats whose files have a place for them."""
     values = (
         artifact.architecture,
-        json.dumps(list(artifact.class_names), ensure_ascii=False),
+        json.dumps(list(artifact.labels), ensure_ascii=False),
         json.dumps(artifact.preprocessing.as_pretrained_cfg()),
         json.dumps(artifact.embedded),
     )

@@ -13,6 +13,7 @@ from mnft.exports.litert import environment as litert_environment
 from mnft.exports.quiet import silent
 from mnft.host import read_versions
 from mnft.model.bundle import Bundle
+from mnft.tasks import load_activation
 
 
 def check_toolchain(fmt: Format) -> None:
@@ -34,7 +35,7 @@ def convert(bundle: Bundle, fmt: Format, folder: Path, *, embed: bool) -> Artifa
         bundle: the trained model.
         fmt: the format.
         folder: where to write the file, which gets the format's name for it.
-        embed: whether normalisation and softmax go into the file.
+        embed: whether normalisation and the task's activation go into the file.
 
     Returns:
         What the file takes and gives.
@@ -43,13 +44,16 @@ def convert(bundle: Bundle, fmt: Format, folder: Path, *, embed: bool) -> Artifa
         ExportError: the tool-chain is not installed, or cannot take this model.
     """
     check_toolchain(fmt)
+    activation = load_activation(bundle.task)
     artifact = Artifact(
         format=fmt.name,
         file=fmt.file,
         architecture=bundle.architecture,
-        class_names=bundle.class_names,
+        labels=bundle.labels,
         preprocessing=bundle.preprocessing,
+        output_name=activation.name if embed else activation.outputs,
         embedded=embed,
+        task=bundle.task,
         layout=fmt.embedded_layout if embed else fmt.layout,
         dynamic_batch=fmt.dynamic_batch,
         precision=fmt.precision,
@@ -57,7 +61,10 @@ def convert(bundle: Bundle, fmt: Format, folder: Path, *, embed: bool) -> Artifa
         facts={"packages": read_versions(("torch", *fmt.converter))},
     )
     graph, example = build_graph(
-        bundle.model, bundle.preprocessing, embed=embed, layout=artifact.layout
+        bundle.model,
+        bundle.preprocessing,
+        activation.apply if embed else None,
+        layout=artifact.layout,
     )
     what = f"{bundle.architecture} cannot be exported to {fmt.title}"
     hint = "other formats may take it; `mnft -v export ...` shows the whole log"

@@ -1,4 +1,4 @@
-"""An exported file as a model like any other: normalised batches in, logits out."""
+"""An exported file as a model like any other: normalised batches in, outputs out."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from mnft.exports.artifact import RECORD, Artifact, check_metadata, read_artifac
 from mnft.exports.formats import Session
 from mnft.exports.session import open_session
 from mnft.model.bundle import Bundle
+from mnft.tasks import load_activation
 
 _DAMAGED_HINT = f"{RECORD} was changed after the export: export the model again"
 
@@ -34,15 +35,15 @@ class RuntimeModel(nn.Module):
         self._file = folder / artifact.file
         self._session = session
         self._artifact = artifact
+        self._activation = load_activation(artifact.task)
         self.register_buffer("mean", torch.tensor(artifact.preprocessing.mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(artifact.preprocessing.std).view(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """From normalised images (B, C, H, W) to (B, K) logits.
+        """From normalised images (B, C, H, W) to (B, K) outputs.
 
-        For a file that normalises pixels itself and ends in a softmax, the normalisation is undone,
-        which gives back the exact pixels, and the logarithms of the probabilities stand for the
-        logits.
+        For a file that normalises pixels itself and ends in an activation, the normalisation is
+        undone, which gives back the exact pixels, and so is the activation.
         """
         if self._artifact.embedded:
             images = ((images * self.std + self.mean) * 255).round().clamp(0, 255).to(torch.uint8)
@@ -57,15 +58,14 @@ class RuntimeModel(nn.Module):
             else:  # a copy of each, as the runtime may write the next one to the same place
                 rows = [self._session.run(array[i : i + 1]).copy() for i in range(len(array))]
                 outputs = np.concatenate(rows)
-        if outputs.ndim != 2 or outputs.shape[1] != len(self._artifact.class_names):
+        if outputs.ndim != 2 or outputs.shape[1] != len(self._artifact.labels):
             raise CheckpointError(
                 f"{self._file} gives {outputs.shape[-1]} values an image, but {RECORD} names "
-                f"{len(self._artifact.class_names)} classes",
+                f"{len(self._artifact.labels)} outputs",
                 hint=_DAMAGED_HINT,
             )
-        logits = torch.from_numpy(outputs.astype(np.float32)).to(images.device)
-        # A probability that was rounded to 0 needs a finite logarithm too.
-        return logits.clamp_min(torch.finfo().tiny).log() if self._artifact.embedded else logits
+        values = torch.from_numpy(outputs.astype(np.float32)).to(images.device)
+        return self._activation.invert(values) if self._artifact.embedded else values
 
 
 def load_exported(folder: Path, *, threads: int | None = None) -> Bundle:
@@ -83,7 +83,8 @@ def load_exported(folder: Path, *, threads: int | None = None) -> Bundle:
         folder=folder,
         model=RuntimeModel(session, artifact, folder).eval(),
         architecture=f"{artifact.architecture}, {artifact.format} {artifact.precision}",
-        class_names=artifact.class_names,
+        labels=artifact.labels,
         preprocessing=artifact.preprocessing,
         record={"source": dict(artifact.source)},
+        task=artifact.task,
     )

@@ -46,19 +46,21 @@ class ModelCard:
 
     Attributes:
         architecture: timm's name of the architecture.
-        model_args: keyword arguments of timm.create_model, except the number of classes.
+        model_args: keyword arguments of timm.create_model, except the number of outputs.
         preprocessing: how an image becomes the model's input.
-        class_names: class names in the order of the outputs.
+        labels: names of the outputs, in their order.
         pretrained_cfg: timm's description of the model that this one started from.
         pruned: whether the model has fewer channels than its architecture.
+        task: name of the task that the outputs mean something to.
     """
 
     architecture: str
     model_args: Mapping[str, Any]
     preprocessing: Preprocessing
-    class_names: tuple[str, ...]
+    labels: tuple[str, ...]
     pretrained_cfg: Mapping[str, Any]
     pruned: bool = False
+    task: str = "classify"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +70,10 @@ class Bundle:
     folder: Path
     model: nn.Module
     architecture: str
-    class_names: tuple[str, ...]
+    labels: tuple[str, ...]
     preprocessing: Preprocessing
     record: Mapping[str, Any]
+    task: str = "classify"
 
 
 def save_bundle(
@@ -87,16 +90,18 @@ def save_bundle(
     """
     kept = ("fixed_input_size", "pool_size", "first_conv", "classifier", "license")
     inherited = {k: card.pretrained_cfg[k] for k in kept if card.pretrained_cfg.get(k) is not None}
-    num_classes = len(card.class_names)
+    own: dict[str, Any] = dict(MARK) if card.pruned else {}
+    if card.task != "classify":  # which is what timm takes a folder for that says nothing
+        own["task"] = card.task
     config = {
         "architecture": card.architecture,
-        "num_classes": num_classes,
-        "label_names": list(card.class_names),
+        "num_classes": len(card.labels),
+        "label_names": list(card.labels),
         "model_args": dict(card.model_args),
         "pretrained_cfg": inherited
-        | {"num_classes": num_classes}
+        | {"num_classes": len(card.labels)}
         | card.preprocessing.as_pretrained_cfg(),
-        **({"mnft": MARK} if card.pruned else {}),
+        **({"mnft": own} if own else {}),
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with files.atomic_folder(folder) as temporary:
@@ -127,11 +132,11 @@ def load_bundle(folder: Path) -> Bundle:
     if not (folder / WEIGHTS).is_file():
         raise CheckpointError(f"{folder}: {WEIGHTS} is missing")
     names = config.get("label_names")
-    class_names = tuple(names) if isinstance(names, list) else ()
-    named = names and all(isinstance(name, str) for name in class_names)
-    if not named or len(class_names) != config.get("num_classes"):
+    labels = tuple(names) if isinstance(names, list) else ()
+    named = names and all(isinstance(name, str) for name in labels)
+    if not named or len(labels) != config.get("num_classes"):
         raise CheckpointError(
-            f"{folder / CONFIG}: no label_names for its {config.get('num_classes')} classes",
+            f"{folder / CONFIG}: no label_names for its {config.get('num_classes')} outputs",
             hint="folders that mnft trains have them; to start from other weights, give the "
             "folder to `mnft train` as model.name: local-dir:FOLDER",
         )
@@ -155,9 +160,10 @@ def load_bundle(folder: Path) -> Bundle:
         folder=folder,
         model=model.eval(),
         architecture=config["architecture"],
-        class_names=class_names,
+        labels=labels,
         preprocessing=preprocessing,
         record=record,
+        task=(config.get("mnft") or {}).get("task", "classify"),
     )
 
 

@@ -87,7 +87,7 @@ def build_model(
     config: ModelConfig,
     *,
     num_classes: int,
-    class_names: tuple[str, ...] | None = None,
+    labels: tuple[str, ...] | None = None,
     img_size: int | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> BuiltModel:
@@ -96,7 +96,7 @@ def build_model(
     Args:
         config: the `model` section of the config.
         num_classes: number of outputs of the head.
-        class_names: class names in the order of the outputs. Weights whose `label_names` are the
+        labels: class names in the order of the outputs. Weights whose `label_names` are the
             same keep their head; all others get a new one.
         img_size: height and width of the input in pixels; None for the model's own size.
         overrides: preprocessing that differs from the model's own (mean, std, interpolation,
@@ -129,7 +129,7 @@ def build_model(
     model_args = source_args | args
     weights = "random weights"
     if weights_file is not None:
-        weights, new_args = _load_file(model, config, weights_file, class_names)
+        weights, new_args = _load_file(model, config, weights_file, labels)
         model_args |= new_args
     elif config.pretrained:
         _init_small_head(model)
@@ -142,10 +142,10 @@ def build_model(
 
 
 def _load_file(
-    model: Any, config: ModelConfig, path: Path, class_names: tuple[str, ...] | None
+    model: Any, config: ModelConfig, path: Path, labels: tuple[str, ...] | None
 ) -> tuple[str, Mapping[str, Any]]:
     """Load a weights file; give a description of it, and arguments to save with the model."""
-    keep_head = class_names is not None and read_label_names(path.parent) == list(class_names)
+    keep_head = labels is not None and read_label_names(path.parent) == list(labels)
     classifier = layer_names(model, "classifier")
     try:
         report = load_weights(model, path, classifier=classifier, keep_head=keep_head)

@@ -128,8 +128,8 @@ class LeNet5(nn.Module):
         x = self.head_drop(x)
         if pre_logits:
             return x
-        logits: torch.Tensor = self.classifier(x)
-        return logits
+        outputs: torch.Tensor = self.classifier(x)
+        return outputs
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Compute logits (B, num_classes) from normalised images (B, C, H, W), float."""

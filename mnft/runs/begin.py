@@ -18,6 +18,7 @@ from mnft.device.machine import Machine, open_machine
 from mnft.device.ranks.distributed import Ranks, broadcast
 from mnft.errors import DataError
 from mnft.model.factory import check_model
+from mnft.model.teacher import check_teacher
 from mnft.reporter import Reporter
 from mnft.runs.folder import (
     RunFolder,
@@ -30,7 +31,6 @@ from mnft.runs.lock import RunLock
 from mnft.runs.parents import inherit
 from mnft.runs.resume import check_resumable, find_run
 from mnft.runs.tensorboard import wants_writer
-from mnft.tasks.classify.distill.teacher import check_teacher
 from mnft.text import count
 from mnft.training.build import build_training
 from mnft.training.inputs import UncheckedImages
@@ -190,7 +190,7 @@ def _build(
     if machine.ranks.is_main and run_folder is None:
         counts = ", ".join(f"{len(manifest.split(s)):,} {s}" for s in manifest.splits)
         taken = f"; split of {config.data.split_from}" if config.data.split_from else ""
-        names = len(manifest.class_names)
+        names = len(manifest.labels)
         reporter.note(f"data     {manifest.root}: {names} classes, {counts}{taken}")
     return manifest, training
 

@@ -12,8 +12,8 @@ from mnft.data.manifest import SPLIT_FILE, Manifest, load_manifest
 from mnft.errors import CheckpointError
 from mnft.model.bundle import RECORD
 from mnft.model.sources import find_start_folder
+from mnft.model.teacher import find_folder
 from mnft.reporter import Reporter
-from mnft.tasks.classify.distill.teacher import find_folder
 
 
 @dataclass(frozen=True, slots=True)

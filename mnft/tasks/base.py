@@ -13,13 +13,21 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from mnft.config.schema import AugmentConfig, Config, DistillConfig, TrainConfig
-from mnft.data.decode import BadImage
 from mnft.data.manifest import Sample
 from mnft.device.machine import Machine
 from mnft.device.ranks.distributed import Ranks
 from mnft.model.factory import BuiltModel
 from mnft.preprocessing import Preprocessing
 from mnft.results import EpochResult
+from mnft.tasks.outputs import (
+    Answers,
+    Compare,
+    Evaluation,
+    Features,
+    FindLabelErrors,
+    Outputs,
+    WriteEvaluation,
+)
 
 
 class Loss(Protocol):
@@ -73,36 +81,6 @@ class FittedHead(Protocol):
         """How it was fitted, for the log."""
 
 
-@dataclass(frozen=True, slots=True)
-class Features:
-    """The features that a frozen backbone computes for images.
-
-    Attributes:
-        values: (N, D) float32, the input of the head.
-        targets: (N,) int64.
-    """
-
-    values: Tensor
-    targets: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Outputs:
-    """The outputs of a model for a set of images.
-
-    Attributes:
-        positions: (N,) int64, ascending: positions of the images in the list of paths.
-        logits: (N, K) float32.
-        targets: (N,) int64.
-        bad: images that could not be decoded, by position.
-    """
-
-    positions: NDArray[Any]
-    logits: NDArray[Any]
-    targets: NDArray[Any]
-    bad: dict[int, BadImage]
-
-
 class FitHead(Protocol):
     """Fits a linear head to features."""
 
@@ -154,6 +132,9 @@ class Task:
         monitors: for each figure that can choose the best epoch, `max` or `min`.
         train_figures: names of the figures that training sums up over an epoch; the first is the
             loss.
+        figure: name of the main figure, by which models are compared.
+        columns: headings of the figures in a comparison, the main figure first.
+        explanation: what the main figure's column says, for the page of a comparison.
         encode: samples to targets, one each.
         weigh: weight of each sample for `train.sampler: balanced`.
         build_loss: the loss of a training, from the config, the training samples and the device.
@@ -165,13 +146,25 @@ class Task:
         load_teacher: the teacher that the config's `distill` section names.
         build_distillation: combines the loss with one against a teacher, from the loss, the
             teacher, the `distill` section, the student's preprocessing and the teacher's dtype.
+        format_figures: figures of the `monitors` as text for people, by names for people.
         plot_training: draws the curve of a training.
+        evaluate: the full evaluation of a model's outputs.
+        write_evaluation: writes the files of an evaluation.
+        evaluation_files: names of these files.
+        compare: compares the outputs of two models.
+        rate_one: how good the (1, K) outputs for an image are for its target, in [0, 1]; the mean
+            is the main figure.
+        find_label_errors: finds likely wrong labels.
+        build_answers: what `mnft predict` says of images, with at most so many labels an image.
     """
 
     name: str
     labels: tuple[str, ...]
     monitors: Mapping[str, Callable[..., Any]]
     train_figures: tuple[str, ...]
+    figure: str
+    columns: tuple[str, ...]
+    explanation: str
     encode: Callable[[Sequence[Sample]], list[int]]
     weigh: Callable[[Sequence[Sample]], list[float]]
     build_loss: Callable[[TrainConfig, Sequence[Sample], torch.device], Loss]
@@ -182,4 +175,12 @@ class Task:
     fit_head: FitHead
     load_teacher: Callable[[DistillConfig, Machine], Teacher]
     build_distillation: Callable[[Loss, Teacher, DistillConfig, Preprocessing, torch.dtype], Loss]
+    format_figures: Callable[[Mapping[str, float]], dict[str, str]]
     plot_training: Callable[[Sequence[EpochResult], Path, str], None]
+    evaluate: Callable[[Outputs], Evaluation]
+    write_evaluation: WriteEvaluation
+    evaluation_files: frozenset[str]
+    compare: Compare
+    rate_one: Callable[[NDArray[Any], int], float]
+    find_label_errors: FindLabelErrors
+    build_answers: Callable[[int], Answers]

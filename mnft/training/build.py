@@ -62,7 +62,7 @@ def build_training(
             the config asks for cannot be built.
     """
     threads = _set_up(config, machine)  # first: the seeds also decide the weights of a new head
-    task = open_task(manifest.class_names)
+    task = open_task(manifest.labels, config.task)
     built = task.build_model(config)
     config, choices, machine = _resolve(config, manifest, built, machine)
     freeze(built.model, config.model.freeze)
@@ -101,10 +101,10 @@ def build_training(
         val=val,
         criterion=criterion,
         options=_build_options(config, machine, task, threads),
-        card=_build_card(built, task.labels),
+        card=_build_card(built, task),
         feature_folder=inputs.folder,
         contents={
-            split: [f"{sample.sha256} {sample.class_name}" for sample in manifest.split(split)]
+            split: [f"{sample.sha256} {sample.label}" for sample in manifest.split(split)]
             for split in ("train", "val")
         },
         facts=_describe_setup(built, model, machine, threads) | decided,
@@ -148,14 +148,15 @@ def _build_options(config: Config, machine: Machine, task: Task, threads: Thread
     )
 
 
-def _build_card(built: BuiltModel, labels: tuple[str, ...]) -> ModelCard:
+def _build_card(built: BuiltModel, task: Task) -> ModelCard:
     return ModelCard(
         architecture=built.architecture,
         model_args=built.model_args,
         preprocessing=built.preprocessing,
-        class_names=labels,
+        labels=task.labels,
         pretrained_cfg=built.pretrained_cfg,
         pruned=built.pruned,
+        task=task.name,
     )
 
 

@@ -21,7 +21,7 @@ from mnft.device.select import autocast
 from mnft.failures import is_out_of_memory
 from mnft.model.freeze import evaluating
 from mnft.preprocessing import Preprocessing
-from mnft.tasks.base import Outputs
+from mnft.tasks.outputs import Outputs
 
 _log = logging.getLogger(__name__)
 # What `eval.batch_size: auto` means: images in a batch, the most on a GPU, and its most pixels.

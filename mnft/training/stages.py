@@ -14,7 +14,7 @@ from mnft.reporter import SILENT, Reporter
 from mnft.results import EpochResult, FitResult
 from mnft.seeding import derive_seed
 from mnft.signals import stop_request
-from mnft.tasks.base import Features
+from mnft.tasks.outputs import Features
 from mnft.training.fit import Checkpointer, fit, join_figures
 from mnft.training.head.cache import cached, compute_key
 from mnft.training.head.features import compute_features, set_head

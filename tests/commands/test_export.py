@@ -35,6 +35,7 @@ from mnft.exports.session import open_session
 from mnft.host import find_missing
 from mnft.model.bundle import ModelCard, load_bundle, save_bundle
 from mnft.model.factory import build_model
+from mnft.tasks import load_activation
 from mnft.tasks.classify.metrics import softmax
 
 Cli = Callable[..., Result]
@@ -230,7 +231,7 @@ def test_core_ml_is_converted_and_not_checked(
         assert image.colorSpace == (10 if channels == 1 else 20)
     else:
         assert list(given.type.multiArrayType.shape) == [1, channels, size, size]
-    names = json.loads(spec.user_defined_metadata["mnft.class_names"])
+    names = json.loads(spec.user_defined_metadata["mnft.labels"])
     assert tuple(names) == CLASSES
 
 
@@ -290,7 +291,7 @@ def test_the_trained_model_stays_as_it_is(exports: Callable[..., Path], runs: Pa
     bundle = load_bundle(runs / "lenet5" / "best")
     before = {name: value.clone() for name, value in bundle.model.state_dict().items()}
     embedded, example = graph.build_graph(
-        bundle.model, bundle.preprocessing, embed=True, layout="NHWC"
+        bundle.model, bundle.preprocessing, load_activation().apply, layout="NHWC"
     )
     assert example.shape == (2, 28, 28, 1)
     for parameter in embedded.parameters():
@@ -842,7 +843,7 @@ def save_real_run(folder: Path, assets: Path, weights: str) -> None:
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         name = path.parent.name
         samples.append(Sample(f"{name}/{path.name}", name, "val", sha256))
-    classes = tuple(sorted({sample.class_name for sample in samples}))
+    classes = tuple(sorted({sample.label for sample in samples}))
     torch.manual_seed(0)
     name = f"local-dir:{assets / 'weights' / weights}"
     built = build_model(ModelConfig(name=name), num_classes=len(classes), img_size=96)

@@ -22,12 +22,12 @@ from support.images import COLOURS, write_image
 from typer.testing import Result
 
 from mnft.compare import judging
-from mnft.compare.files import COLUMNS, COMPARISON_FILES, Setting, write_comparison
+from mnft.compare.files import COMPARISON_FILES, Setting, write_comparison
 from mnft.compare.latency import Latency, Plan
 from mnft.compare.rows import (
     Facts,
     Row,
-    check_class_names,
+    check_labels,
     compare,
     compute_front,
     describe_slow_int8,
@@ -41,6 +41,7 @@ from mnft.exports.formats import FORMATS
 from mnft.model.bundle import ModelCard, load_bundle, save_bundle
 from mnft.model.profile import profile_model
 from mnft.preprocessing import Preprocessing
+from mnft.tasks import open_task
 from mnft.tasks.classify.evaluation import Averages, Evaluation
 from mnft.tasks.classify.metrics import compute_wilson_interval
 
@@ -138,13 +139,11 @@ def test_int8_is_compared_with_its_own_model_and_format():
 
 
 def test_other_classes_are_refused_and_another_order_is_not():
-    check_class_names([row("a", 9, 1.0), row("b", 9, 1.0, class_names=CLASSES[::-1])])
+    check_labels([row("a", 9, 1.0), row("b", 9, 1.0, labels=CLASSES[::-1])])
     with pytest.raises(
         CheckpointError, match="b has other classes than a: it lacks blue and also has pink"
     ):
-        check_class_names(
-            [row("a", 9, 1.0), row("b", 9, 1.0, class_names=("green", "pink", "red"))]
-        )
+        check_labels([row("a", 9, 1.0), row("b", 9, 1.0, labels=("green", "pink", "red"))])
 
 
 # --- files
@@ -157,7 +156,7 @@ def written(tmp_path):
         row("a|b", 80, 0.05, params=None, macs=None),
         Row(Variant("none", Path("n")), None, problem="no such\nruntime"),
     ]
-    setting = Setting("data", "test", 100, 2, Plan(rounds=2), ("int8 is slow",))
+    setting = Setting("data", "test", 100, 2, Plan(rounds=2), open_task(CLASSES), ("int8 is slow",))
     write_comparison(tmp_path / "c", compare(rows), setting)
     return tmp_path / "c"
 
@@ -184,7 +183,7 @@ def test_the_page_is_a_table_that_names_cannot_break(written):
     page = (written / "comparison.md").read_text()
     lines = [line for line in page.splitlines() if line.startswith("| ")]
     assert len(lines) == 2 + 3
-    assert {line.replace("\\|", "").count("|") for line in lines} == {len(COLUMNS) + 1}
+    assert {line.replace("\\|", "").count("|") for line in lines} == {12 + 1}
     assert "- none: no such runtime" in page
     assert "- int8 is slow" in page
 
@@ -207,7 +206,7 @@ def test_names_in_the_picture_do_not_overlap(tmp_path, monkeypatch, count):
         row(f"model-{i} onnx-int8", int(rng.integers(88, 94)), float(rng.uniform(1, 9)))
         for i in range(count)
     ]
-    comparison_plot.plot_comparison(compare(rows), tmp_path / "x.png", title="t")
+    comparison_plot.plot_comparison(compare(rows), tmp_path / "x.png", title="t", metric="accuracy")
     (axes,) = figures[0].axes
     figures[0].canvas.draw()
     boxes = [text.get_window_extent() for text in axes.texts]
@@ -224,7 +223,7 @@ def test_a_name_that_no_font_has_is_a_number_in_the_picture(tmp_path, monkeypatc
     figures = []
     monkeypatch.setattr(comparison_plot, "save_figure", lambda figure, _: figures.append(figure))
     rows = [row("a", 90, 1.0), row("\U0010f999", 91, 2.0)]
-    comparison_plot.plot_comparison(compare(rows), tmp_path / "x.png", title="t")
+    comparison_plot.plot_comparison(compare(rows), tmp_path / "x.png", title="t", metric="accuracy")
     (axes,) = figures[0].axes
     assert [text.get_text().partition(",")[0] for text in axes.texts] == ["a", "[2]"]
     assert "[n]: rows of comparison.csv" in axes.get_xlabel()
@@ -271,7 +270,9 @@ def add_coreml(run: Path) -> Path:
     folder.mkdir(parents=True)
     (folder / "model.mlpackage").write_text("x")
     preprocessing = Preprocessing((3, 32, 32), HALF, HALF, "bilinear", 1.0)
-    write_record(folder, Artifact("coreml", "model.mlpackage", "lenet5", CLASSES, preprocessing))
+    write_record(
+        folder, Artifact("coreml", "model.mlpackage", "lenet5", CLASSES, preprocessing, "logits")
+    )
     return folder
 
 

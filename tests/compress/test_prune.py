@@ -136,7 +136,7 @@ def test_a_pruned_run_is_resumed_tuned_again_and_pruned_again(prune, make_folder
     assert again.exit_code == 0, again.output
     assert "new head" in again.stderr
     bundle = load_bundle(Path(again.stdout.strip()))
-    assert bundle.class_names == ("blue", "green")
+    assert bundle.labels == ("blue", "green")
     own = load_file(run / "best" / "model.safetensors")
     assert bundle.model.state_dict()["conv_head.weight"].shape == own["conv_head.weight"].shape
     twice = prune("prune.macs=0.7", ckpt=run)

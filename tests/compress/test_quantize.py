@@ -205,7 +205,7 @@ def test_a_faster_file_is_called_fast(run_cli, run):
 def test_calibration_images_are_training_images_spread_over_classes(trained):
     images = choose_calibration_images(open_trained(trained), None, 12)
     assert {sample.split for sample in images.samples} == {"train"}
-    assert Counter(sample.class_name for sample in images.samples) == {
+    assert Counter(sample.label for sample in images.samples) == {
         "blue": 4,
         "green": 4,
         "red": 4,
@@ -422,7 +422,7 @@ def test_rounding_gets_gradients(trained):
     from mnft.exports.graph import build_graph
 
     bundle = load_bundle(trained / "best")
-    graph, example = build_graph(bundle.model, bundle.preprocessing, embed=False)
+    graph, example = build_graph(bundle.model, bundle.preprocessing)
     prepared = qat._insert_rounding(graph, example, ())
     prepared(example).square().sum().backward()
     assert all(torch.count_nonzero(p.grad) for p in prepared.parameters())

@@ -19,7 +19,7 @@ from mnft.data.manifest import load_manifest
 from mnft.data.prepare import prepare_manifest
 from mnft.data.readers import class_folders
 from mnft.errors import ConfigError, DataError
-from mnft.tasks.classify.checks import find_class_faults
+from mnft.tasks.classify.checks import check_labels
 
 Cli = Callable[..., Result]
 Make = Callable[..., Path]
@@ -100,7 +100,7 @@ def test_a_class_without_images_is_empty(make_folder: Make, tmp_path: Path) -> N
     kinds = {
         f.kind
         for f in check_dataset(
-            root, lambda *_: None, config, check_labels=find_class_faults
+            root, lambda *_: None, config, check_labels=check_labels
         ).report.findings
     }
     assert {"empty_class", "exclude_unknown"} <= kinds
@@ -200,7 +200,7 @@ def test_a_split_that_leaks_is_fixed(run_cli: Cli, tmp_path: Path) -> None:
     splits = {s.path: s.split for s in prepare_manifest(config, lambda *_: None).samples}
     torn = {p for p in splits if p.endswith("png") and splits[p] != splits[p[:-4] + " again.jpg"]}
     assert torn
-    report = check_dataset(root, lambda *_: None, config, check_labels=find_class_faults).report
+    report = check_dataset(root, lambda *_: None, config, check_labels=check_labels).report
     near = [f for f in report.findings if f.kind == "near_leak"]
     assert {path for f in near for path in f.paths if path.endswith("png")} == torn
     assert all(f.is_problem and "which the split would put into" in f.message for f in near)

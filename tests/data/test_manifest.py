@@ -88,9 +88,9 @@ def refusal(*args: Any, **kwargs: Any) -> str:
 def test_stratified_disjoint_and_complete() -> None:
     contents = flat(40)
     manifest = split(contents)
-    assert manifest.class_names == ("a", "b", "c")
+    assert manifest.labels == ("a", "b", "c")
     assert manifest.splits == ("train", "val", "test")
-    counts = Counter((s.split, s.class_name) for s in manifest.samples)
+    counts = Counter((s.split, s.label) for s in manifest.samples)
     assert counts == {
         (part, c): number
         for part, number in (("train", 28), ("val", 6), ("test", 6))
@@ -98,16 +98,12 @@ def test_stratified_disjoint_and_complete() -> None:
     }
     assert [s.path for s in manifest.samples] == sorted(contents)
     assert sum(len(manifest.split(name)) for name in manifest.splits) == len(contents)
-    assert {
-        manifest.class_names.index(s.class_name)
-        for s in manifest.split("val")
-        if s.class_name == "b"
-    } == {1}
+    assert {manifest.labels.index(s.label) for s in manifest.split("val") if s.label == "b"} == {1}
 
 
 def test_each_class_has_its_share_whatever_its_size() -> None:
     contents = flat(100, "a") | flat(10, "b") | flat(3, "c")
-    counts = Counter((s.class_name, s.split) for s in split(contents, val=0.2, test=0.1).samples)
+    counts = Counter((s.label, s.split) for s in split(contents, val=0.2, test=0.1).samples)
     assert [counts["a", s] for s in ("train", "val", "test")] == [70, 20, 10]
     assert [counts["b", s] for s in ("train", "val", "test")] == [7, 2, 1]
     assert [counts["c", s] for s in ("train", "val", "test")] == [1, 1, 1]
@@ -209,7 +205,7 @@ def test_a_class_of_copies_only_is_refused() -> None:
         except DataError as error:
             seen.add(error.message.split(" of one")[0])
         else:
-            seen.add(" ".join(sorted({s.class_name for s in manifest.split("train")})))
+            seen.add(" ".join(sorted({s.label for s in manifest.split("train")})))
     assert seen == {"root: every image of class b is a copy", "a b c"}
 
 
@@ -261,7 +257,7 @@ def test_no_test_split_is_made_where_val_is_given() -> None:
 
 def test_val_is_taken_from_train() -> None:
     manifest = split(given(train=20, test=5), val=0.25, test=0.5)
-    counts = Counter((s.split, s.class_name) for s in manifest.samples)
+    counts = Counter((s.split, s.label) for s in manifest.samples)
     assert counts == {
         (part, c): n for part, n in (("train", 15), ("val", 5), ("test", 5)) for c in "ab"
     }
@@ -272,8 +268,8 @@ def test_val_is_taken_from_train() -> None:
 def test_val_may_lack_classes_and_is_matched_by_name() -> None:
     contents = {f"train/{c}/{i}.png": f"{c}{i}" for c in "abc" for i in range(3)}
     manifest = split(contents | {"val/c/1.png": "v1", "val/b/1.png": "v2"})
-    assert manifest.class_names == ("a", "b", "c")
-    labels = {s.class_name: manifest.class_names.index(s.class_name) for s in manifest.split("val")}
+    assert manifest.labels == ("a", "b", "c")
+    labels = {s.label: manifest.labels.index(s.label) for s in manifest.split("val")}
     assert labels == {"b": 1, "c": 2}
 
 
@@ -306,7 +302,7 @@ def test_one_class_and_none() -> None:
 def test_an_empty_class() -> None:
     assert refusal(flat(), empty=((None, "z"),)) == "root: no usable image in class z"
     assert "in class z" in refusal(given(train=3, val=1), empty=(("train", "z"),))
-    assert split(given(train=3, val=1), empty=(("val", "a"),)).class_names == ("a", "b")
+    assert split(given(train=3, val=1), empty=(("val", "a"),)).labels == ("a", "b")
 
 
 def test_a_class_without_one_good_image() -> None:
@@ -439,7 +435,7 @@ def test_select_matches_by_name(make_folder: Callable[..., Path]) -> None:
     root = make_folder(per_class=3)
     (root / "green").rename(root.parent / "away")
     samples, problems = select(root)
-    assert {s.class_name for s in samples} == {"blue", "red"}
+    assert {s.label for s in samples} == {"blue", "red"}
     assert ({s.split for s in samples}, problems) == ({"all"}, {})
     (root / "blue").rename(root / "azure")
     with pytest.raises(DataError, match="classes that the model does not know: azure"):
@@ -491,7 +487,7 @@ def test_select_lists_what_it_cannot_decode(make_folder: Callable[..., Path]) ->
 def test_scan_to_manifest(make_folder: Callable[..., Path]) -> None:
     """Classes of a folder with splits come in the order of their names."""
     scan = class_folders.read(make_folder(splits=("train", "val"), per_class=2))
-    assert scan.class_names() == ["blue", "green", "red"]
+    assert scan.labels() == ["blue", "green", "red"]
 
 
 def test_a_relative_root_is_found_from_another_folder(
@@ -540,7 +536,7 @@ def test_new_images_are_split_as_usual() -> None:
     # A few go to train; a new class gets its share of every split.
     few = split(flat(42) | flat(10, "d"), known=known_of(first))
     assert {s.split for s in few.samples if s.path[:5] in {"a/040", "a/041"}} == {"train"}
-    assert Counter(s.split for s in few.samples if s.class_name == "d") == {
+    assert Counter(s.split for s in few.samples if s.label == "d") == {
         "train": 6,
         "val": 2,
         "test": 2,

@@ -173,7 +173,8 @@ from mnft.device.ranks.distributed import (
 from mnft.training.inference import compute_outputs
 from mnft.reporter import SILENT
 from mnft.tasks import open_task
-from mnft.tasks.base import Features, Teacher
+from mnft.tasks.base import Teacher
+from mnft.tasks.outputs import Features
 from mnft.tasks.classify.head import CrossEntropy
 from mnft.training import build, stages, teacher as teaching
 from mnft.training.epoch.gradients import LoopOptions
@@ -394,7 +395,7 @@ def check_evaluation(ranks, model):
     assert outputs.positions.tolist() == outputs.targets.tolist() == list(range(7))
     with torch.inference_mode():
         expected = model.eval()(images).numpy()
-    np.testing.assert_allclose(outputs.logits, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(outputs.values, expected, rtol=1e-4, atol=1e-5)
 
 
 def check_messages(ranks):

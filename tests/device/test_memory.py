@@ -273,7 +273,7 @@ def test_parts_give_the_outputs_of_the_whole(monkeypatch: pytest.MonkeyPatch, fl
     expected = images[..., 0].mean(2)
     if flip:
         expected = (expected + images[..., -1].mean(2)) / 2
-    assert torch.equal(torch.from_numpy(outputs.logits), expected)
+    assert torch.equal(torch.from_numpy(outputs.values), expected)
     assert max(sizes) == 3
     sizes.clear()
     features = compute_features(Model(), [batch], Machine(CPU), dtype=torch.float32)

@@ -1,80 +1,26 @@
-"""Differences of two models' outputs, and the gates in both directions."""
+"""The gates of an exported file in both directions, and what parity.json says."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from mnft.config.edge import ExportConfig
 from mnft.data.manifest import Sample
 from mnft.errors import GateError
 from mnft.evaluation.images import ImageSet, every_nth
-from mnft.evaluation.parity import Parity, check_gates, compute_parity, list_failures
-from mnft.tasks.base import Outputs
-from mnft.tasks.classify.metrics import softmax
+from mnft.evaluation.parity import check_gates, describe_agreement, list_failures
+from mnft.tasks.outputs import Agreement, Rate
 
 GATES = ExportConfig()
-TARGETS = np.array([0, 1, 2, 0])
-LOGITS = np.array([[3, 1, 0], [0, 2, 1], [1, 0, 0], [5, 0, 1]], dtype=np.float32)
 
 
-def outputs(logits: NDArray[Any], positions: tuple[int, ...] = (0, 1, 2, 3)) -> Outputs:
-    return Outputs(np.array(positions), logits.astype(np.float32), TARGETS[: len(logits)], {})
-
-
-def parity(**values: float) -> Parity:
-    whole = {
-        "agreement": 1.0,
-        "accuracy_before": 0.9,
-        "accuracy_after": 0.9,
-        "largest_difference": 0.0,
-        "mean_difference": 0.0,
-    }
-    return Parity(num_images=200, disagreements=(), of="logits", **whole | values)
-
-
-def test_the_same_outputs() -> None:
-    found = compute_parity(outputs(LOGITS), outputs(LOGITS), probabilities=False)
-    assert (found.agreement, found.largest_difference, found.mean_difference) == (1, 0, 0)
-    assert (found.accuracy_before, found.accuracy_after, found.accuracy_drop) == (0.75, 0.75, 0)
-    assert found.disagreements == ()
-    assert (found.num_images, found.of) == (4, "logits")
-
-
-def test_differences_and_disagreements() -> None:
-    other = LOGITS.copy()
-    other[0] = [1, 1.5, 0]  # was right, is wrong
-    other[2, 2] = 4  # was wrong, is right
-    found = compute_parity(outputs(LOGITS), outputs(other), probabilities=False)
-    assert found.disagreements == (0, 2)
-    assert found.agreement == 0.5
-    assert found.accuracy_before == found.accuracy_after == 0.75
-    assert found.largest_difference == 4
-    assert found.mean_difference == pytest.approx((2 + 0.5 + 4) / 12)
-    images = ImageSet(Path("d"), "val", [Sample(str(i), "a", "val", "0") for i in range(3)], {})
-    assert found.describe(images)["disagreements"] == ["0", "2"]
-
-
-def test_probabilities_are_compared_as_they_are() -> None:
-    logarithms = np.log(softmax(LOGITS))
-    found = compute_parity(outputs(LOGITS), outputs(logarithms), probabilities=True)
-    assert found.largest_difference < 1e-7
-    assert found.of == "probabilities"
-    # A file without its softmax, or one that is off by a factor, must not look right.
-    doubled = compute_parity(outputs(LOGITS), outputs(logarithms + np.log(2)), probabilities=True)
-    assert doubled.largest_difference == pytest.approx(softmax(LOGITS).max(), abs=1e-6)
-
-
-def test_other_images_are_refused() -> None:
-    with pytest.raises(ValueError, match="not of the same images"):
-        compute_parity(outputs(LOGITS), outputs(LOGITS, (0, 1, 2, 4)), probabilities=False)
-    nothing = Outputs(np.zeros(0), np.zeros((0, 3)), np.zeros(0), {})
-    with pytest.raises(ValueError, match="not of the same images"):
-        compute_parity(nothing, nothing, probabilities=False)
+def parity(agreement: float = 1.0, after: float = 0.9, largest: float = 0.0) -> Agreement:
+    before = Rate(0.9, 0.85, 0.93)
+    rate = Rate(after, after, after)
+    return Agreement("accuracy", 200, agreement, before, rate, largest, 0.0, (0, 2), "logits")
 
 
 @pytest.mark.parametrize(
@@ -84,12 +30,12 @@ def test_other_images_are_refused() -> None:
         ({"agreement": 0.99}, True),
         ({"agreement": 0.985}, False),
         # One image of 200 is half a point.
-        ({"accuracy_after": 0.895}, True),
-        ({"accuracy_after": 0.89}, False),
-        ({"accuracy_after": 0.95}, True),
-        ({"largest_difference": 100.0}, True),
-        ({"largest_difference": float("nan")}, False),
-        ({"largest_difference": float("inf")}, False),
+        ({"after": 0.895}, True),
+        ({"after": 0.89}, False),
+        ({"after": 0.95}, True),
+        ({"largest": 100.0}, True),
+        ({"largest": float("nan")}, False),
+        ({"largest": float("inf")}, False),
     ],
 )
 def test_gates(values: dict[str, float], passes: bool) -> None:
@@ -104,7 +50,7 @@ def test_gates(values: dict[str, float], passes: bool) -> None:
 
 
 def test_gates_are_those_of_the_config() -> None:
-    found = parity(agreement=0.9, accuracy_after=0.8)
+    found = parity(agreement=0.9, after=0.8)
     failures = " ".join(list_failures(found, GATES))
     assert "90.00% of 200 images" in failures
     assert "export.min_agreement" in failures
@@ -115,11 +61,17 @@ def test_gates_are_those_of_the_config() -> None:
 
 
 def test_values_that_are_no_numbers_fail() -> None:
-    broken = LOGITS.copy()
-    broken[3, 1] = np.nan  # argmax takes it for the largest
-    found = compute_parity(outputs(LOGITS), outputs(broken), probabilities=False)
-    failures = list_failures(found, ExportConfig(min_agreement=0, max_accuracy_drop=1))
+    gates = ExportConfig(min_agreement=0, max_accuracy_drop=1)
+    failures = list_failures(parity(largest=float("nan")), gates)
     assert failures == ["it gives values that are not finite"]
+
+
+def test_what_parity_json_says() -> None:
+    images = ImageSet(Path("d"), "val", [Sample(str(i), "a", "val", "0") for i in range(3)], {})
+    said = describe_agreement(parity(after=0.8), images)
+    assert said["disagreements"] == ["0", "2"]
+    assert (said["accuracy_before"], said["accuracy_after"]) == (0.9, 0.8)
+    assert said["accuracy_drop"] == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(("count", "wanted"), [(10, 3), (7, 7), (5, 9), (1000, 512), (3, 1)])

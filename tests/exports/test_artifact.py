@@ -34,6 +34,7 @@ ARTIFACT = Artifact(
     "lenet5",
     NAMES,
     PREPROCESSING,
+    "logits",
     source={"folder": "runs/x/best", "sha256": "00"},
     facts={"packages": {"onnx": "1"}},
 )
@@ -59,7 +60,9 @@ def test_what_is_written_comes_back(
 
 
 def test_model_json_says_what_goes_in_and_comes_out(tmp_path: Path) -> None:
-    folder = write(tmp_path / "a", replace(ARTIFACT, embedded=True, layout="NHWC"))
+    folder = write(
+        tmp_path / "a", replace(ARTIFACT, embedded=True, output_name="probabilities", layout="NHWC")
+    )
     record = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     assert record["input"]["shape"] == ["batch", 32, 32, 3]
     assert record["input"]["dtype"] == "uint8"
@@ -192,7 +195,7 @@ def test_where_it_came_from_may_be_taken_out(tmp_path: Path) -> None:
     record = folder / "model.json"
     values = json.loads(record.read_text(encoding="utf-8"))
     record.write_text(json.dumps(values | {"source": {}, "facts": {}}))
-    assert read_artifact(folder).class_names == NAMES
+    assert read_artifact(folder).labels == NAMES
 
 
 def test_exports_of_before_the_checksum_open(tmp_path: Path) -> None:
@@ -227,7 +230,7 @@ def test_a_file_that_speaks_for_itself_is_believed(tmp_path: Path) -> None:
     check_metadata(folder, ARTIFACT, metadata)
     check_metadata(folder, ARTIFACT, {})
     wrong = {
-        "class_names": replace(ARTIFACT, class_names=NAMES[::-1]),
+        "class_names": replace(ARTIFACT, labels=NAMES[::-1]),
         "preprocessing": replace(ARTIFACT, preprocessing=replace(PREPROCESSING, crop_pct=0.5)),
         "embedded_preprocessing": replace(ARTIFACT, embedded=True),
     }

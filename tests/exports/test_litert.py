@@ -263,12 +263,16 @@ def test_a_wrong_request_is_answered_in_words(tmp_path, values, words):
 
 def test_the_worker_imports_little_of_mnft():
     """The rest need not work with the older torch of its environment."""
-    code = "import sys, mnft.exports.litert.worker; print(*sorted(sys.modules))"
+    code = "import sys; from mnft.exports.litert import worker; "
+    code += "worker.load_activation('classify'); print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     modules = done.stdout.split()
     packages = {name.split(".")[1] for name in modules if name.startswith("mnft.")}
     single = {"errors", "failures", "files", "host", "preprocessing", "reporter", "text"}
-    assert packages - single == {"exports", "model"}
+    assert packages - single == {"exports", "model", "tasks"}
+    tasks = {name for name in modules if name.startswith("mnft.tasks.")}
+    light = {"activation", "classify", "classify.activation"}
+    assert tasks == {f"mnft.tasks.{name}" for name in light}
 
 
 def test_a_request_without_a_model_is_wrong():

@@ -29,6 +29,7 @@ ARTIFACT = Artifact(
     "lenet5",
     ("a", "b"),
     Preprocessing((1, 4, 4), (0.5,), (0.5,), "bilinear", 1.0),
+    "logits",
 )
 RUNNABLE = [fmt for fmt in FORMATS.values() if fmt.runtime is not None]
 
@@ -228,7 +229,7 @@ def test_a_record_that_is_not_of_its_file(doubling: Path) -> None:
         (("a",), torch.ones(2, 2), "gives 2 values an image, but model.json names 1"),
         (("a", "b"), torch.ones(2, 1, 4, 4), "does not take inputs of 1 x 4 x 4, as model.json"),
     ):
-        artifact = replace(ARTIFACT, class_names=names)
+        artifact = replace(ARTIFACT, labels=names)
         model = RuntimeModel(open_session(doubling, artifact), artifact, doubling)
         with pytest.raises(CheckpointError, match=says) as caught:
             model(images)

@@ -87,12 +87,12 @@ def test_splits_are_stratified_disjoint_and_complete(
     held = {name: {s.sha256 for s in manifest.split(name)} for name in SPLITS}
     for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
         assert not held[one] & held[other]  # disjoint by content
-    different = {(s.class_name, s.split, s.sha256) for s in manifest.samples}
+    different = {(s.label, s.split, s.sha256) for s in manifest.samples}
     found = Counter((c, split) for c, split, _ in different)
-    for class_name, number in counts.items():  # stratified
+    for label, number in counts.items():  # stratified
         for name, share in fractions.items():
-            assert found[class_name, name] == max(1, round(share * number))
-        assert found[class_name, "train"] >= 1
+            assert found[label, name] == max(1, round(share * number))
+        assert found[label, "train"] >= 1
 
 
 @steady
@@ -327,7 +327,7 @@ def test_the_model_folder_of_every_mobilenet_round_trips(name: str, tmp_path: Pa
     save_bundle(tmp_path / "model", built.model.state_dict(), card, {})
     opened = load_bundle(tmp_path / "model")
     plain = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True).eval()
-    assert opened.class_names == names
+    assert opened.labels == names
     assert opened.preprocessing == built.preprocessing
     images = torch.randn(2, *built.preprocessing.input_size)
     with torch.inference_mode():

@@ -91,7 +91,7 @@ def test_build_save_and_open(name: str, tmp_path: Path) -> None:
     assert not opened.model.training
     assert torch.equal(logits_of(opened.model, opened.preprocessing), expected)
     assert opened.preprocessing == built.preprocessing
-    assert opened.class_names == CLASSES
+    assert opened.labels == CLASSES
     assert opened.record["split_fingerprint"] == "f"
     plain = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True)
     assert torch.equal(logits_of(plain, built.preprocessing), expected)
@@ -180,7 +180,7 @@ def test_a_folder_can_be_trained_on_with_other_classes(tmp_path: Path) -> None:
     opened = load_bundle(tmp_path / "again")
     expected = logits_of(again.model, again.preprocessing)
     assert torch.equal(logits_of(opened.model, opened.preprocessing), expected)
-    same = build_model(config, num_classes=5, class_names=CLASSES, img_size=96)
+    same = build_model(config, num_classes=5, labels=CLASSES, img_size=96)
     assert "its head too" in same.weights
     assert torch.equal(same.model.state_dict()["head.weight"], old["head.weight"])
 
@@ -211,7 +211,7 @@ def test_a_head_is_kept_for_the_same_classes_only(
     if by_file:
         start = {"name": "mobilenetv1_025", "pretrained": str(folder / "model.safetensors")}
     config = ModelConfig(in_chans=1, **start)
-    built = build_model(config, num_classes=5, class_names=wanted)
+    built = build_model(config, num_classes=5, labels=wanted)
     old, new = source.model.state_dict(), built.model.state_dict()
     assert torch.equal(new["classifier.weight"], old["classifier.weight"]) is kept
     assert ("new head" in built.weights) is not kept
@@ -225,7 +225,7 @@ def test_a_file_of_unknown_classes_gives_no_head(tmp_path: Path) -> None:
     for content in (None, "{", "[]"):
         if content is not None:
             (tmp_path / "config.json").write_text(content)
-        assert "new head" in build_model(config, num_classes=5, class_names=CLASSES).weights
+        assert "new head" in build_model(config, num_classes=5, labels=CLASSES).weights
 
 
 def test_grey_weights_ask_for_a_grey_model(tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_colour_weights_are_adapted_to_a_grey_model(tmp_path: Path) -> None:
     source = build("mobilenetv2_035")
     save(source, tmp_path / "model")
     config = ModelConfig(name=f"local-dir:{tmp_path / 'model'}", in_chans=1)
-    built = build_model(config, num_classes=5, class_names=CLASSES)
+    built = build_model(config, num_classes=5, labels=CLASSES)
     assert built.model_args["in_chans"] == 1
     grey = torch.rand(2, 1, 64, 64)
     with torch.inference_mode():
@@ -289,7 +289,7 @@ def test_the_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ):
         config = ModelConfig(in_chans=1, **settings)  # type: ignore[arg-type]
         check_model(config)
-        built = build_model(config, num_classes=5, class_names=CLASSES)
+        built = build_model(config, num_classes=5, labels=CLASSES)
         assert "its head too" in built.weights
     with pytest.raises(ModelError, match="no such weights file"):
         check_model(ModelConfig(pretrained="~no_such_user/w.pth"))
@@ -650,7 +650,7 @@ def test_a_licence_or_another_format_of_the_text_changes_nothing(folder: Path) -
     config = json.loads(path.read_text(encoding="utf-8"))
     config["pretrained_cfg"]["license"] = "mit"
     path.write_text(json.dumps(dict(reversed(config.items())), indent=8))
-    assert load_bundle(folder).class_names == CLASSES
+    assert load_bundle(folder).labels == CLASSES
 
 
 def test_a_folder_of_timm_without_class_names_says_what_to_do(folder: Path) -> None:
@@ -681,7 +681,7 @@ def test_saving_is_all_or_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_crash_between_the_renames_is_recovered(folder: Path) -> None:
     folder.rename(folder.with_name("model.old"))
-    assert load_bundle(folder).class_names == CLASSES
+    assert load_bundle(folder).labels == CLASSES
     assert folder.is_dir()
     assert not folder.with_name("model.old").exists()
 
@@ -722,12 +722,12 @@ def test_real_weights_keep_their_own_head_for_their_own_classes(
     count = json.loads((source / "config.json").read_text())["num_classes"]
     names = tuple(f"class {number}" for number in range(count))
     start = ModelConfig(name=f"local-dir:{source}")
-    unnamed = build_model(start, num_classes=count, class_names=names)
+    unnamed = build_model(start, num_classes=count, labels=names)
     assert "new head" in unnamed.weights  # 1,000 classes, but nobody knows which
     shutil.copytree(source, named)
     edit(named, label_names=list(names))
     start = ModelConfig(name=f"local-dir:{named}")
-    built = build_model(start, num_classes=count, class_names=names)
+    built = build_model(start, num_classes=count, labels=names)
     assert "its head too" in built.weights
     plain = timm.create_model(f"local-dir:{source}", pretrained=True)
     expected = logits_of(plain, built.preprocessing)

@@ -57,7 +57,7 @@ def test_a_hub_head_is_kept_for_the_same_classes(cache: Path) -> None:
     names = ("class 0", "class 1", "class 2")
     for wanted, kept in ((names, True), (names[::-1], False), (None, False)):
         config = ModelConfig(name="hf_hub:someone/flowers")  # timm's older spelling
-        built = build_model(config, num_classes=3, class_names=wanted)
+        built = build_model(config, num_classes=3, labels=wanted)
         same = torch.equal(built.model.classifier.weight, source.classifier.weight)
         assert same is kept
         assert "from hf-hub:someone/flowers" in built.weights

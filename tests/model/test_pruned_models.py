@@ -212,7 +212,7 @@ def save_pruned(folder: Path, name: str = "mobilenetv2_035") -> nn.Module:
             crop_pct=1.0,
             crop_mode="center",
         ),
-        class_names=CLASSES,
+        labels=CLASSES,
         pretrained_cfg=pruned.pretrained_cfg,
         pruned=True,
     )
@@ -225,7 +225,7 @@ def test_a_pruned_folder_opens(tmp_path):
     bundle = load_bundle(tmp_path / "small")
     with torch.inference_mode():
         assert torch.equal(bundle.model(images()), pruned(images()))
-    assert bundle.class_names == CLASSES
+    assert bundle.labels == CLASSES
     assert bundle.preprocessing.input_size == SIZE
     assert not bundle.model.training
 
@@ -233,8 +233,8 @@ def test_a_pruned_folder_opens(tmp_path):
 def test_training_starts_from_a_pruned_folder_with_its_own_or_other_classes(tmp_path):
     pruned = save_pruned(tmp_path / "small")
     config = ModelConfig(name=f"local-dir:{tmp_path / 'small'}")
-    same = build_model(config, num_classes=3, class_names=CLASSES, img_size=32)
-    other = build_model(config, num_classes=2, class_names=("cat", "dog"), img_size=32)
+    same = build_model(config, num_classes=3, labels=CLASSES, img_size=32)
+    other = build_model(config, num_classes=2, labels=("cat", "dog"), img_size=32)
     assert same.pruned
     assert other.pruned
     with torch.inference_mode():
@@ -262,12 +262,12 @@ def test_weights_of_a_pruned_folder_can_be_named_as_a_file(tmp_path):
     pruned = save_pruned(tmp_path / "small")
     weights = str(tmp_path / "small" / "model.safetensors")
     config = ModelConfig(name="mobilenetv2_035", pretrained=weights)
-    built = build_model(config, num_classes=3, class_names=CLASSES, img_size=32)
+    built = build_model(config, num_classes=3, labels=CLASSES, img_size=32)
     with torch.inference_mode():
         assert torch.equal(built.model.eval()(images()), pruned(images()))
     wrong = ModelConfig(name="mobilenetv3_small_050", pretrained=weights)
     with pytest.raises(ModelError, match=r"does not fit|no part of|do not fit"):
-        build_model(wrong, num_classes=3, class_names=CLASSES, img_size=32)
+        build_model(wrong, num_classes=3, labels=CLASSES, img_size=32)
 
 
 def test_the_mark_is_plain_and_an_unpruned_folder_has_none(tmp_path):

@@ -172,9 +172,9 @@ def test_flipped_evaluation_averages_the_mirror_image(config, run_cli):
     flipped = compute_outputs(model, val, flip=True, **options)
     with torch.no_grad():
         expected = torch.cat([(model(b.images) + model(b.images.flip(-1))) / 2 for b in val])
-    assert torch.allclose(torch.from_numpy(flipped.logits), expected, atol=1e-6)
+    assert torch.allclose(torch.from_numpy(flipped.values), expected, atol=1e-6)
     plain = compute_outputs(model, val, **options)
-    assert not torch.allclose(torch.from_numpy(plain.logits), expected, atol=1e-6)
+    assert not torch.allclose(torch.from_numpy(plain.values), expected, atol=1e-6)
     assert run_cli("train", str(config)).exit_code == 0
     run = str(config.parent / "runs" / "small")
     assert run_cli("eval", "--ckpt", run, "--flip").exit_code == 0

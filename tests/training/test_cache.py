@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from mnft.device.ranks.distributed import Ranks
 from mnft.preprocessing import Preprocessing
-from mnft.tasks.base import Features
+from mnft.tasks.outputs import Features
 from mnft.training import stages
 from mnft.training.head.cache import cached, compute_key
 

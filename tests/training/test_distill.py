@@ -21,10 +21,11 @@ from mnft.errors import ModelError
 from mnft.model.bundle import ModelCard, load_bundle, save_bundle
 from mnft.model.factory import build_model
 from mnft.model.input_adapter import InputAdapter
+from mnft.model.teacher import check_teacher
 from mnft.preprocessing import Preprocessing
 from mnft.tasks.base import Teacher
 from mnft.tasks.classify.distill.loss import DistillationLoss
-from mnft.tasks.classify.distill.teacher import check_teacher, load_teacher
+from mnft.tasks.classify.distill.teacher import load_teacher
 from mnft.tasks.classify.head import CrossEntropy
 
 CLASSES = ("cat", "cow", "dog")

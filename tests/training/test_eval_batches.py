@@ -31,7 +31,7 @@ def given(make_folder: MakeFolder, tmp_path: Path) -> tuple[Any, ...]:
     manifest = prepare_manifest(config.data, lambda _done, _total: None)
     open_inputs(config, manifest, PREPROCESSING, MACHINE)
     samples = manifest.split("val")
-    targets = open_task(manifest.class_names).encode(samples)
+    targets = open_task(manifest.labels).encode(samples)
     return manifest.root, samples, targets, PREPROCESSING, MACHINE
 
 

@@ -78,14 +78,14 @@ def test_outputs_are_in_the_order_of_the_images(monkeypatch, most_kept):
         expected = torch.cat([model(part) for part in images.split(8)])
     assert outputs.positions.tolist() == list(range(50))
     assert outputs.targets.tolist() == targets.tolist()
-    np.testing.assert_allclose(outputs.logits, expected.numpy(), atol=1e-6)
-    assert outputs.logits.dtype == np.float32
+    np.testing.assert_allclose(outputs.values, expected.numpy(), atol=1e-6)
+    assert outputs.values.dtype == np.float32
     assert outputs.positions.dtype == outputs.targets.dtype == np.int64
 
 
 def test_no_images_give_no_outputs():
     outputs = compute_outputs(Classifier(), [], Machine(CPU), num_outputs=3)
-    assert outputs.logits.shape == (0, 3)
+    assert outputs.values.shape == (0, 3)
     assert outputs.positions.shape == outputs.targets.shape == (0,)
 
 

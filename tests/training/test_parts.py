@@ -35,7 +35,7 @@ def build(**sections: dict[str, Any]) -> tuple[Config, BuiltModel]:
     return config, build_model(
         config.model,
         num_classes=5,
-        class_names=tuple("abcde"),
+        labels=tuple("abcde"),
         img_size=config.data.img_size,
         overrides={},
     )

@@ -24,9 +24,9 @@ from mnft.model.linear_head import has_linear_head
 from mnft.reporter import SILENT
 from mnft.results import EpochResult, FitResult
 from mnft.tasks import open_task
-from mnft.tasks.base import Features
 from mnft.tasks.classify import task as classify_task
 from mnft.tasks.classify.linear_fit import WEIGHT_DECAYS, fit_head
+from mnft.tasks.outputs import Features
 from mnft.training import stages
 from mnft.training.build import build_training
 from mnft.training.head.features import compute_features, set_head
@@ -356,7 +356,7 @@ def test_only_the_head_leaves_a_model_that_can_be_used(pretrained, run_cli, tmp_
     result = run_cli("train", str(write(tmp_path / "run.yaml", values)))
     assert result.exit_code == 0, result.stderr
     run = tmp_path / "runs" / "run"
-    assert load_bundle(run / "best").class_names == ("blue", "green", "red")
+    assert load_bundle(run / "best").labels == ("blue", "green", "red")
     again = run_cli("train", "--resume", str(run))
     assert again.exit_code == 0, again.stderr
     assert run_cli("eval", "--ckpt", str(run)).exit_code == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,7 @@ class PruneRow:
         macs_share: these as a fraction of the given model's.
         parameters: the number of parameters.
         size_mb: the size of the weights' file in 10^6 bytes.
-        val_accuracy: the fraction of the val images that are classified correctly.
-        val_macro_f1: macro F1 on the val images, in [0, 1].
-        val_loss: the mean cross-entropy in nats.
+        figures: the figures on the val images, by their names.
     """
 
     name: str
@@ -58,14 +57,18 @@ class PruneRow:
     macs_share: float
     parameters: int
     size_mb: float
-    val_accuracy: float
-    val_macro_f1: float
-    val_loss: float
+    figures: Mapping[str, float]
 
     @property
     def label(self) -> str:
         """The name with the number of the step."""
         return f"{self.name} {self.step}" if self.step else self.name
+
+    def as_record(self) -> dict[str, Any]:
+        """The row as pruning.json and pruning.csv hold it, with the figures side by side."""
+        record = asdict(self)
+        figures = record.pop("figures")
+        return record | {f"val_{name}": value for name, value in figures.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +109,10 @@ def prune_in_steps(job: PruneJob, reporter: Reporter) -> list[PruneRow]:
     def add_row(name: str, step: int, bundle: Bundle, folder: str = "") -> None:
         row = _build_row(name, step, bundle, folder, job, full_macs)
         rows.append(row)
+        main, value = next(iter(job.base.task.format_figures(row.figures).items()))
         reporter.note(
             f"{row.label:<13} {row.macs_share:.1%} of the MACs, {row.parameters / 1e6:.2f} M "
-            f"parameters, val accuracy {row.val_accuracy:.2%}"
+            f"parameters, val {main} {value}"
         )
 
     add_row("trained", 0, bundle)
@@ -126,7 +130,7 @@ def prune_in_steps(job: PruneJob, reporter: Reporter) -> list[PruneRow]:
         bundle = load_bundle(best)
         add_row("fine-tuned", step, bundle, best.name)
 
-    table = [asdict(row) for row in rows]
+    table = [row.as_record() for row in rows]
     facts = {"source": str(job.source), "prune": settings.model_dump()}
     files.write_json(job.folder / RECORD, {**facts, "stages": table})
     files.write_csv(job.folder / TABLE, [list(table[0]), *(row.values() for row in table)])
@@ -183,9 +187,7 @@ def _build_row(
         macs_share=macs / full_macs,
         parameters=sum(parameter.numel() for parameter in bundle.model.parameters()),
         size_mb=(bundle.folder / WEIGHTS).stat().st_size / 1e6,
-        val_accuracy=figures["accuracy"],
-        val_macro_f1=figures["macro_f1"],
-        val_loss=figures["loss"],
+        figures={name: figures[name] for name in job.base.task.monitors},
     )
 
 

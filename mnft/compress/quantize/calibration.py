@@ -85,7 +85,7 @@ def choose_calibration_images(
         )
     if not images.samples:
         raise DataError(f"{images.root}: no training images to calibrate on")
-    chosen = images.take(per_class([sample.class_name for sample in images.samples], count))
+    chosen = images.take(per_class([sample.label for sample in images.samples], count))
     # A folder that the user names need not hold the images of the run.
     if data is None and manifest and (changes := list_changes(manifest, chosen.samples)):
         raise DataError(
@@ -105,7 +105,7 @@ def read_images(bundle: Bundle, images: ImageSet, config: Config) -> NDArray[Any
     batches = open_eval_batches(
         images.root,
         images.samples,
-        open_task(bundle.class_names).encode(images.samples),
+        open_task(bundle.labels, bundle.task).encode(images.samples),
         bundle.preprocessing,
         Machine(torch.device("cpu"), channels_last=False),
         config=config.eval,

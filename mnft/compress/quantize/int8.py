@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,13 +36,15 @@ class HeldOutImages:
 
     Attributes:
         images: (N, C, H, W) float32, normalised.
-        targets: (N,) int, their classes.
-        max_accuracy_drop: the loss of accuracy on them that is allowed, as a fraction.
+        targets: (N,) int.
+        rate: how good the (1, K) outputs for an image are for its target, in [0, 1].
+        max_accuracy_drop: what may be lost of the mean of `rate`, as a fraction.
         max_layers: the most layers to leave in float.
     """
 
     images: NDArray[Any]
     targets: NDArray[Any]
+    rate: Callable[[NDArray[Any], int], float]
     max_accuracy_drop: float
     max_layers: int
 

@@ -108,11 +108,11 @@ class NncfOpenVinoQuantizer(NncfQuantizer):
         """Write a file in int8 in which the layers that lose most stay in float.
 
         NNCF ranks the layers by the val images that they cost, and returns them to float one by
-        one until the accuracy is back, or `held_out.max_layers` are in float.
+        one until the figure is back, or `held_out.max_layers` are in float.
 
         Args:
             path: the file to write.
-            held_out: val images, and the accuracy that may be lost on them.
+            held_out: val images, and what may be lost on them.
 
         Returns:
             The layers that NNCF left in float.
@@ -140,13 +140,18 @@ class NncfOpenVinoQuantizer(NncfQuantizer):
         ):
             import nncf
 
+            def validate(model: Any, rows: Iterable[Any]) -> tuple[float, list[float]]:
+                """The mean rate of a compiled OpenVINO model, and the rate of each image."""
+                rates = [held_out.rate(model(image)[0], target) for image, target in rows]
+                return sum(rates) / len(rates), rates
+
             rows = [
                 (held_out.images[i : i + 1], target) for i, target in enumerate(held_out.targets)
             ]
             quantized = nncf.quantize_with_accuracy_control(
                 self._load(),
                 validation_dataset=nncf.Dataset(rows, lambda row: row[0]),
-                validation_fn=_compute_accuracy,
+                validation_fn=validate,
                 # A fraction of images is not exact in binary: 0.005 of 400 images are two.
                 max_drop=held_out.max_accuracy_drop + 1e-9,
                 drop_type=nncf.DropType.ABSOLUTE,
@@ -198,14 +203,6 @@ class NncfOpenVinoQuantizer(NncfQuantizer):
         # weights costs nothing; in ONNX files onnxruntime refuses what NNCF makes of it.
         mode = nncf.CompressWeightsMode.INT8_SYM
         save_openvino(nncf.compress_weights(model, mode=mode, ignored_scope=scope), path)
-
-
-def _compute_accuracy(
-    model: Any, rows: Iterable[tuple[NDArray[Any], int]]
-) -> tuple[float, list[float]]:
-    """The accuracy of a compiled OpenVINO model, and 1.0 for each image that it got right."""
-    hits = [float(model(image)[0].argmax() == target) for image, target in rows]
-    return sum(hits) / len(hits), hits
 
 
 def _read(path: Path) -> Any:

@@ -145,7 +145,7 @@ def fine_tune(
     from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
-    graph, example = build_graph(training.state.model, training.card.preprocessing, embed=False)
+    graph, example = build_graph(training.state.model, training.card.preprocessing)
     with foreign(_CANNOT, ExportError, hint=_HINT), quiet():
         prepared = _insert_rounding(graph, example, keep_float)
     observers: list[Any] = [m for m in prepared.modules() if isinstance(m, FakeQuantizeBase)]
@@ -215,10 +215,9 @@ def _train_rounded(
             loop,
             on_step=lambda _step, _steps, _so_far: None,
         )
-        loss, accuracy = result.figures.values()
+        figures = "  ".join(f"{name} {value:.4f}" for name, value in result.figures.items())
         reporter.note(
-            f"         epoch {epoch}/{config.train.epochs}  loss {loss:.4f}  acc "
-            f"{accuracy:.2%}  {result.seconds:.1f} s"
+            f"         epoch {epoch}/{config.train.epochs}  {figures}  {result.seconds:.1f} s"
         )
 
 
@@ -232,8 +231,8 @@ class _Trainable(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """From (B, C, H, W) to (B, K) logits."""
         # The graph was traced with contiguous tensors, and the batches are channels-last.
-        logits: Tensor = self.graph(images.contiguous())
-        return logits
+        outputs: Tensor = self.graph(images.contiguous())
+        return outputs
 
     def train(self, mode: bool = True) -> _Trainable:
         """Keep the mode here only: the graph would raise."""

@@ -19,14 +19,13 @@ from mnft.errors import GateError
 from mnft.evaluation.checkpoint import Checkpoint
 from mnft.evaluation.images import ImageSet
 from mnft.evaluation.outputs import compute_image_outputs
-from mnft.evaluation.parity import Parity, compute_parity
 from mnft.exports.artifact import compute_size, set_facts, write_record
 from mnft.exports.model import load_exported
 from mnft.host import read_versions
 from mnft.reporter import Reporter
 from mnft.tasks import open_task
-from mnft.tasks.base import Outputs
-from mnft.tasks.classify.metrics import compute_wilson_interval
+from mnft.tasks.base import Task
+from mnft.tasks.outputs import Agreement, Outputs, Rate
 
 # Images that NNCF's search holds in memory: 600 MB at 224 pixels.
 _HELD_OUT_IMAGES = 1024
@@ -48,6 +47,11 @@ class QuantizeJob:
     method: Method
     images: QuantizationImages
 
+    @property
+    def task(self) -> Task:
+        """The task of the model."""
+        return open_task(self.opened.bundle.labels, self.opened.bundle.task)
+
     def compute_outputs(
         self, folder: Path, images: ImageSet, what: str, reporter: Reporter
     ) -> Outputs:
@@ -64,7 +68,8 @@ class QuantizeJob:
         some = self.images.val.take_evenly(_HELD_OUT_IMAGES)
         return HeldOutImages(
             read_images(bundle, some, self.config),
-            np.array(open_task(bundle.class_names).encode(some.samples)),
+            np.array(self.task.encode(some.samples)),
+            self.task.rate_one,
             settings.max_accuracy_drop,
             settings.float_layers,
         )
@@ -81,7 +86,7 @@ class Quantized:
     """
 
     float_folder: Path
-    parity: Parity
+    parity: Agreement
     record: dict[str, Any]
 
 
@@ -121,26 +126,26 @@ def quantize(job: QuantizeJob, folder: Path, work: Path, reporter: Reporter) -> 
         facts = {"packages": versions, "quantization": attempt.title}
         write_record(folder, set_facts(builder.artifact, **facts))
         after = job.compute_outputs(folder, val, "int8 file", reporter)
-        parity = compute_parity(before, after, probabilities=False)
+        parity = job.task.compare(before, after)
         attempts.append(
             {
                 "attempt": attempt.title,
                 "keep_float": list(attempt.keep_float if chosen is None else chosen),
-                "accuracy": parity.accuracy_after,
+                parity.figure: parity.after.value,
                 "agreement": parity.agreement,
                 "layers": asdict(counts),
             }
         )
-        # Accuracies are fractions of whole images, so the rounding of their difference must not
+        # The figures are fractions of whole images, so the rounding of their difference must not
         # decide: 0.95 - 0.945 is more than 0.005.
-        if parity.accuracy_drop <= settings.max_accuracy_drop + 1e-9:
+        if parity.drop <= settings.max_accuracy_drop + 1e-9:
             break
         reporter.note(
-            f"         accuracy {parity.accuracy_before:.2%} -> {parity.accuracy_after:.2%}, "
+            f"         {parity.figure} {parity.before.value:.2%} -> {parity.after.value:.2%}, "
             f"more than {settings.max_accuracy_drop:.2%} lost"
         )
     else:
-        raise _nothing_kept(attempts, before, config)
+        raise _nothing_kept(attempts, parity, config)
 
     record = _describe_result(job, builder.float_folder, path, attempts, parity, reporter)
     return Quantized(builder.float_folder, parity, record)
@@ -151,15 +156,15 @@ def _describe_result(
     float_folder: Path,
     path: Path,
     attempts: Sequence[dict[str, Any]],
-    parity: Parity,
+    parity: Agreement,
     reporter: Reporter,
 ) -> dict[str, Any]:
     """What quantization.json says of the file that is kept, the last one attempted."""
-    accuracy = {"val": _describe_accuracy(parity)}
+    figures = {"val": _describe_rates(parity)}
     if (test := job.images.test) is not None:
         before = job.compute_outputs(float_folder, test, "float file, test", reporter)
         after = job.compute_outputs(path.parent, test, "int8 file, test", reporter)
-        accuracy["test"] = _describe_accuracy(compute_parity(before, after, probabilities=False))
+        figures["test"] = _describe_rates(job.task.compare(before, after))
     fp32_bytes, int8_bytes = compute_size(float_folder / path.name), compute_size(path)
     calibration = job.images.calibration
     return {
@@ -175,28 +180,34 @@ def _describe_result(
         "layers": attempts[-1]["layers"],
         "float_layers": attempts[-1]["keep_float"],
         "attempts": attempts,
-        "accuracy": accuracy,
+        parity.figure: figures,
         "size_bytes": {"fp32": fp32_bytes, "int8": int8_bytes, "ratio": int8_bytes / fp32_bytes},
     }
 
 
-def _describe_accuracy(parity: Parity) -> dict[str, Any]:
-    """The accuracy of both files on the same images, with 95% Wilson intervals."""
-    total = parity.num_images
-    values: dict[str, Any] = {"images": total, "agreement": parity.agreement}
-    for name, accuracy in (("fp32", parity.accuracy_before), ("int8", parity.accuracy_after)):
-        low, high = compute_wilson_interval(round(accuracy * total), total)
-        values[name] = {"accuracy": accuracy, "interval": [low, high]}
-    return values | {"drop": parity.accuracy_drop}
+def _describe_rates(parity: Agreement) -> dict[str, Any]:
+    """The main figure of both files on the same images, with 95% intervals."""
+
+    def describe(rate: Rate) -> dict[str, Any]:
+        return {parity.figure: rate.value, "interval": [rate.low, rate.high]}
+
+    return {
+        "images": parity.num_images,
+        "agreement": parity.agreement,
+        "fp32": describe(parity.before),
+        "int8": describe(parity.after),
+        "drop": parity.drop,
+    }
 
 
-def _nothing_kept(attempts: Sequence[dict[str, Any]], before: Outputs, config: Config) -> GateError:
-    allowed = config.quantize.max_accuracy_drop
-    accuracy = float((before.logits.argmax(1) == before.targets).mean())
-    lines = [f"  {attempt['attempt']}: {attempt['accuracy']:.2%}" for attempt in attempts]
+def _nothing_kept(
+    attempts: Sequence[dict[str, Any]], parity: Agreement, config: Config
+) -> GateError:
+    allowed, figure = config.quantize.max_accuracy_drop, parity.figure
+    lines = [f"  {attempt['attempt']}: {attempt[figure]:.2%}" for attempt in attempts]
     return GateError(
-        f"int8 loses more than {allowed:.2%} of accuracy on {len(before.targets)} val images, so "
-        f"nothing was kept; in float {accuracy:.2%}, in int8:\n" + "\n".join(lines),
+        f"int8 loses more than {allowed:.2%} of {figure} on {parity.num_images} val images, so "
+        f"nothing was kept; in float {parity.before.value:.2%}, in int8:\n" + "\n".join(lines),
         hint=suggest_installing(config) + "longer fine-tuning: --set quantize.qat_epochs=...; "
         "more layers in float: --set quantize.float_layers=...; a looser gate: --set "
         "quantize.max_accuracy_drop=...",

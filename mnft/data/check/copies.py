@@ -43,7 +43,7 @@ def list_copies(data: CheckInput) -> list[Finding]:
             continue
         paths = tuple(image.path for image in images)
         splits = {image.split for image in images}
-        classes = {image.class_name for image in images}
+        classes = {image.label for image in images}
         # Only a person knows which of two classes is right, so neither is learned.
         surplus = paths if len(classes) > 1 else _all_but_one(data, images)
         if len(splits) > 1:
@@ -117,7 +117,7 @@ def _describe_group(data: CheckInput, group: _Group) -> Iterator[Finding]:
     images = group.images
     paths = tuple(image.path for image in images)
     splits = {s for i in images if (s := data.splits.get(i.path))}
-    classes = {image.class_name for image in images}
+    classes = {image.label for image in images}
     surplus = _surplus(data, group)
     doubtful = tuple(p for p in _all_but_one(data, images) if p not in surplus)
     if len(splits) > 1:
@@ -128,7 +128,7 @@ def _describe_group(data: CheckInput, group: _Group) -> Iterator[Finding]:
         what = f"{_likeness(tight=tight)} {there}"
         yield Finding("near_leak", tight, what, paths, surplus, doubtful)
     if len(classes) > 1:
-        tight = _is_tight_across(group, lambda image: image.class_name)
+        tight = _is_tight_across(group, lambda image: image.label)
         what = f"{_likeness(tight=tight)} in classes {' and '.join(sorted(classes))}"
         yield Finding("near_conflict", tight, what, paths, surplus, doubtful)
     if len(splits) < 2 and len(classes) < 2:
@@ -162,7 +162,7 @@ def _surplus(data: CheckInput, group: _Group) -> tuple[str, ...]:
         sets[number] += group.contents[content]
     left: list[str] = []
     for images in sets.values():
-        if any(a.class_name != b.class_name for a, b in combinations(images, 2)):
+        if any(a.label != b.label for a, b in combinations(images, 2)):
             left += [image.path for image in images]
         elif len({data.inspection(image).sha256 for image in images}) > 1:
             left += _all_but_one(data, images)

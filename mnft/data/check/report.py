@@ -119,7 +119,7 @@ def check_dataset(
     counts: dict[str, Counter[str]] = {split: Counter() for split in scan.splits or ("all",)}
     for image in scan.images:
         is_readable = inspections[image.path].problem is None
-        counts[image.split or "all"][image.class_name] += is_readable
+        counts[image.split or "all"][image.label] += is_readable
     findings = [*check_images(data), *check_labels(data, counts)]
     if loose := tuple(p for p in scan.ignored if Path(p).suffix.lower() in IMAGE_SUFFIXES):
         findings.append(Finding("no_class", False, "in no class folder, not used", loose))

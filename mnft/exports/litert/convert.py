@@ -40,8 +40,7 @@ def convert_to_litert(
     Args:
         model_folder: a folder that `load_bundle` opens.
         target: where to write the file; an older one is replaced when all went well.
-        embed_preprocessing: uint8 pixels in and probabilities out, rather than normalised float32
-            and logits.
+        embed_preprocessing: whether normalisation and the task's activation go into the file.
 
     Returns:
         Shapes and types of the file, and versions.

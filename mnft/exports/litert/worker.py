@@ -21,6 +21,7 @@ from mnft.errors import ExportError, MnftError
 from mnft.exports.artifact import INPUT_NAME
 from mnft.exports.graph import build_graph
 from mnft.model.bundle import load_bundle
+from mnft.tasks import load_activation
 
 _SIGNATURE = "serving_default"
 _PACKAGES = ("litert-torch", "ai-edge-litert", "torch", "timm")
@@ -34,8 +35,7 @@ class Request:
         model_folder: a folder that `load_bundle` opens.
         target: where to write the TFLite file.
         answer: where to write the facts, or the error, as JSON.
-        embed_preprocessing: uint8 pixels in and probabilities out, rather than normalised float32
-            and logits.
+        embed_preprocessing: whether normalisation and the task's activation go into the file.
     """
 
     model_folder: str
@@ -100,10 +100,15 @@ def write_tflite(request: Request) -> dict[str, Any]:
     import litert_torch
 
     bundle = load_bundle(Path(request.model_folder))
-    embed = request.embed_preprocessing
-    graph, example = build_graph(bundle.model, bundle.preprocessing, embed=embed, layout="NHWC")
+    embed, activation = request.embed_preprocessing, load_activation(bundle.task)
+    graph, example = build_graph(
+        bundle.model,
+        bundle.preprocessing,
+        activation.apply if embed else None,
+        layout="NHWC",
+    )
     example = example[:1].clone()  # a view would be saved with all that it is a view of
-    named = NamedModel(graph, "probabilities" if embed else "logits").eval()
+    named = NamedModel(graph, activation.name if embed else activation.outputs).eval()
     content = litert_torch.convert(named, sample_kwargs={INPUT_NAME: example}).model_content()
     Path(request.target).write_bytes(content)
     packages = {name: version(name) for name in _PACKAGES}

@@ -15,7 +15,7 @@ _FEW = 20
 _IMBALANCE = 5
 
 
-def find_class_faults(data: CheckInput, counts: Mapping[str, Mapping[str, int]]) -> list[Finding]:
+def check_labels(data: CheckInput, counts: Mapping[str, Mapping[str, int]]) -> list[Finding]:
     """Find classes that are missing, empty, too small or of very different size.
 
     Args:
@@ -30,7 +30,7 @@ def find_class_faults(data: CheckInput, counts: Mapping[str, Mapping[str, int]])
     findings = _check_class_sets(scan)
     # Names that were probably meant as one class, such as Rose and rose.
     alike = defaultdict(list)
-    for name in scan.class_names():
+    for name in scan.labels():
         alike["".join(c for c in name.casefold() if c.isalnum()) or name].append(name)
     for names in alike.values():
         if len(names) > 1:
@@ -45,7 +45,7 @@ def find_class_faults(data: CheckInput, counts: Mapping[str, Mapping[str, int]])
     learned = [image for image in data.readable if image.split in (None, "train")]
     contents = defaultdict(set)
     for image in learned:
-        contents[image.class_name].add(data.inspection(image).sha256)
+        contents[image.label].add(data.inspection(image).sha256)
     config = data.config
     fractions = choose_fractions(
         scan.splits, val_fraction=config.val_fraction, test_fraction=config.test_fraction
@@ -56,7 +56,7 @@ def find_class_faults(data: CheckInput, counts: Mapping[str, Mapping[str, int]])
             if compute_split_counts(len(different), fractions) is None:
                 what = f"{len(different)} different images, too few to split into {parts}"
                 findings.append(Finding("small_class", True, what, (folder(name),)))
-    sizes = Counter(image.class_name for image in learned)
+    sizes = Counter(image.label for image in learned)
     if few := {name: size for name, size in sorted(sizes.items()) if size < _FEW}:
         some = ", ".join(f"{name} {size}" for name, size in list(few.items())[:10])
         more = f" and {len(few) - 10} more" if len(few) > 10 else ""
@@ -76,7 +76,7 @@ def find_class_faults(data: CheckInput, counts: Mapping[str, Mapping[str, int]])
 
 def _check_class_sets(scan: FolderScan) -> list[Finding]:
     """Find classes that one split has and another lacks."""
-    learned = scan.class_names("train" if scan.splits else None)
+    learned = scan.labels("train" if scan.splits else None)
     if len(learned) == 1:
         what = f"one class ({learned[0]}), a classifier needs at least two"
         return [Finding("class_set", True, what, ())]
@@ -86,7 +86,7 @@ def _check_class_sets(scan: FolderScan) -> list[Finding]:
     train = set(learned)
     findings = []
     for split in scan.splits[1:]:
-        names = set(scan.class_names(split))
+        names = set(scan.labels(split))
         if unknown := sorted(names - train):
             what = f"{split} has classes that train has not: {', '.join(unknown)}"
             findings.append(Finding("class_set", True, what, ()))

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mnft.tasks.base import Features
 from mnft.tasks.classify.metrics import compute_epoch_metrics
 from mnft.tasks.classify.targets import compute_balanced_weights
+from mnft.tasks.outputs import Features
 
 # Weight decays that are tried, all at once, on features of unit variance: from nearly none to
 # where the classifier underfits. Few images want more of it.

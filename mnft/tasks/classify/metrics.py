@@ -23,11 +23,15 @@ from torch import Tensor
 from mnft.device.ranks.distributed import Ranks
 from mnft.device.ranks.rows import Rows
 from mnft.errors import DataError, ModelError
-from mnft.tasks.classify.evaluation import Averages, ClassMetrics, Evaluation
+from mnft.tasks.classify.evaluation import (
+    ECE_BINS,
+    INTERVAL_LEVEL,
+    Averages,
+    ClassMetrics,
+    Evaluation,
+)
 
 TOP_K = 5
-ECE_BINS = 15
-INTERVAL_LEVEL = 0.95
 # Rows are taken in float64, at most about 32 MiB at a time.
 _CHUNK_ELEMENTS = 1 << 22
 

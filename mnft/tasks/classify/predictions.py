@@ -11,13 +11,17 @@ from typing import Any
 from numpy.typing import NDArray
 
 from mnft.files import atomic_folder, write_csv
-from mnft.tasks.classify.evaluation import Evaluation
-from mnft.tasks.classify.metrics import ECE_BINS, INTERVAL_LEVEL
+from mnft.tasks.classify.evaluation import (
+    ECE_BINS,
+    INTERVAL_LEVEL,
+    MACRO_OVER,
+    PER_CLASS,
+    Evaluation,
+)
+from mnft.tasks.outputs import METRICS
 from mnft.text import guard_cell
 
-METRICS = "metrics.json"
 PREDICTIONS = "predictions.csv"
-PER_CLASS = "per_class.csv"
 CONFUSION = "confusion_matrix.csv"
 PLOT = "confusion_matrix.png"
 RELIABILITY = "reliability.png"
@@ -25,7 +29,6 @@ MISTAKES = "worst_mistakes.png"
 EVALUATION_FILES = frozenset(
     {METRICS, PREDICTIONS, PER_CLASS, CONFUSION, PLOT, RELIABILITY, MISTAKES}
 )
-MACRO_OVER = "classes that have images"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +78,8 @@ def write_evaluation(
         root: folder of the images, which `paths` are below.
     """
     # `mnft predict` needs this module, but not matplotlib, which is slow to import.
-    from mnft.tasks.classify.mistakes import plot_mistakes, plot_reliability
-    from mnft.tasks.classify.panels import plot_confusion
+    from mnft.tasks.classify.panels.confusion import plot_confusion
+    from mnft.tasks.classify.panels.mistakes import plot_mistakes, plot_reliability
 
     num_images, num_classes = predictions.probabilities.shape
     lengths = {len(predictions.paths), len(predictions.targets), evaluation.num_images}

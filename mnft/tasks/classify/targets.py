@@ -32,14 +32,21 @@ def encode(samples: Sequence[Sample], class_names: tuple[str, ...]) -> list[int]
         DataError: the model does not know a class.
     """
     labels = {name: place for place, name in enumerate(class_names)}
-    if unknown := sorted({sample.class_name for sample in samples} - set(labels)):
+    if unknown := sorted({sample.label for sample in samples} - set(labels)):
         more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
         raise DataError(
             f"the split has classes that the model does not know: {', '.join(unknown[:10])}{more}",
             hint="the class names of the model, or split.json, were changed after the training: "
             "restore them from a copy",
         )
-    return [labels[sample.class_name] for sample in samples]
+    return [labels[sample.label] for sample in samples]
+
+
+def weigh(samples: Sequence[Sample], class_names: tuple[str, ...]) -> list[float]:
+    """Give each sample the weight of its class, for `train.sampler: balanced`."""
+    targets = encode(samples, class_names)
+    per_class = compute_balanced_weights(targets, len(class_names))
+    return [per_class[target] for target in targets]
 
 
 def build_mix(augment: AugmentConfig, num_classes: int) -> v2.Transform | None:

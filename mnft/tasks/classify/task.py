@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,55 +14,58 @@ from mnft.data.manifest import Sample
 from mnft.model.factory import BuiltModel, build_model
 from mnft.results import EpochResult
 from mnft.tasks.base import Task
+from mnft.tasks.classify.answers import ProbableClasses, compare, rate_one
+from mnft.tasks.classify.confident_learning import find_label_errors
 from mnft.tasks.classify.distill.loss import DistillationLoss
 from mnft.tasks.classify.distill.teacher import load_teacher
+from mnft.tasks.classify.evaluation import COLUMNS, EXPLANATION, Evaluation
 from mnft.tasks.classify.head import CrossEntropy
 from mnft.tasks.classify.linear_fit import fit_head
-from mnft.tasks.classify.metrics import ClassifyScore
-from mnft.tasks.classify.targets import build_mix, compute_balanced_weights, count_correct, encode
+from mnft.tasks.classify.metrics import ClassifyScore, compute_evaluation, softmax
+from mnft.tasks.classify.predictions import EVALUATION_FILES, Predictions, write_evaluation
+from mnft.tasks.classify.targets import (
+    build_mix,
+    compute_balanced_weights,
+    count_correct,
+    encode,
+    weigh,
+)
+from mnft.tasks.outputs import Outputs
 
 
 def build(labels: tuple[str, ...]) -> Task:
     """Build the task for these class names."""
     num_classes = len(labels)
 
-    def weigh(samples: Sequence[Sample]) -> list[float]:
-        targets = encode(samples, labels)
-        per_class = compute_balanced_weights(targets, num_classes)
-        return [per_class[target] for target in targets]
-
-    def build_loss(
-        config: TrainConfig, samples: Sequence[Sample], device: torch.device
-    ) -> CrossEntropy:
-        weights = None
-        if config.class_weights == "balanced":
-            targets = encode(samples, labels)
-            weights = torch.tensor(compute_balanced_weights(targets, num_classes), device=device)
-        return CrossEntropy(config.label_smoothing, weights)
-
     def build_classifier(config: Config) -> BuiltModel:
         return build_model(
             config.model,
             num_classes=num_classes,
-            class_names=labels,
+            labels=labels,
             img_size=config.data.img_size,
             overrides=config.data.model_dump(include={"mean", "std", "interpolation", "crop_pct"}),
         )
 
-    def plot_training(results: Sequence[EpochResult], path: Path, monitor: str) -> None:
-        # matplotlib is imported only when a training has ended, not when it begins.
-        from mnft.tasks.classify.curve import plot_training as plot
+    def evaluate(outputs: Outputs) -> Evaluation:
+        return compute_evaluation(outputs.values, outputs.targets, labels)
 
-        plot(results, path, monitor=monitor)
+    def write(
+        folder: Path, evaluation: Evaluation, outputs: Outputs, paths: list[str], **more: Any
+    ) -> None:
+        predictions = Predictions(paths, outputs.targets, softmax(outputs.values))
+        write_evaluation(folder, evaluation, predictions, labels, **more)
 
     return Task(
         name="classify",
         labels=labels,
         monitors={"accuracy": max, "macro_f1": max, "loss": min},
         train_figures=("loss", "accuracy"),
+        figure="accuracy",
+        columns=COLUMNS,
+        explanation=EXPLANATION,
         encode=partial(encode, class_names=labels),
-        weigh=weigh,
-        build_loss=build_loss,
+        weigh=partial(weigh, class_names=labels),
+        build_loss=partial(_build_loss, class_names=labels),
         build_mix=partial(build_mix, num_classes=num_classes),
         sum_batch=count_correct,
         new_score=ClassifyScore,
@@ -69,5 +73,43 @@ def build(labels: tuple[str, ...]) -> Task:
         fit_head=partial(fit_head, num_classes=num_classes),
         load_teacher=partial(load_teacher, class_names=labels),
         build_distillation=DistillationLoss,
-        plot_training=plot_training,
+        format_figures=_format_figures,
+        plot_training=_plot_training,
+        evaluate=evaluate,
+        write_evaluation=write,
+        evaluation_files=EVALUATION_FILES,
+        compare=compare,
+        rate_one=rate_one,
+        find_label_errors=partial(find_label_errors, class_names=labels),
+        build_answers=partial(ProbableClasses, labels),
     )
+
+
+def _format_figures(figures: Mapping[str, float]) -> dict[str, str]:
+    """The figures of a validation for people."""
+    return {
+        "accuracy": f"{figures['accuracy']:.2%}",
+        "macro F1": f"{figures['macro_f1']:.4f}",
+        "loss": f"{figures['loss']:.4f}",
+    }
+
+
+def _build_loss(
+    config: TrainConfig,
+    samples: Sequence[Sample],
+    device: torch.device,
+    *,
+    class_names: tuple[str, ...],
+) -> CrossEntropy:
+    weights = None
+    if config.class_weights == "balanced":
+        per_class = compute_balanced_weights(encode(samples, class_names), len(class_names))
+        weights = torch.tensor(per_class, device=device)
+    return CrossEntropy(config.label_smoothing, weights)
+
+
+def _plot_training(results: Sequence[EpochResult], path: Path, monitor: str) -> None:
+    # matplotlib is imported only when a training has ended, not when it begins.
+    from mnft.tasks.classify.panels.training import plot_training
+
+    plot_training(results, path, monitor=monitor)

@@ -16,7 +16,7 @@ from mnft import files
 from mnft.device.ranks.distributed import Ranks, broadcast
 from mnft.model.linear_head import find_linear_head
 from mnft.preprocessing import Preprocessing
-from mnft.tasks.base import Features
+from mnft.tasks.outputs import Features
 
 _log = logging.getLogger(__name__)
 _FORMAT = 1

@@ -13,7 +13,8 @@ from mnft.device.ranks.rows import Rows
 from mnft.device.select import autocast
 from mnft.model.freeze import evaluating
 from mnft.model.linear_head import find_linear_head, forward_features
-from mnft.tasks.base import Features, FittedHead
+from mnft.tasks.base import FittedHead
+from mnft.tasks.outputs import Features
 from mnft.training.inference import InParts
 
 

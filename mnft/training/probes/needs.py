@@ -82,7 +82,7 @@ def build_plan(config: Config, num_outputs: int) -> Plan:
     if config.model.name.startswith("hf-hub:"):
         raise ConfigError("a model of the hub, which is not asked", key="model.name")
     values = config.model.model_copy(update={"pretrained": False})
-    task = open_task(tuple(map(str, range(num_outputs))))
+    task = open_task(tuple(map(str, range(num_outputs))), config.task)
     built = task.build_model(config.model_copy(update={"model": values}))
     freeze(built.model, config.model.freeze)
     return Plan(built.model, built.preprocessing)

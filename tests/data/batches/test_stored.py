@@ -35,18 +35,18 @@ PREPROCESSING = Preprocessing((3, 32, 32), (0.4, 0.5, 0.6), (0.2, 0.3, 0.2), "bi
 
 
 def train_batches(config, manifest, preprocessing, inputs, *, ranks=Ranks()):  # noqa: B008
-    task = open_task(manifest.class_names)
+    task = open_task(manifest.labels)
     return Loaders(config, manifest, preprocessing, inputs, Machine(CPU, ranks), task).train()
 
 
 def view_of(config, manifest, preprocessing, inputs, split, *, device=CPU):
-    task = open_task(manifest.class_names)
+    task = open_task(manifest.labels)
     return Loaders(config, manifest, preprocessing, inputs, Machine(device), task).view(split)
 
 
 def decoded_of(manifest, preprocessing, split):
     samples = manifest.split(split)
-    targets = open_task(manifest.class_names).encode(samples)
+    targets = open_task(manifest.labels).encode(samples)
     options = EvalOptions(batch_size=64, workers=0)
     return open_eval_batches(
         manifest.root, samples, targets, preprocessing, Machine(CPU), options=options
@@ -138,7 +138,7 @@ def test_threads_change_nothing(parts, monkeypatch):
 def test_images_on_the_device_give_the_same_batches_but_for_rounding(parts):
     """What a GPU does, with its arithmetic on the CPU."""
     config, manifest, preprocessing, inputs = parts()
-    labels = [list(COLOURS).index(s.class_name) for s in manifest.split("train")]
+    labels = [list(COLOURS).index(s.label) for s in manifest.split("train")]
 
     def batches(images):
         return StoredBatches(

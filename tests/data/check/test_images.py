@@ -16,13 +16,13 @@ from mnft.data.check import images as check_images
 from mnft.data.check.findings import Finding, TrainingNeeds
 from mnft.data.check.image_stats import inspect_with_stats
 from mnft.data.check.report import CheckReport, check_dataset
-from mnft.tasks.classify.checks import find_class_faults
+from mnft.tasks.classify.checks import check_labels
 
 Cli = Callable[..., Result]
 
 
 def check(root: Path, needs: TrainingNeeds | None = None) -> CheckReport:
-    return check_dataset(root, lambda *_: None, None, needs, check_labels=find_class_faults).report
+    return check_dataset(root, lambda *_: None, None, needs, check_labels=check_labels).report
 
 
 def of_kind(root: Path, kind: str, needs: TrainingNeeds | None = None) -> list[Finding]:

@@ -15,7 +15,7 @@ from mnft.data.check.findings import Finding
 from mnft.data.check.report import CheckReport, check_dataset
 from mnft.data.prepare import prepare_manifest
 from mnft.errors import DataError
-from mnft.tasks.classify.checks import find_class_faults
+from mnft.tasks.classify.checks import check_labels
 
 Cli = Callable[..., Result]
 Make = Callable[..., Path]
@@ -28,7 +28,7 @@ Facts = tuple[str, bool, str, tuple[str, ...]]
 
 
 def check(root: Path, config: DataConfig | None = None) -> CheckReport:
-    return check_dataset(root, lambda *_: None, config, check_labels=find_class_faults).report
+    return check_dataset(root, lambda *_: None, config, check_labels=check_labels).report
 
 
 def findings(root: Path) -> list[Finding]:
@@ -65,7 +65,7 @@ def test_progress(make_folder: Make) -> None:
     check_dataset(
         make_folder(per_class=3),
         lambda done, total: steps.append((done, total)),
-        check_labels=find_class_faults,
+        check_labels=check_labels,
     )
     assert steps == [(number, 9) for number in range(1, 10)]
 

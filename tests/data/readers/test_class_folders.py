@@ -22,7 +22,7 @@ def touch(root: Path, *names: str) -> Path:
 
 
 def found(scan: FolderScan) -> list[tuple[str, str, str | None]]:
-    return [(image.path, image.class_name, image.split) for image in scan.images]
+    return [(image.path, image.label, image.split) for image in scan.images]
 
 
 def refusal(root: Path) -> str:
@@ -43,7 +43,7 @@ def test_flat_folder(tmp_path: Path) -> None:
         ("dog/b.jpg", "dog", None),
     ]
     assert scan.splits == ()
-    assert scan.class_names() == ["cat", "dog"]
+    assert scan.labels() == ["cat", "dog"]
     assert describe_scan(scan) == "3 images of 2 classes, not split"
 
 
@@ -64,8 +64,8 @@ def test_names_of_splits(tmp_path: Path, folder: str, split: str) -> None:
     scan = read(root)
     assert scan.splits == ("train", split)
     assert found(scan)[0 if folder < "Train" else -1] == (f"{folder}/a/3.jpg", "a", split)
-    assert scan.class_names() == ["a", "b"]
-    assert scan.class_names(split) == ["a"]
+    assert scan.labels() == ["a", "b"]
+    assert scan.labels(split) == ["a"]
 
 
 def test_three_splits(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_endings(tmp_path: Path) -> None:
 def test_spaces_and_other_alphabets(tmp_path: Path) -> None:
     names = ["red fox (1)", "кошка", "花", "ñandú", "-dash", '#1, "two"', "e\u0301te\u0301 x"]
     scan = read(touch(tmp_path, *(f"{name}/a b ü.JPG" for name in names)))
-    assert scan.class_names() == sorted(unicodedata.normalize("NFC", name) for name in names)
+    assert scan.labels() == sorted(unicodedata.normalize("NFC", name) for name in names)
     for image in scan.images:
         assert (tmp_path / image.path).is_file()
 
@@ -105,7 +105,7 @@ def test_class_names_are_the_same_on_a_mac(tmp_path: Path) -> None:
     composed, decomposed = "caf\u00e9", "cafe\u0301"
     linux = read(touch(tmp_path / "linux", f"{composed}/1.jpg", "b/1.jpg"))
     mac = read(touch(tmp_path / "mac", f"{decomposed}/1.jpg", "b/1.jpg"))
-    assert linux.class_names() == mac.class_names() == ["b", composed]
+    assert linux.labels() == mac.labels() == ["b", composed]
     assert (mac.root / mac.images[1].path).is_file()
 
 
@@ -122,8 +122,8 @@ def test_two_forms_of_one_class_name_in_one_folder_are_refused(tmp_path: Path) -
 def test_one_class_may_be_written_in_two_forms_in_two_splits(tmp_path: Path) -> None:
     root = touch(tmp_path, "train/caf\u00e9/1.jpg", "train/b/1.jpg", "val/cafe\u0301/2.jpg")
     scan = read(root)
-    assert scan.class_names("val") == ["caf\u00e9"]
-    assert scan.class_names() == ["b", "caf\u00e9"]
+    assert scan.labels("val") == ["caf\u00e9"]
+    assert scan.labels() == ["b", "caf\u00e9"]
 
 
 def test_hidden_and_system_files_are_passed_over(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from mnft.tasks.classify import metrics
-from mnft.tasks.classify.panels import plot_confusion
+from mnft.tasks.classify.panels.confusion import plot_confusion
 from mnft.tasks.classify.predictions import Predictions, write_evaluation
 
 NAMES = ["=cmd()", "<script>alert(1)</script>", 'a,b"c', "-dash", "ヒマワリ", "$x_{$ $"]
@@ -202,7 +202,8 @@ def fail(*args, **kwargs):
 
 
 @pytest.mark.parametrize(
-    "step", ["predictions.write_csv", "predictions._prediction_rows", "panels.plot_confusion"]
+    "step",
+    ["predictions.write_csv", "predictions._prediction_rows", "panels.confusion.plot_confusion"],
 )
 def test_a_failure_in_the_middle_leaves_the_old_folder_whole(tmp_path, monkeypatch, step):
     folder = tmp_path / "eval"
@@ -334,7 +335,7 @@ def test_most_frequent_confusions_are_listed_largest_first(tmp_path, texts):
 @pytest.mark.plots
 def test_plots_need_no_pyplot(tmp_path):
     code = (
-        "import sys, pathlib, mnft.tasks.classify.panels as plots\n"
+        "import sys, pathlib, mnft.tasks.classify.panels.confusion as plots\n"
         "plots.plot_confusion([[1]], ['a'], pathlib.Path(sys.argv[1]), title='')\n"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )

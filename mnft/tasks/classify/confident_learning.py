@@ -1,4 +1,4 @@
-"""Likely wrong labels by confident learning, and out-of-sample probabilities of features."""
+"""Likely wrong labels by confident learning, from probabilities out of sample."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mnft.tasks.classify.metrics import softmax
+from mnft.tasks.outputs import Features, LabelError
+
 _FOLDS = 5
 # Inverse strength of the penalty: the best of 0.001 to 0.1 on flowers with wrong labels, though
 # little changes between them (docs/data-check.md).
 _C = 0.01
+_SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
-class LabelError:
-    """An image whose label is likely wrong.
+class Contradiction:
+    """An image whose label its probabilities contradict.
 
     Attributes:
         position: position of the image.
@@ -31,7 +35,46 @@ class LabelError:
     margin: float
 
 
-def find_label_errors(probabilities: NDArray[Any], labels: NDArray[Any]) -> list[LabelError]:
+def find_label_errors(
+    features: Features,
+    values: NDArray[Any],
+    trained: NDArray[Any],
+    groups: Sequence[str],
+    *,
+    class_names: Sequence[str],
+) -> list[LabelError]:
+    """Find images whose label is likely wrong; see `mnft.tasks.outputs.FindLabelErrors`.
+
+    Args:
+        features: features of N images, with their labels.
+        values: (N, K) logits.
+        trained: (N,) bool, whether the model may have learned from the image.
+        groups: the content of each image.
+        class_names: K names, in the order of the logits.
+
+    Returns:
+        The errors of images that the model judged, then those of the others; of each the ones with
+        the largest margin first.
+    """
+    labels = features.targets.numpy()
+    crosswise = cross_validate(
+        features.values.numpy()[trained],
+        labels[trained],
+        [group for group, learned in zip(groups, trained, strict=True) if learned],
+        _SEED,
+    )
+    errors = []
+    for probabilities, chosen in ((softmax(values[~trained]), ~trained), (crosswise, trained)):
+        positions = np.flatnonzero(chosen)
+        for found in find_contradictions(probabilities, labels[chosen]):
+            position = int(positions[found.position])
+            what = f"labelled {class_names[labels[position]]}, looks like "
+            what += f"{class_names[found.suggested]} (more probable by {found.margin:.0%})"
+            errors.append(LabelError(position, what))
+    return errors
+
+
+def find_contradictions(probabilities: NDArray[Any], labels: NDArray[Any]) -> list[Contradiction]:
     """The off-diagonal of the confident joint (Northcutt, Jiang, Chuang 2021, "Confident Learning",
     JAIR 70, section 3.1, equations 1 and 2).
 
@@ -57,8 +100,10 @@ def find_label_errors(probabilities: NDArray[Any], labels: NDArray[Any]) -> list
     rows = np.arange(count)
     is_error = (confident[rows, best] >= 0) & (best != labels)
     margins = probabilities[rows, best] - probabilities[rows, labels]
-    errors = [LabelError(int(i), int(best[i]), float(margins[i])) for i in np.flatnonzero(is_error)]
-    return sorted(errors, key=lambda error: (-error.margin, error.position))
+    found = [
+        Contradiction(int(i), int(best[i]), float(margins[i])) for i in np.flatnonzero(is_error)
+    ]
+    return sorted(found, key=lambda error: (-error.margin, error.position))
 
 
 def cross_validate(

@@ -14,7 +14,7 @@ from mnft.results import EpochResult
 from mnft.runs.folder import RunFolder
 from mnft.runs.writer import draw_curve
 from mnft.tasks import open_task
-from mnft.tasks.classify.curve import plot_training
+from mnft.tasks.classify.panels.training import plot_training
 
 pytestmark = pytest.mark.plots
 

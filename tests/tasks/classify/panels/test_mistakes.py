@@ -14,7 +14,7 @@ from PIL import Image
 from support.images import write_image
 
 from mnft.tasks.classify import metrics
-from mnft.tasks.classify.mistakes import find_worst, plot_mistakes, plot_reliability
+from mnft.tasks.classify.panels.mistakes import find_worst, plot_mistakes, plot_reliability
 from mnft.tasks.classify.predictions import MISTAKES, Predictions, write_evaluation
 
 pytestmark = pytest.mark.plots

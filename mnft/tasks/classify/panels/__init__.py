@@ -1,0 +1,1 @@
+"""The plots of classification: the training curve, the confusion matrix, the mistakes."""
