@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mnft import console
+from mnft.config.data import DataConfig
 from mnft.config.load import load_config
-from mnft.config.schema import Config, DataConfig
+from mnft.config.schema import Config
 from mnft.config.source import Source
 from mnft.data import readers
 from mnft.data.check.findings import Finding, TrainingNeeds

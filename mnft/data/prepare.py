@@ -8,7 +8,7 @@ from collections.abc import Container, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from mnft.config.schema import DataConfig
+from mnft.config.data import DataConfig
 from mnft.data import readers
 from mnft.data.decode import Inspection, list_cures
 from mnft.data.exclude import exclude

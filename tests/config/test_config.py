@@ -11,8 +11,9 @@ import yaml
 from pydantic import ValidationError
 
 from mnft.config import describe, docs
+from mnft.config.data import DataConfig
 from mnft.config.load import _OTHER_NAMES, load_config, save_config
-from mnft.config.schema import Config, DataConfig
+from mnft.config.schema import Config
 from mnft.config.source import MAX_BYTES, MAX_DEPTH, Source, dump_yaml, parse_value, parse_yaml
 from mnft.errors import ConfigError, ModelError
 

@@ -10,7 +10,7 @@ import pytest
 from support.images import draw, write_image
 from typer.testing import Result
 
-from mnft.config.schema import DataConfig
+from mnft.config.data import DataConfig
 from mnft.data.check.findings import Finding
 from mnft.data.check.leave_out import write_list
 from mnft.data.check.report import check_dataset

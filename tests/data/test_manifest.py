@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mnft import files
-from mnft.config.schema import DataConfig
+from mnft.config.data import DataConfig
 from mnft.data.decode import Inspection
 from mnft.data.folder import FolderScan, ImageFile
 from mnft.data.manifest import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mnft.config.schema import DataConfig
+from mnft.config.data import DataConfig
 from mnft.data.check.image_stats import CheckedFile
 from mnft.data.decode import Inspection
 from mnft.data.folder import FolderScan, ImageFile

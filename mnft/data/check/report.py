@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mnft.config.schema import DataConfig
+from mnft.config.data import DataConfig
 from mnft.data import readers
 from mnft.data.check.copies import get_thumbnail, list_copies, list_near_copies
 from mnft.data.check.findings import CheckInput, Finding, TrainingNeeds

@@ -11,7 +11,7 @@ from PIL import Image
 from support.images import build, draw
 from typer.testing import Result
 
-from mnft.config.schema import DataConfig
+from mnft.config.data import DataConfig
 from mnft.data.check import images as check_images
 from mnft.data.check.findings import Finding, TrainingNeeds
 from mnft.data.check.image_stats import inspect_with_stats

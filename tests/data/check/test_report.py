@@ -10,7 +10,7 @@ import pytest
 from support.images import write_image
 from typer.testing import Result
 
-from mnft.config.schema import DataConfig
+from mnft.config.data import DataConfig
 from mnft.data.check.findings import Finding
 from mnft.data.check.report import CheckReport, check_dataset
 from mnft.data.prepare import prepare_manifest

@@ -1,0 +1,63 @@
+"""The config section about the images: where they are, how they are split, loaded and resized."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from mnft.config.section import Positive, Section, UnitInterval, UnitIntervalOpen
+from mnft.preprocessing import MIN_CROP_PCT
+
+# YAML 1.1 reads a plain `off` as false.
+_OrOff = Annotated[str, BeforeValidator(lambda value: "off" if value is False else value)]
+
+
+class DataConfig(Section):
+    """Where the images are, how they are split, and how they are loaded."""
+
+    root: str
+    """Folder of images: one folder per class, which mnft splits in place, or `train/`, `val/` and
+    `test/` folders that hold such folders. A relative path starts at the current folder."""
+    fetch: str | None = None
+    """Data set (`mnft data fetch --list`) to download if `data.root` does not exist. Empty:
+    none."""
+    img_size: Annotated[int, Field(ge=8, le=2048)] | None = None
+    """Height and width of the model's input in pixels. Empty: the model's own size."""
+    val_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
+    """Fraction of each class that becomes the val split if the folder has none."""
+    test_fraction: UnitIntervalOpen = 0.15
+    """Fraction of each class that becomes the test split if the folder has no splits at all."""
+    split_seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the split. The same seed and files give the same split on every machine."""
+    split_from: str | None = None
+    """Run whose split is kept: images that it has, by content, stay in their split there, and only
+    new images are split. Use it for a run that starts or learns from that run's model, so that no
+    test image was trained on. Empty: none."""
+    on_bad_image: Literal["fail", "skip"] = "fail"
+    """What happens if files cannot be decoded: `fail` lists them and stops before training, `skip`
+    leaves them out and lists them in split.json."""
+    exclude: str | None = None
+    """File that lists images to leave out, one path relative to `data.root` per line, as `mnft data
+    check --fix FILE` writes it. split.json records which ones were left out. Empty: none."""
+    workers: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = "auto"
+    """Number of processes that decode and augment images; 0 does it in the main process. `auto`
+    chooses by the number of cores, at most 8 per training process."""
+    crop_pct: Annotated[float, Field(ge=MIN_CROP_PCT, le=1.0)] | None = None
+    """Fraction of the resized image's side that evaluation's centre crop keeps. Empty: the
+    model's."""
+    interpolation: Literal["bilinear", "bicubic", "nearest"] | None = None
+    """Interpolation of the resize. Empty: the model's own."""
+    mean: Annotated[list[UnitInterval], Field(min_length=1, max_length=3)] | None = None
+    """Channel means that normalisation subtracts (pixels are 0 to 1). Empty: the model's own."""
+    std: Annotated[list[Positive], Field(min_length=1, max_length=3)] | None = None
+    """Channel standard deviations that normalisation divides by. Empty: the model's own."""
+    store: _OrOff = "auto"
+    """Decode each image only once and keep the pixels in memory-mapped files that all epochs, runs
+    and processes share. `auto` puts them into the cache folder ($MNFT_CACHE, or mnft in the user's
+    cache folder); a path names another folder; `off` decodes in every epoch. Batches are the same
+    bit for bit, except that a GPU that keeps stored images in its memory rounds pixels
+    differently."""
+    store_limit_gb: Positive = 20.0
+    """Largest size of that folder in gigabytes. The files that were used longest ago make room.
+    Images that do not fit are decoded in every epoch, which only costs time."""
