@@ -27,7 +27,9 @@ class Preprocessing:
         interpolation: "bilinear", "bicubic" or "nearest".
         crop_pct: share of the resized image's side that the centre crop keeps, at least 0.25;
             above 1 (timm's VOLO) the crop has a border.
-        crop_mode: timm's "center", "squash" or "border".
+        crop_mode: timm's "center" (the image is resized until it covers the input, and its middle
+            is cut out), "squash" (it gets the input's aspect) or "border" (it is resized until it
+            fits in the input, and the rest is filled with the mean).
     """
 
     input_size: tuple[int, int, int]
@@ -71,6 +73,16 @@ class Preprocessing:
         for name, (is_right, expected) in rules.items():
             if not is_right:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected {expected}")
+
+    @property
+    def fill(self) -> tuple[int, ...]:
+        """The colour of the border in crop mode "border": the mean, 0 to 255."""
+        return tuple(round(255 * value) for value in self.mean)
+
+    @property
+    def is_part_of_image(self) -> bool:
+        """Whether evaluation sees a part of the image, with its aspect kept and without border."""
+        return self.crop_mode == "center" and self.crop_pct <= 1
 
     def as_pretrained_cfg(self) -> dict[str, Any]:
         """The keys of timm's `pretrained_cfg` that hold this specification."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,31 +20,41 @@ from mnft.preprocessing import Preprocessing
 Transform = Callable[[Image.Image | Tensor], Tensor]
 
 # Resizing the shorter side of a 1 x 100,000 strip to 256 pixels would take gigabytes. Where the
-# resized image would have more pixels than the decoder allows, the middle is taken first.
+# resized image would have more pixels than the decoder allows, the middle is taken first, or the
+# strip is shortened if all of it is to be seen.
 _MAX_RESIZED_PIXELS = 89_478_485
 
 
 def build_eval_transform(preprocessing: Preprocessing) -> Transform:
-    """The standard evaluation pipeline: Resize, CenterCrop (or timm's crop_mode) as uint8.
+    """The standard evaluation pipeline, timm's, as uint8.
+
+    With `crop_mode` "center" it is Resize(floor(size / crop_pct)) and CenterCrop(size). "squash"
+    resizes to that size without keeping the aspect; "border" resizes to what fits in that size,
+    and fills the rest with the mean.
 
     Returns:
-        A function from an RGB image to a (C, H, W) uint8 tensor, whose pixels equal those of
-        torchvision's Resize(floor(size / crop_pct)) and CenterCrop(size) on the same image, except
-        for strips so long that the resized image would have over 89 million pixels.
+        A function from an RGB image to a (C, H, W) uint8 tensor, whose pixels equal those of timm's
+        `create_transform` on the same image. Strips are an exception if the resized image would
+        take over 89 million pixels, or would be less than a pixel wide, which timm refuses.
     """
     geometry = create_transform(
         input_size=preprocessing.input_size,
         interpolation=preprocessing.interpolation,
+        mean=preprocessing.mean,  # the colour of a border
         crop_pct=preprocessing.crop_pct,
         crop_mode=preprocessing.crop_mode,
         is_training=False,
         normalize=False,
     )
-    channels, height, width = preprocessing.input_size
-    resized = int(max(height, width) / preprocessing.crop_pct)
-    keeps_aspect = preprocessing.crop_mode == "center"
-    max_aspect = max(2, _MAX_RESIZED_PIXELS // resized**2) if keeps_aspect else None
-    return _Pipeline(_to_grey if channels == 1 else None, geometry, max_aspect)
+    channels, *sides = preprocessing.input_size
+    height, width = (math.floor(side / preprocessing.crop_pct) for side in sides)
+    max_aspect = max(2, _MAX_RESIZED_PIXELS // max(height, width) ** 2)
+    limit = {
+        "center": partial(limit_aspect, max_aspect=max_aspect),
+        "squash": partial(_shorten_to_squash, width=width),
+        "border": partial(_shorten_to_border, height=height, width=width),
+    }[preprocessing.crop_mode]
+    return _Pipeline(_to_grey if channels == 1 else None, geometry, limit)
 
 
 def build_train_transform(augment: AugmentConfig, preprocessing: Preprocessing) -> Transform:
@@ -83,7 +95,7 @@ def build_train_transform(augment: AugmentConfig, preprocessing: Preprocessing) 
     steps.append(v2.PILToTensor())
     if augment.random_erasing:
         # The mean colour, which normalisation turns into about 0.
-        fill = [round(255 * value) for value in preprocessing.mean]
+        fill = list(preprocessing.fill)
         steps.append(v2.RandomErasing(augment.random_erasing, value=fill))
     return _Pipeline(_to_grey if channels == 1 else None, v2.Compose(steps))
 
@@ -125,17 +137,17 @@ class _Pipeline:
         self,
         first: Callable[[Image.Image], Image.Image] | None,
         second: Callable[[Any], Tensor],
-        max_aspect: int | None = None,
+        limit: Callable[[Image.Image], Image.Image] | None = None,
     ) -> None:
         self._first = first
         self._second = second
-        self._max_aspect = max_aspect
+        self._limit = limit
 
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
         if isinstance(image, Tensor):
             return self._second(image)  # from the store, which has done the first step
-        if self._max_aspect:
-            image = limit_aspect(image, self._max_aspect)
+        if self._limit:
+            image = self._limit(image)
         return self._second(self._first(image) if self._first else image)
 
 
@@ -150,3 +162,19 @@ def limit_aspect(image: Image.Image, max_aspect: int) -> Image.Image:
     # As much is cut from one end as from the other, so that the centre stays the centre.
     left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
     return image.crop((left, top, width - left, height - top)) if left or top else image
+
+
+def _shorten_to_squash(image: Image.Image, *, width: int) -> Image.Image:
+    # Pillow first resizes each row, and a strip may have millions of them.
+    return _shorten(image, (image.width, _MAX_RESIZED_PIXELS // width))
+
+
+def _shorten_to_border(image: Image.Image, *, height: int, width: int) -> Image.Image:
+    # timm rounds the shorter side, so that less than half a pixel would become none.
+    return _shorten(image, (2 * image.height * width - 1, 2 * image.width * height - 1))
+
+
+def _shorten(image: Image.Image, longest: tuple[int, int]) -> Image.Image:
+    """Reduce a width and a height that are over `longest` by whole factors; no end is lost."""
+    factors = [math.ceil(side / most) for side, most in zip(image.size, longest, strict=True)]
+    return image.reduce((factors[0], factors[1])) if max(factors) > 1 else image

@@ -227,12 +227,14 @@ class Loaders:
     def view(self, split: Literal["train", "val"]) -> Batches:
         """Build batches of every image of a split once, in order, as evaluation sees it.
 
-        Training images are cut from the centre of what the store keeps of them, which differs from
-        the pixels of evaluation by the rounding of one resize.
+        Training images are made of what the store keeps of them, which differs from the pixels of
+        evaluation by the rounding of one resize.
         """
         samples = self.manifest.split(split)
         stored = self.inputs.train if split == "train" else self.inputs.val
         augment: Literal["centre"] | None = "centre" if split == "train" else None
+        if augment and isinstance(stored, DeviceImages) and not self.preprocessing.is_part_of_image:
+            stored = stored.stored  # the host squashes images and draws borders
         labels = self.task.encode(samples)
         stored_for = None if stored is None else self.machine.device
         batch_size = choose_eval_batch_size(

@@ -63,8 +63,8 @@ def choose_params(
     """The parameters for one way of varying images, on the CPU.
 
     Args:
-        augment: the `augment` section; "centre" for the middle crop that evaluation sees, None for
-            images as they are.
+        augment: the `augment` section; "centre" for the middle crop that evaluation sees if it sees
+            a part of the image, None for images as they are.
         seeds: the seed of each image; only the `augment` section uses it.
         sizes: (B, 2) height and width of each image.
         preprocessing: what the model sees in evaluation.

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
@@ -20,7 +21,7 @@ from mnft.data.batches.samplers import EpochSampler, EvalSampler, Key
 from mnft.data.decode import BadImage, read_content
 from mnft.data.store.geometry import Pixels
 from mnft.data.store.store import Geometry, StoredImages
-from mnft.data.transforms import Transform
+from mnft.data.transforms import Transform, build_eval_transform
 from mnft.errors import DataError
 from mnft.preprocessing import Preprocessing
 from mnft.seeding import derive_seed
@@ -82,10 +83,24 @@ def vary(
     """
     if augment is None:
         return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
+    if augment == "centre" and not preprocessing.is_part_of_image:
+        return _see_whole(pixels, preprocessing, pool)
     sizes = np.array([image.shape[:2] for image in pixels])
     params = choose_params(augment, [key.seed or 0 for key in keys], sizes, preprocessing)
     images = resample_on_cpu(pixels, params, size, preprocessing.interpolation, pool)
     return adjust(images, params, augment, preprocessing.mean)
+
+
+def _see_whole(
+    pixels: Sequence[Pixels], preprocessing: Preprocessing, pool: ThreadPoolExecutor | None
+) -> Tensor:
+    """Bring stored images to the size of the input as evaluation does, squashed or bordered."""
+    transform = build_eval_transform(preprocessing)
+
+    def see(image: Pixels) -> Tensor:
+        return transform(Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image))
+
+    return torch.stack(list(map(see, pixels) if pool is None else pool.map(see, pixels)))
 
 
 class Request(NamedTuple):

@@ -80,6 +80,7 @@ class DeviceImages:
     """
 
     def __init__(self, stored: StoredImages, device: torch.device) -> None:
+        self.stored = stored
         self.sizes = stored.sizes
         self.channels = stored.channels
         self.device = device

@@ -53,8 +53,8 @@ class StoredBatches(Generic[AnySampler]):
         sampler: the order; it gives the keys of each batch.
         device: the device that receives the batches.
         channels_last: whether images take the channels-last memory format.
-        augment: how images are varied; None takes them as they are, "centre" the middle crop of
-            images that are stored whole.
+        augment: how images are varied; None takes them as they are, "centre" what evaluation sees
+            of images that are stored whole. On a device that must be a part of the image.
         mix: mixup or cutmix, or None.
         resize: progressive resizing.
     """

@@ -54,8 +54,8 @@ class LoadedBatches(Generic[AnySampler]):
         preprocessing: size and normalisation.
         sampler: the order; it gives the keys of each batch.
         options: number of workers, device and memory format.
-        augment: how images are varied, as whole batches; None takes them as they are, "centre" the
-            middle crop of images that are stored whole.
+        augment: how images are varied, as whole batches; None takes them as they are, "centre"
+            what evaluation sees of images that are stored whole.
         transform: a function that varies one image, (C, H, W) uint8, instead of `augment`.
         mix: mixup or cutmix, or None.
         resize: progressive resizing.

@@ -23,7 +23,7 @@ _MAX_ASPECT = 8
 
 @dataclass(frozen=True, slots=True)
 class EvalGeometry:
-    """What the model sees in evaluation: the standard Resize and CenterCrop, pixel for pixel."""
+    """What the model sees in evaluation: the pixels of the standard pipeline."""
 
     preprocessing: Preprocessing
 
@@ -31,9 +31,9 @@ class EvalGeometry:
     def key(self) -> str:
         """Text that is the same for the same pixels."""
         spec = asdict(self.preprocessing)
-        del spec["std"]  # applied to the pixels later
-        if self.preprocessing.crop_mode != "border":  # which fills up with the mean
-            del spec["mean"]
+        del spec["mean"], spec["std"]  # applied to the pixels later
+        if self.preprocessing.crop_mode == "border":
+            spec["fill"] = self.preprocessing.fill
         return json.dumps({"kind": "eval", **spec})
 
     def decode(self, content: bytes) -> Pixels:

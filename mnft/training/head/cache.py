@@ -19,7 +19,7 @@ from mnft.preprocessing import Preprocessing
 from mnft.tasks.outputs import Features
 
 _log = logging.getLogger(__name__)
-_FORMAT = 1
+_FORMAT = 2  # 1 saw the middle of images, whatever the crop mode
 # Larger features are computed again rather than kept.
 _MAX_BYTES = 1 << 30
 
