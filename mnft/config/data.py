@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -43,9 +43,14 @@ class DataConfig(Section):
     workers: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = "auto"
     """Number of processes that decode and augment images; 0 does it in the main process. `auto`
     chooses by the number of cores, at most 8 per training process."""
+    crop_mode: Literal["center", "squash", "border"] | None = None
+    """How an image is fitted into the model's input in evaluation, prediction and exported models.
+    `center` cuts out its middle, `squash` changes its proportions, and `border` adds a border of
+    the mean colour. Training crops do not depend on this: they are random parts of the image.
+    Empty: the mode of the model's weights, mostly `center`."""
     crop_pct: Annotated[float, Field(ge=MIN_CROP_PCT, le=1.0)] | None = None
-    """Fraction of the resized image's side that evaluation's centre crop keeps. Empty: the
-    model's."""
+    """Fraction of the resized image's side that evaluation keeps, in the middle. Empty: 1 if
+    data.crop_mode is set to `squash` or `border`, so that nothing is cut off; else the model's."""
     interpolation: Literal["bilinear", "bicubic", "nearest"] | None = None
     """Interpolation of the resize. Empty: the model's own."""
     mean: Annotated[list[UnitInterval], Field(min_length=1, max_length=3)] | None = None
@@ -61,3 +66,10 @@ class DataConfig(Section):
     store_limit_gb: Positive = 20.0
     """Largest size of that folder in gigabytes. The files that were used longest ago make room.
     Images that do not fit are decoded in every epoch, which only costs time."""
+
+    def override_preprocessing(self) -> dict[str, Any]:
+        """What replaces the model's own preprocessing, in timm's keys; None replaces nothing."""
+        chosen = self.model_dump(include={"mean", "std", "interpolation", "crop_pct", "crop_mode"})
+        if self.crop_pct is None and self.crop_mode in {"squash", "border"}:
+            chosen["crop_pct"] = 1.0  # these modes are for seeing all of the image
+        return chosen

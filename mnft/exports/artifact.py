@@ -146,10 +146,12 @@ def _describe_resize(preprocessing: Preprocessing) -> dict[str, Any]:
     height, width = (math.floor(side / preprocessing.crop_pct) for side in sides)
     how = {
         "center": "until it covers this size, keeping its aspect",
-        "squash": "to this size",
-        "border": "until it fits in this size, keeping its aspect; then bordered with the mean",
+        "squash": "to this size, which changes its aspect",
+        "border": "until it fits in this size, keeping its aspect; then what it lacks of the input "
+        "becomes a border in the colour fill, as wide on both sides",
     }[preprocessing.crop_mode]
-    return {"width": width, "height": height, "how": how, "antialias": True}
+    fill = {"fill": list(preprocessing.fill)} if preprocessing.crop_mode == "border" else {}
+    return {"width": width, "height": height, "how": how, "antialias": True, **fill}
 
 
 def _format_labels(artifact: Artifact) -> str:

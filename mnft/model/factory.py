@@ -100,7 +100,7 @@ def build_model(
             same keep their head; all others get a new one.
         img_size: height and width of the input in pixels; None for the model's own size.
         overrides: preprocessing that differs from the model's own (mean, std, interpolation,
-            crop_pct); None values are ignored.
+            crop_pct, crop_mode); None values are ignored.
 
     Raises:
         ModelError: the name is unknown, or the weights are missing or do not fit.

@@ -199,6 +199,7 @@ TABLE = [
     row("warmup as long as training", TRAIN, 2, "line 11: schedule.warmup_epochs: found 1, expected less than train.epochs (1)", plus("schedule:", "  warmup_epochs: 1")),
     row("more parts than images", TRAIN, 2, "line 11: train.accumulation_steps: found 8, expected at most train.batch_size (4)", plus("  batch_size: 4", "  accumulation_steps: 8")),
     row("crop to almost nothing", TRAIN, 2, "line 3: data.crop_pct: found 0.002, expected a number from 0.25 to 1, or empty", of_data("crop_pct: 0.002")),
+    row("crop mode in British English", TRAIN, 2, "line 3: data.crop_mode: found 'centre', expected one of center, squash, border, or empty | did you mean center?", of_data("crop_mode: centre")),
     row("list in wrong order", TRAIN, 2, "line 11: augment.scale: found [1.0, 0.5], expected the smaller value first", plus("augment:", "  scale: [1.0, 0.5]")),
     row("list of one", TRAIN, 2, "line 11: augment.scale: found [0.5], expected a list of 2 numbers from 0 to 1", plus("augment:", "  scale: [0.5]")),
     row("wrong item of a list", TRAIN, 2, "line 11: augment.scale: found 'big' as item 2, expected a list of 2 numbers", plus("augment:", "  scale: [0.5, big]")),

@@ -446,7 +446,10 @@ def test_extending_with_cosine_takes_the_rates_of_the_new_total(train: Trainer) 
     assert short[2] < long[2]
 
 
-@pytest.mark.parametrize("change", ["optim.lr=0.5", "train.batch_size=4", "model.name=resnet18"])
+@pytest.mark.parametrize(
+    "change",
+    ["optim.lr=0.5", "train.batch_size=4", "model.name=resnet18", "data.crop_mode=squash"],
+)
 def test_resume_refuses_other_settings(train: Trainer, change: str) -> None:
     assert train(name="run").exit_code == 0
     result = train.resume("run", change, "train.epochs=3")

@@ -52,6 +52,28 @@ def test_written_values_arrive_unchanged(load):
     assert (config.data.workers, config.optim.lr, config.optim.betas) == (3, 0.25, [0.8, 0.9])
 
 
+@pytest.mark.parametrize(
+    ("written", "crop_mode", "crop_pct"),
+    [
+        ("", None, None),
+        ("crop_pct: 0.9", None, 0.9),
+        ("crop_mode: center", "center", None),
+        # These are for seeing all of the image.
+        ("crop_mode: squash", "squash", 1.0),
+        ("crop_mode: border", "border", 1.0),
+        ("crop_mode: border, crop_pct: 0.9", "border", 0.9),
+    ],
+)
+def test_what_replaces_the_preprocessing_of_the_model(load, written, crop_mode, crop_pct):
+    data = load(f"data: {{root: photos, {written}}}").data
+    expected = dict.fromkeys(("mean", "std", "interpolation"))
+    assert data.override_preprocessing() == {
+        **expected,
+        "crop_mode": crop_mode,
+        "crop_pct": crop_pct,
+    }
+
+
 def test_an_empty_section_means_its_defaults(load):
     assert load(DATA + "optim:\ntrain:\n") == load(DATA)
 
@@ -398,6 +420,7 @@ def test_every_key_and_section_has_a_description():
         ("data.val_fraction", "a number above 0 and below 1"),
         ("data.test_fraction", "a number at least 0 and below 1"),
         ("data.mean", "a list of 1 to 3 numbers from 0 to 1, or empty"),
+        ("data.crop_mode", "one of center, squash, border, or empty"),
         ("augment.scale", "a list of 2 numbers from 0 to 1"),
         ("model.pretrained", "true or false, or a text"),
         ("model.freeze", "one of none, backbone, or an integer at least 1"),

@@ -101,15 +101,25 @@ def test_the_size_to_resize_to_is_that_of_evaluation(
     assert np.array_equal(found, expected)
 
 
-@pytest.mark.parametrize("mode", ["squash", "border"])
-def test_other_ways_to_resize_have_words(tmp_path: Path, mode: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "words", "fill"),
+    [
+        ("center", "until it covers this size, keeping its aspect", None),
+        ("squash", "to this size, which changes its aspect", None),
+        ("border", "until it fits in this size, keeping its aspect; then", [128]),
+    ],
+)
+def test_every_way_to_resize_has_words(
+    tmp_path: Path, mode: str, words: str, fill: list[int] | None
+) -> None:
     preprocessing = replace(PREPROCESSING, crop_mode=mode, input_size=(1, 24, 48), crop_pct=0.75)
     preprocessing = replace(preprocessing, mean=(0.5,), std=(0.5,))
     folder = write(tmp_path / "a", replace(ARTIFACT, preprocessing=preprocessing))
     record = json.loads((folder / "model.json").read_text())
     resize = record["preprocessing"]["resize"]
     assert (resize["width"], resize["height"]) == (64, 32)
-    assert resize["how"]
+    assert resize["how"].startswith(words)
+    assert resize.get("fill") == fill
     assert record["input"]["values"].startswith("grey")
 
 

@@ -102,6 +102,16 @@ def test_build_save_and_open(name: str, tmp_path: Path) -> None:
     assert tuple(config["input_size"]) == built.preprocessing.input_size
 
 
+@pytest.mark.parametrize(("written", "kept"), [(None, "border"), ("squash", "squash")])
+def test_a_start_model_keeps_its_crop_mode_unless_the_config_names_one(
+    tmp_path: Path, written: str | None, kept: str
+) -> None:
+    save(build("mobilenetv1_025", crop_mode="border", crop_pct=0.9), tmp_path / "model")
+    start = ModelConfig(name=f"local-dir:{tmp_path / 'model'}", in_chans=1)
+    again = build_model(start, num_classes=5, overrides={"crop_mode": written})
+    assert (again.preprocessing.crop_mode, again.preprocessing.crop_pct) == (kept, 0.9)
+
+
 READER = """
 import json, sys, timm, timm.data, torch
 from safetensors.torch import load_file

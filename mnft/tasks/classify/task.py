@@ -43,7 +43,7 @@ def build(labels: tuple[str, ...]) -> Task:
             num_classes=num_classes,
             labels=labels,
             img_size=config.data.img_size,
-            overrides=config.data.model_dump(include={"mean", "std", "interpolation", "crop_pct"}),
+            overrides=config.data.override_preprocessing(),
         )
 
     def evaluate(outputs: Outputs) -> Evaluation:
