@@ -147,8 +147,8 @@ def _describe_resize(preprocessing: Preprocessing) -> dict[str, Any]:
     how = {
         "center": "until it covers this size, keeping its aspect",
         "squash": "to this size, which changes its aspect",
-        "border": "until it fits in this size, keeping its aspect; then what it lacks of the input "
-        "becomes a border in the colour fill, as wide on both sides",
+        "border": "until it fits in this size, keeping its aspect; then centred on a canvas of the "
+        "input's size in the colour fill",
     }[preprocessing.crop_mode]
     fill = {"fill": list(preprocessing.fill)} if preprocessing.crop_mode == "border" else {}
     return {"width": width, "height": height, "how": how, "antialias": True, **fill}

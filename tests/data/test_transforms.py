@@ -120,17 +120,6 @@ def test_large_inputs_take_long_images() -> None:
     assert found.shape == (3, 1024, 1024)
 
 
-@pytest.mark.parametrize("mode", ["squash", "border"])
-def test_other_crop_modes(mode: str) -> None:
-    made = Preprocessing((3, 40, 40), MEAN, STD, "bicubic", 1.0, mode)
-    image = noise(60, 30)
-    found = build_eval_transform(made)(image)
-    assert found.shape == (3, 40, 40)
-    if mode == "squash":
-        reference = v1.Resize((40, 40), interpolation=MODES["bicubic"])
-        assert torch.equal(found, v1.PILToTensor()(reference(image)))
-
-
 @pytest.mark.parametrize("channels", [1, 3])
 def test_normalize_equals_torchvision(channels: int) -> None:
     images = torch.randint(256, (4, channels, 9, 7), dtype=torch.uint8)

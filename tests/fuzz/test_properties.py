@@ -275,13 +275,14 @@ def test_batches_keep_shape_type_and_range(
     sides,
     sides,
     st.sampled_from([1, 3]),
+    st.sampled_from(["center", "squash", "border"]),
 )
 def test_transforms_keep_shape_and_type(
-    augment: AugmentConfig, policy: str, height: int, width: int, channels: int
+    augment: AugmentConfig, policy: str, height: int, width: int, channels: int, crop_mode: str
 ) -> None:
     augment = AugmentConfig.model_validate(augment.model_dump() | {"policy": policy})
     preprocessing = Preprocessing(
-        (channels, 16, 16), (0.5,) * channels, (0.5,) * channels, "bilinear", 0.875
+        (channels, 16, 16), (0.5,) * channels, (0.5,) * channels, "bilinear", 0.875, crop_mode
     )
     pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
