@@ -44,6 +44,7 @@ def measure(root: str, cache: str) -> dict[str, float]:
     from mnft.device.select import keep_freed_memory
     from mnft.preprocessing import Preprocessing
     from mnft.tasks import open_task
+    from mnft.tasks.classify.labels import RULES
     from mnft.training.inputs import Loaders, open_inputs
 
     keep_freed_memory()
@@ -66,7 +67,7 @@ def measure(root: str, cache: str) -> dict[str, float]:
     machine = Machine(torch.device("cpu"))
     config = Config.model_validate({"data": {"root": root, "store": cache}})
     started = time.perf_counter()
-    manifest = prepare_manifest(config.data, lambda _done, _total: None, check_later=True)
+    manifest = prepare_manifest(config.data, RULES, lambda _done, _total: None, check_later=True)
     spec = Preprocessing((3, 224, 224), (0.5,) * 3, (0.5,) * 3, "bilinear", 0.875)
     inputs = open_inputs(config, manifest, spec, machine)
     first = time.perf_counter() - started

@@ -34,6 +34,7 @@ from mnft.device.select import keep_freed_memory
 from mnft.host import name_processor
 from mnft.preprocessing import Preprocessing
 from mnft.tasks import open_task
+from mnft.tasks.classify.labels import RULES
 from mnft.training.inputs import Loaders, open_inputs
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -84,7 +85,7 @@ def mnft_parts(root: str, cache: str):
     config = Config.model_validate(
         {"data": {"root": root, "store": cache}, "augment": {"scale": [0.35, 1.0]}}
     )
-    manifest = prepare_manifest(config.data, lambda _done, _total: None, check_later=True)
+    manifest = prepare_manifest(config.data, RULES, lambda _done, _total: None, check_later=True)
     preprocessing = Preprocessing((3, 224, 224), MEAN, STD, "bilinear", 0.875)
     inputs = open_inputs(config, manifest, preprocessing, MACHINE)
     return config, manifest, preprocessing, inputs

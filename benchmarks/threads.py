@@ -100,6 +100,7 @@ def build(args: argparse.Namespace, folder: Path):
     from mnft.data.prepare import prepare_manifest
     from mnft.device.machine import Machine
     from mnft.device.select import keep_freed_memory
+    from mnft.tasks.classify.labels import RULES
     from mnft.training.build import build_training
 
     keep_freed_memory()
@@ -128,7 +129,7 @@ def build(args: argparse.Namespace, folder: Path):
             },
         }
     )
-    manifest = prepare_manifest(config.data, lambda _done, _total: None, check_later=True)
+    manifest = prepare_manifest(config.data, RULES, lambda _done, _total: None, check_later=True)
     return build_training(config, manifest, Machine(torch.device("cpu")))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 
@@ -47,6 +47,7 @@ class EpochResult:
         peak_memory_mb: most memory in use at once, in 10^6 bytes; 0 if not known.
         threads: threads that computed on the CPU; 0 if not known.
         max_threads: threads that a quiet machine would have had; 0 if not known.
+        settings: what the task fitted to the val split, to keep with the model; JSON values.
     """
 
     epoch: int
@@ -61,11 +62,14 @@ class EpochResult:
     peak_memory_mb: float = 0.0
     threads: int = 0
     max_threads: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def as_record(self) -> dict[str, Any]:
         """Return the result as log.jsonl and resume.pt hold it, with the figures side by side."""
         record: dict[str, Any] = {}
         for name, value in asdict(self).items():
+            if name == "settings" and not value:
+                continue
             record |= value if name == "figures" else {name: value}
         return record
 
@@ -76,7 +80,7 @@ class EpochResult:
         Raises:
             TypeError: a value is missing.
         """
-        known = {field.name for field in fields(cls)} - {"figures"}
+        known = {entry.name for entry in fields(cls)} - {"figures"}
         values = {name: value for name, value in record.items() if name in known}
         figures = {name: value for name, value in record.items() if name not in known}
         return cls(figures=figures, **values)

@@ -368,7 +368,7 @@ KNOWS_CLASSES = re.compile(
 )
 # Files on users' disks keep the key by which earlier versions wrote the labels, and timm calls the
 # number of outputs `num_classes`, whatever they mean.
-KEYS = re.compile(r"'class_names?'|\bclass_names are not the names\b")
+KEYS = re.compile(r"'class_names?'|\bclass_names are not those\b")
 TIMM = re.compile(r"\bnum_classes\b")
 # Tasks, their config, what reads and writes folders of classes, and the help for people.
 KNOW_CLASSES = {

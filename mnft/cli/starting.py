@@ -38,11 +38,11 @@ def starting(
         MnftError: something is wrong.
     """
     from mnft import console, files
-    from mnft.data.folder import check_folder
+    from mnft.data.folder import check_root
 
     with main_rank_reports():
         if images is not None:
-            check_folder(images)
+            check_root(images)
         if config is not None:
             _check_config(config, overrides, needs_teacher=needs_teacher)
         for checkpoint in checkpoints:
@@ -121,7 +121,7 @@ def main_rank_reports() -> Iterator[None]:
 
 def _check_config(path: Path, overrides: Sequence[str], *, needs_teacher: bool) -> None:
     from mnft.config.load import load_config
-    from mnft.data.folder import check_folder
+    from mnft.data.folder import check_root
 
     if path.is_fifo() and not needs_teacher:
         return  # it can be read only once: `mnft train <(...)`
@@ -135,7 +135,7 @@ def _check_config(path: Path, overrides: Sequence[str], *, needs_teacher: bool) 
             )
         root = Path(config.data.root).expanduser()
         if root.exists() or not config.data.fetch:  # else it will be fetched
-            check_folder(root, key="data.root")
+            check_root(root, key="data.root")
 
 
 def _check_overrides(path: Path, overrides: Sequence[str]) -> None:

@@ -19,8 +19,9 @@ from mnft.data.check.findings import Finding, TrainingNeeds
 from mnft.data.check.leave_out import write_list
 from mnft.data.check.report import Checked, CheckReport, check_dataset
 from mnft.data.decode import list_cures
+from mnft.data.labels import LabelRules
 from mnft.errors import ConfigError, DataError, GateError, MnftError
-from mnft.tasks import load_label_check
+from mnft.tasks import load_label_rules
 from mnft.text import count
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def run(
         if checkpoint is not None:
             from mnft.evaluation import label_errors
 
-            found = label_errors.check_labels(root, checked, checkpoint, console.REPORTER)
+            found = label_errors.check_labels(checked, checkpoint, console.REPORTER)
             report = report.with_findings(found.findings)
             labels = label_errors.describe(found)
     added = None if fix is None else write_list(fix, report.findings)
@@ -81,7 +82,7 @@ def run(
             values["fix"] = {"path": str(fix), "added": added}
         console.show_json(values)
     else:
-        _show_report(report, needs, labels)
+        _show_report(report, checked.rules, needs, labels)
         if fix is not None:
             is_used = config is not None and config.data.exclude is not None
             then = "" if is_used else f"; use it with data.exclude: {fix}"
@@ -105,6 +106,8 @@ def _load(target: Path, overrides: Sequence[str]) -> tuple[Config | None, Source
 
 def _check(root: Path, config: Config | None) -> tuple[CheckReport, Sequence[Need], Checked]:
     """What is wrong with a folder, and what a run of a config will need."""
+    data = config.data if config else DataConfig(root=str(root))
+    rules = load_label_rules(config.task if config else readers.read(data).task)
     plan: Plan | None = None
     needs: list[Need] = []
     more: list[Finding] = []
@@ -113,16 +116,15 @@ def _check(root: Path, config: Config | None) -> tuple[CheckReport, Sequence[Nee
         from mnft.training.probes.needs import build_plan, estimate
 
         try:
-            plan = build_plan(config, max(2, len(readers.read(root).labels())))
+            names = rules.list_names(readers.read(config.data))
+            plan = build_plan(config, max(1 + rules.exclusive, len(names)))
         except MnftError as error:
             more = [_no_estimate(error)]
         balanced = config.train.sampler == "balanced" or config.train.class_weights == "balanced"
         side = max(plan.preprocessing.input_size[1:]) if plan else config.data.img_size or 224
         expected = TrainingNeeds(side, is_balanced=balanced, is_grey=config.model.in_chans == 1)
-    data = config.data if config else DataConfig(root=str(root))
     with console.progress("checking images") as on_progress:
-        check_labels = load_label_check(config.task) if config else load_label_check()
-        checked = check_dataset(root, on_progress, data, expected, check_labels=check_labels)
+        checked = check_dataset(data, rules, on_progress, expected)
     if config and plan and checked.manifest:
         try:
             needs, more = estimate(config, plan, checked.manifest, checked.inspections)
@@ -150,12 +152,15 @@ def _advise(report: CheckReport) -> str:
 
 
 def _show_report(
-    report: CheckReport, needs: Sequence[Need], labels: Mapping[str, int] | None
+    report: CheckReport,
+    rules: LabelRules,
+    needs: Sequence[Need],
+    labels: Mapping[str, int] | None,
 ) -> None:
     names = sorted({name for counts in report.counts.values() for name in counts})
     rows = [[n, *(c.get(n, 0) for c in report.counts.values())] for n in names]
-    rows.append(["in all", *(sum(c.values()) for c in report.counts.values())])
-    console.show_table(["class", *report.counts], rows)
+    rows.append(["in all", *report.totals.values()])
+    console.show_table([rules.noun, *report.counts], rows)
     if report.mean and report.std:
         mean, std = (", ".join(f"{v:.3f}" for v in values) for values in (report.mean, report.std))
         console.note(f"colours  mean {mean}; std {std}")
@@ -178,7 +183,7 @@ def _show_report(
         )
         if unknown := labels["unknown_class"]:
             who = count(unknown, "image is", "images are")
-            console.warn(f"{who} of classes that the model does not know")
+            console.warn(f"{who} of {rules.plural} that the model does not know")
     _show_findings(report.findings)
 
 

@@ -77,7 +77,7 @@ def run(request: Request, *, as_json: bool) -> None:
         num_images=len(images.samples),
         threads=plan.threads or count_cores(),
         plan=plan,
-        task=open_task(next(row.facts.labels for row in rows if row.facts)),
+        task=open_task(*next((row.facts.labels, row.facts.task) for row in rows if row.facts)),
         warnings=tuple(warnings),
     )
     comparison = compare(rows)

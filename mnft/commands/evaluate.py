@@ -52,7 +52,7 @@ def run(request: Request, *, as_json: bool) -> None:
     """
     opened = open_checkpoint(request.checkpoint)
     bundle = opened.bundle
-    task = open_task(bundle.labels, bundle.task)
+    task = open_task(bundle.labels, bundle.task, bundle.settings)
     target = request.output or _default_output(opened, request.data, request.split)
     files.check_replaceable(
         target,

@@ -82,7 +82,7 @@ def run(request: Request) -> None:
     paths = list(_expand(request.inputs))  # with repetitions: the rows follow the given list
     if not paths:
         raise DataError("found no images", hint="name files, folders, globs, or - for a list")
-    answers = open_task(bundle.labels, bundle.task).build_answers(request.limit)
+    answers = open_task(bundle.labels, bundle.task, bundle.settings).build_answers(request.limit)
     machine = open_machine(request.device)
     machine.place(bundle.model)
     workers = request.workers

@@ -98,7 +98,10 @@ def add_evaluation(
                     what=row.name,
                 )
                 row = replace(
-                    row, evaluation=open_task(bundle.labels, bundle.task).evaluate(outputs)
+                    row,
+                    evaluation=open_task(bundle.labels, bundle.task, bundle.settings).evaluate(
+                        outputs
+                    ),
                 )
             except _FAULTS_OF_ONE as error:
                 row = replace(row, problem=error.message)

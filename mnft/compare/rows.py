@@ -38,6 +38,7 @@ class Facts:
     architecture: str
     precision: str
     labels: tuple[str, ...]
+    task: str
     input_size: tuple[int, int, int]
     params: int | None
     macs: int | None
@@ -182,6 +183,7 @@ def read_facts(variant: Variant) -> Facts:
             architecture=bundle.architecture,
             precision="fp32",
             labels=bundle.labels,
+            task=bundle.task,
             input_size=bundle.preprocessing.input_size,
             params=sum(parameter.numel() for parameter in bundle.model.parameters()),
             macs=compute_macs(bundle.model, bundle.preprocessing.input_size),
@@ -196,6 +198,7 @@ def read_facts(variant: Variant) -> Facts:
         architecture=artifact.architecture,
         precision=artifact.precision,
         labels=artifact.labels,
+        task=artifact.task,
         input_size=artifact.preprocessing.input_size,
         params=None if made_from is None else made_from.params,
         macs=None if made_from is None else made_from.macs,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 
 from mnft.config.section import Positive, Section, UnitInterval, UnitIntervalOpen
 from mnft.preprocessing import MIN_CROP_PCT
@@ -12,18 +12,32 @@ from mnft.preprocessing import MIN_CROP_PCT
 # YAML 1.1 reads a plain `off` as false.
 _OrOff = Annotated[str, BeforeValidator(lambda value: "off" if value is False else value)]
 
+_COLUMNS = ("path", "label", "labels", "split", "group")
+
 
 class DataConfig(Section):
     """Where the images are, how they are split, and how they are loaded."""
 
     root: str
     """Folder of images: one folder per class, which mnft splits in place, or `train/`, `val/` and
-    `test/` folders that hold such folders. A relative path starts at the current folder."""
+    `test/` folders that hold such folders. Or a table of labels (.csv, .tsv, .parquet) with a row
+    for each image, or a folder with `metadata.csv`; paths in it are relative to it. A relative path
+    starts at the current folder."""
     fetch: str | None = None
     """Data set (`mnft data fetch --list`) to download if `data.root` does not exist. Empty:
     none."""
     img_size: Annotated[int, Field(ge=8, le=2048)] | None = None
     """Height and width of the model's input in pixels. Empty: the model's own size."""
+    columns: dict[str, str | list[str]] = Field(default={})
+    """Columns of the table: `path`, `label`, `split` and `group` name one each, `labels` lists
+    columns of 0 and 1. Without it columns with usual names are taken: path, file_name, filename or
+    image; label or class; split; group; else, for labels, all columns of 0 and 1."""
+    separator: str = ";"
+    """What stands between the labels of an image that has several in one cell."""
+    group: str | None = None
+    """What keeps images of one patient, film or tree in one split: a column of the table, or a
+    regular expression on the path with one bracket, such as `^(.*)_[0-9]+\\.jpg$`. Images whose
+    path it does not match are groups of their own. Empty: the column `group` if there is one."""
     val_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
     """Fraction of each class that becomes the val split if the folder has none."""
     test_fraction: UnitIntervalOpen = 0.15
@@ -73,3 +87,16 @@ class DataConfig(Section):
         if self.crop_pct is None and self.crop_mode in {"squash", "border"}:
             chosen["crop_pct"] = 1.0  # these modes are for seeing all of the image
         return chosen
+
+    @field_validator("columns")
+    @classmethod
+    def _known_columns(cls, value: dict[str, str | list[str]]) -> dict[str, str | list[str]]:
+        for what, name in value.items():
+            if what not in _COLUMNS:
+                raise ValueError(f"found {what!r}, expected some of {', '.join(_COLUMNS)}")
+            if isinstance(name, list) != (what == "labels") or not name:
+                kind = "a list of columns" if what == "labels" else "the name of one column"
+                raise ValueError(f"{what}: found {name!r}, expected {kind}")
+        if "label" in value and "labels" in value:
+            raise ValueError("found label and labels, expected one of them")
+        return value

@@ -116,9 +116,11 @@ class TrainingDisplay(TerminalReporter):
 
     def on_epoch(self, result: EpochResult) -> None:
         """Print the epoch's line, above the bar where there is one."""
-        # The task's main figure follows the loss.
-        main = [name for name in result.figures if name.startswith("train_")][1][6:]
-        short = _short(main)
+        # The task's main figure follows the loss; for training images it may be a simpler one.
+        trained, judged = (
+            [name.removeprefix(split) for name in result.figures if name.startswith(split)][1]
+            for split in ("train_", "val_")
+        )
         width = len(str(result.epochs))
         epoch = f"epoch {result.epoch:>{width}}/{result.epochs}"
         if result.stage == "head":
@@ -129,9 +131,9 @@ class TrainingDisplay(TerminalReporter):
         figures = [
             Figure(epoch, 0),
             Figure(f"loss {result.figures['train_loss']:.4f}", 3, 11),
-            Figure(f"{short} {result.figures[f'train_{main}']:6.2%}", 5, 11),
+            Figure(f"{_short(trained)} {result.figures[f'train_{trained}']:6.2%}", 5, 11),
             Figure(f"val_loss {result.figures['val_loss']:.4f}", 4, 15),
-            Figure(f"val_{short} {result.figures[f'val_{main}']:6.2%}", 1, 15),
+            Figure(f"val_{_short(judged)} {result.figures[f'val_{judged}']:6.2%}", 1, 15),
             Figure(f"{result.images_per_s:.0f} img/s", 7, 11),
             Figure(waited, 9, 10),
             Figure(f"{result.peak_memory_mb / 1000:.1f} GB", 8, 7),

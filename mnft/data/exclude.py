@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mnft.data.folder import FolderScan
+from mnft.data.labels import LabelRules
 from mnft.errors import ConfigError
 
 _MAX_BYTES = 1 << 30
@@ -28,8 +29,13 @@ class Exclusion:
     unknown: Sequence[str]
 
 
-def exclude(scan: FolderScan, list_path: str | None) -> Exclusion:
+def exclude(scan: FolderScan, list_path: str | None, rules: LabelRules) -> Exclusion:
     """Take the files away that a list names.
+
+    Args:
+        scan: the data set.
+        list_path: the list, or None.
+        rules: what the labels are; a label whose images are all taken away becomes empty.
 
     Raises:
         ConfigError: there is no such list, or it cannot be read.
@@ -40,8 +46,8 @@ def exclude(scan: FolderScan, list_path: str | None) -> Exclusion:
     wanted = set(listed)
     images = tuple(image for image in scan.images if image.path not in wanted)
     excluded = [image for image in scan.images if image.path in wanted]
-    left = {(image.split, image.label) for image in images}
-    emptied = {(i.split, i.label) for i in excluded} - left
+    left = {(image.split, name) for image in images for name in rules.parse(image.label)}
+    emptied = {(i.split, name) for i in excluded for name in rules.parse(i.label)} - left
     empty = tuple(sorted({*scan.empty_classes, *emptied}, key=str))
     found = [image.path for image in excluded]
     unknown = sorted(wanted - set(found))

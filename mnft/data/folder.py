@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mnft.errors import DataError
-from mnft.text import count
 
 IMAGE_SUFFIXES = frozenset(
     [
@@ -16,74 +15,106 @@ IMAGE_SUFFIXES = frozenset(
         *(".tiff", ".ppm", ".pgm", ".pnm", ".avif", ".heic", ".heif", ".hif", ".jp2", ".mpo"),
     ]
 )
+# Files that list images with their labels.
+TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
+# Names of split folders, and of splits in tables.
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
 _SYSTEM_NAMES = frozenset({"thumbs.db", "desktop.ini", "__macosx", "@eadir", "lost+found"})
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """One file that its extension calls an image.
+    """One image of a data set.
 
     Attributes:
         path: relative to the root, with forward slashes.
-        label: name of the class folder, in Unicode's composed form (NFC), so that the same
-            name written on a Mac and on Linux is the same class.
-        split: "train", "val", "test", or None where the folder has no splits.
+        label: text that the task parses: the name of a class, or what a table says of the image.
+            It is in Unicode's composed form (NFC), so that the same name written on a Mac and on
+            Linux is the same label.
+        split: "train", "val", "test", or None where the data set has no splits.
+        group: what the image was taken of or from, such as a patient or a film; images of one group
+            stay in one split. None where there are no groups.
+        line: the row of a table that names it, or None.
     """
 
     path: str
     label: str
     split: str | None
+    group: str | None = None
+    line: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A file that no split uses, and why."""
+
+    path: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class FolderScan:
-    """What a folder holds, as a reader gives it; no pixel was read.
+    """What a data set holds, as a reader gives it; no pixel was read.
 
     Attributes:
-        root: the folder.
+        root: the folder that paths are relative to.
         images: sorted by path.
-        empty_classes: (split, class) folders without any image.
+        empty_classes: (split, label) of folders without any image.
         ignored: files that are not taken as images, relative to the root.
+        names: the labels that the data set lists, whether or not images have them; empty where
+            only the images tell.
+        task: the task that the labels are for, as far as the reader can tell.
+        unusable: entries of a table that cannot be used, such as rows without a file.
+        table: the file with the labels; None where folders are the labels.
     """
 
     root: Path
     images: tuple[ImageFile, ...]
-    empty_classes: tuple[tuple[str | None, str], ...]
-    ignored: tuple[str, ...]
+    empty_classes: tuple[tuple[str | None, str], ...] = ()
+    ignored: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    task: str = "classify"
+    unusable: tuple[LeftOut, ...] = ()
+    table: Path | None = None
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits that the folder itself has; empty when it has none."""
+        """The splits that the data set itself has; empty when it has none."""
         found = {image.split for image in self.images if image.split}
         return tuple(name for name in ("train", "val", "test") if name in found)
 
-    def labels(self, split: str | None = None) -> list[str]:
-        """Sorted class names, of one split or of all."""
-        images = self.images
-        return sorted({i.label for i in images if split is None or i.split == split})
+    @property
+    def source(self) -> Path:
+        """What a person calls the data set: the table, or else the folder."""
+        return self.table or self.root
 
 
-def check_folder(root: Path, *, key: str | None = None) -> None:
-    """Refuse a folder of images that does not exist.
+def check_root(root: Path, *, key: str | None = None) -> None:
+    """Refuse a data set that does not exist.
 
     Args:
-        root: the folder.
+        root: a folder of images, or a table of labels.
         key: the config key that names it.
 
     Raises:
-        DataError: no such folder, a file, or a folder that cannot be read.
+        DataError: no such folder, a file that is no table, or a folder that cannot be read.
     """
-    if not _is_folder(root):
-        what = "is a file, expected a folder" if root.exists() else "no such folder"
-        hint = "data.root names the folder of images" if key else None
-        raise DataError(f"{root}: {what}", hint=hint, key=key)
-
-
-def describe_scan(scan: FolderScan) -> str:
-    """A folder in words: "1,600 images of 5 classes in train, val, test"."""
-    where = f" in {', '.join(scan.splits)}" if scan.splits else ", not split"
-    classes = count(len(scan.labels()), "class", "classes")
-    return f"{count(len(scan.images), 'image')} of {classes}{where}"
+    if _is_folder(root) or (root.is_file() and root.suffix.lower() in TABLE_SUFFIXES):
+        return
+    expected = f"a folder, or a table of labels ({', '.join(TABLE_SUFFIXES)})"
+    what = f"is a file, expected {expected}" if root.exists() else "no such folder"
+    hint = None
+    if key:
+        hint = "name the folder that it is in" if root.exists() else f"data.root names {expected}"
+    raise DataError(f"{root}: {what}", hint=hint, key=key)
 
 
 def list_images(folder: Path) -> list[Path]:

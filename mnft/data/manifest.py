@@ -11,7 +11,8 @@ from typing import Any
 
 from mnft import files
 from mnft.data.decode import Inspection
-from mnft.data.folder import FolderScan, ImageFile
+from mnft.data.folder import FolderScan, ImageFile, LeftOut
+from mnft.data.labels import LabelRules
 from mnft.data.lineage import pack, shorten, unpack
 from mnft.data.splits import carve, choose_fractions, choose_known
 from mnft.errors import CheckpointError, DataError
@@ -22,20 +23,15 @@ SPLIT_FILE = "split.json"
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image: its path relative to the root, its class, its split and its content's SHA-256."""
+    """One image: its path relative to the root, its label as the reader gave it, its split, its
+    content's SHA-256, and its group where the data set has groups.
+    """
 
     path: str
     label: str
     split: str
     sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """A file that no split uses, and why."""
-
-    path: str
-    reason: str
+    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +40,7 @@ class Manifest:
 
     Attributes:
         root: the image folder.
-        labels: sorted names; the index of a name is its label.
+        labels: sorted names; the index of a name is its place in the outputs.
         samples: the images, sorted by path.
         left_out: files that were found and are not used.
         inherited: shortened SHA-256 of images outside the train split that earlier models were
@@ -82,6 +78,7 @@ class Manifest:
 def build_manifest(
     scan: FolderScan,
     inspections: Mapping[str, Inspection],
+    rules: LabelRules,
     *,
     val_fraction: float,
     test_fraction: float,
@@ -91,14 +88,15 @@ def build_manifest(
     """Choose the split of each image that can be decoded.
 
     Splits that the folder has are kept. A missing val split is taken from train, and where the
-    folder has no splits at all a test split too: in each class, unique contents are put in the
-    order of SHA-256(seed, content) and cut, so the split depends only on the seed and the files.
+    folder has no splits at all a test split too; see `mnft.data.splits.carve`. The split depends
+    only on the seed and the files.
     Copies of one content never stand in two splits: of the folder's own splits, test keeps its
     copy before val, and val before train.
 
     Args:
         scan: the folder.
         inspections: what is known of each of its files, by path.
+        rules: what the labels are.
         val_fraction: fraction of each class for a val split that is taken from train.
         test_fraction: fraction of each class for a test split that is taken from train.
         seed: seed of the cut.
@@ -116,7 +114,7 @@ def build_manifest(
         if (problem := inspections[image.path].problem) is not None
     ]
     hashes = {image.path: inspections[image.path].sha256 for image in good}
-    labels = _check_classes(scan, good)
+    labels = _check_names(scan, good, rules)
     holder: dict[str, ImageFile] = {}  # which copy of a content stays
     for name in ("train", "val", "test"):
         holder |= {hashes[image.path]: image for image in good if image.split == name}
@@ -130,18 +128,18 @@ def build_manifest(
     fractions = choose_fractions(
         scan.splits, val_fraction=val_fraction, test_fraction=test_fraction
     )
-    carved = carve(kept, hashes, fractions, seed, choose_known(scan.splits, known or {}))
+    carved = carve(kept, hashes, fractions, seed, choose_known(scan.splits, known or {}), rules)
     samples = []
     for image in kept:
         sha256, split = hashes[image.path], image.split or "train"
         if split == "train":
             split = carved.get(sha256, split)
-        samples.append(Sample(image.path, image.label, split, sha256))
-    learned = {sample.label for sample in samples if sample.split == "train"}
+        samples.append(Sample(image.path, image.label, split, sha256, image.group))
+    learned = {n for s in samples if s.split == "train" for n in rules.parse(s.label)}
     if missing := [name for name in labels if name not in learned]:
         raise DataError(
-            f"{scan.root}: every image of class {', '.join(missing)} is a copy of one in another "
-            "split or class, so none is left for train",
+            f"{scan.source}: every image of {rules.noun} {', '.join(missing)} is a copy of one in "
+            f"another split or {rules.noun}, or in a group there, so none is left for train",
             hint="`mnft data check` lists the copies",
         )
     return Manifest(scan.root, tuple(labels), tuple(samples), tuple(left_out))
@@ -157,9 +155,11 @@ def save_manifest(manifest: Manifest, path: Path) -> None:
             "absolute_root": str(manifest.root.absolute()),
             "fingerprint": manifest.fingerprint,
             "class_names": list(manifest.labels),
+            "names_sha256": _sum_names(manifest.labels),
             "counts": {name: len(manifest.split(name)) for name in manifest.splits},
             "samples": [
                 {"path": s.path, "class_name": s.label, "split": s.split, "sha256": s.sha256}
+                | ({} if s.group is None else {"group": s.group})
                 for s in manifest.samples
             ],
             "left_out": [asdict(entry) for entry in manifest.left_out],
@@ -192,8 +192,8 @@ def load_manifest(path: Path) -> Manifest:
         )
         if manifest.fingerprint != content["fingerprint"]:
             raise ValueError("its fingerprint is not that of its samples")
-        if list(manifest.labels) != sorted({s.label for s in manifest.samples}):
-            raise ValueError("class_names are not the names of its classes in their order")
+        if content.get("names_sha256", sums := _sum_names(manifest.labels)) != sums:
+            raise ValueError("class_names are not those that mnft wrote")
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file, expected the run's split") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -203,6 +203,10 @@ def load_manifest(path: Path) -> Manifest:
             "can still predict, and be judged on other images with --data DIR",
         ) from error
     return manifest
+
+
+def _sum_names(labels: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps(list(labels)).encode()).hexdigest()
 
 
 def _explain(error: Exception) -> str:
@@ -234,29 +238,33 @@ def list_changes(manifest: Manifest, samples: Sequence[Sample]) -> list[str]:
     return changes
 
 
-def _check_classes(scan: FolderScan, good: Sequence[ImageFile]) -> list[str]:
-    """The names of the classes, when every split can be used."""
-    train = sorted({image.label for image in good if image.split in (None, "train")})
+def _check_names(scan: FolderScan, good: Sequence[ImageFile], rules: LabelRules) -> list[str]:
+    """The names of the labels, when every split can be used."""
+    learned = [image for image in good if image.split in (None, "train")]
+    train = sorted({name for image in learned for name in rules.parse(image.label)})
+    declared = rules.list_names(scan, "train" if scan.splits else None)
     empty = sorted(
-        {n for s, n in scan.empty_classes if s in (None, "train")}
-        | (set(scan.labels("train" if scan.splits else None)) - set(train))
+        {n for s, n in scan.empty_classes if s in (None, "train")} | {*declared} - {*train}
     )
     if empty and train:
         raise DataError(
-            f"{scan.root}: no usable image in class {', '.join(empty)}",
-            hint="fill the folder or take it away",
+            f"{scan.source}: no usable image in {rules.noun} {', '.join(sorted(empty))}",
+            hint="add images of it, or take it away",
         )
     if not train:
-        what = "no images in a train folder" if scan.splits else "no images"
-        raise DataError(f"{scan.root}: found {what}, expected images in folders, one a class")
-    if len(train) < 2:
-        raise DataError(f"{scan.root}: found one class ({train[0]}), expected at least two")
+        what = "no images in a train split" if scan.splits else "no images"
+        place = "with labels" if scan.table else f"in folders, one for each {rules.noun}"
+        raise DataError(f"{scan.source}: found {what}, expected images {place}")
+    if rules.exclusive and len(train) < 2:
+        raise DataError(
+            f"{scan.source}: found one {rules.noun} ({train[0]}), expected at least two"
+        )
     for split in ("val", "test"):
-        if unknown := sorted(set(scan.labels(split)) - set(train)):
+        if unknown := sorted({*rules.list_names(scan, split)} - {*train}):
             raise DataError(
-                f"{scan.root}: the {split} split has classes that train has not: "
+                f"{scan.source}: the {split} split has {rules.plural} that train has not: "
                 f"{', '.join(unknown)}",
-                hint="classes are matched by name: rename or remove them",
+                hint=f"{rules.plural} are matched by name: rename or remove them",
             )
     for split in sorted({split for split, _ in scan.empty_classes if split} - set(scan.splits)):
         raise DataError(

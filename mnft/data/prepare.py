@@ -12,10 +12,10 @@ from mnft.config.data import DataConfig
 from mnft.data import readers
 from mnft.data.decode import Inspection, list_cures
 from mnft.data.exclude import exclude
-from mnft.data.folder import FolderScan
+from mnft.data.folder import FolderScan, LeftOut
+from mnft.data.labels import LabelRules
 from mnft.data.manifest import (
     SPLIT_FILE,
-    LeftOut,
     Manifest,
     Sample,
     build_manifest,
@@ -41,7 +41,7 @@ class _Everything:
 
 
 def prepare_manifest(
-    config: DataConfig, on_progress: Progress, *, check_later: bool = False
+    config: DataConfig, rules: LabelRules, on_progress: Progress, *, check_later: bool = False
 ) -> Manifest:
     """Find the images of `data.root`, make sure that they decode, and split them.
 
@@ -49,27 +49,34 @@ def prepare_manifest(
 
     Args:
         config: the `data` section.
+        rules: what the labels are.
         on_progress: a function that is called with the files done and all files.
         check_later: decode only the images of the test split; the caller, who decodes the others
             for the store, must prepare again without this if some do not decode.
 
     Raises:
-        DataError: the folder cannot be used, or holds files that do not decode and
-            `data.on_bad_image` is "fail".
+        DataError: the data set cannot be used, is for another task, or holds files that do not
+            decode or rows that cannot be used, and `data.on_bad_image` is "fail".
         ConfigError: the list that `data.exclude` names cannot be used.
     """
     try:
-        exclusion = exclude(readers.read(Path(config.root).expanduser()), config.exclude)
+        exclusion = exclude(rules.apply(readers.read(config)), config.exclude, rules)
         scan = exclusion.scan
+        if scan.unusable and config.on_bad_image == "fail":
+            raise _too_many_unusable(scan)
         known = frozenset[str]()
         if config.store != "off":
             known = list_known_contents(choose_cache_folder(config.store), scan.root)
-        manifest = _prepare_unchecked(config, scan, known, on_progress) if check_later else None
-        manifest = manifest or _prepare(config, scan, known, on_progress)
+        parts = (config, rules, scan, known, on_progress)
+        manifest = _prepare_unchecked(*parts) if check_later else None
+        manifest = manifest or _prepare(*parts)
     except DataError as error:
         error.key = error.key or "data.root"
-        if error.hint is None and not Path(config.root).expanduser().is_dir():
-            error.hint = "data.root names the folder of images, seen from the current folder"
+        if error.hint is None and not Path(config.root).expanduser().exists():
+            error.hint = (
+                "data.root names the folder of images, or a table of their labels, seen from the "
+                "current folder"
+            )
         raise
     for entry in manifest.left_out[:_SHOWN]:
         _log.warning("left out: %s: %s", entry.path, entry.reason)
@@ -84,7 +91,17 @@ def prepare_manifest(
             ", ".join(exclusion.unknown[:_SHOWN]),
         )
     excluded = tuple(LeftOut(path, f"excluded by {config.exclude}") for path in exclusion.excluded)
-    return replace(manifest, left_out=manifest.left_out + excluded)
+    return replace(manifest, left_out=manifest.left_out + scan.unusable + excluded)
+
+
+def _too_many_unusable(scan: FolderScan) -> DataError:
+    rows = scan.unusable
+    return DataError(
+        f"{scan.source}: {count(len(rows), 'row')} cannot be used:\n"
+        + "\n".join(f"  {row.path}: {row.reason}" for row in rows[:_LISTED_BAD])
+        + (f"\n  and {len(rows) - _LISTED_BAD} more" if len(rows) > _LISTED_BAD else ""),
+        hint="fix the rows, or leave them out with data.on_bad_image: skip",
+    )
 
 
 def _warn_of_conflicts(manifest: Manifest) -> None:
@@ -95,7 +112,7 @@ def _warn_of_conflicts(manifest: Manifest) -> None:
     conflicts = [same for same in by_content.values() if len({sample.label for sample in same}) > 1]
     if conflicts:
         _log.warning(
-            "%s in two classes with the same bytes, such as %s; `mnft data check --fix FILE` lists "
+            "%s with two labels and the same bytes, such as %s; `mnft data check --fix FILE` lists "
             "what data.exclude can leave out",
             count(len(conflicts), "image stands", "images stand"),
             " and ".join(sample.path for sample in conflicts[0][:2]),
@@ -104,6 +121,7 @@ def _warn_of_conflicts(manifest: Manifest) -> None:
 
 def _prepare_unchecked(
     config: DataConfig,
+    rules: LabelRules,
     scan: FolderScan,
     known: Container[str],
     on_progress: Progress,
@@ -113,7 +131,7 @@ def _prepare_unchecked(
     inspections = scan_files(scan.root, paths, on_progress, known=_Everything())
     if _problems(inspections):
         return None
-    manifest = split_folder(config, scan, inspections)
+    manifest = split_folder(config, rules, scan, inspections)
     tested = [sample.path for sample in manifest.split("test")]
     checked = scan_files(scan.root, tested, known=known)
     return None if _problems(checked) else manifest
@@ -121,6 +139,7 @@ def _prepare_unchecked(
 
 def _prepare(
     config: DataConfig,
+    rules: LabelRules,
     scan: FolderScan,
     known: Container[str],
     on_progress: Progress,
@@ -137,13 +156,16 @@ def _prepare(
             + "fix or remove them (`mnft data check --json` lists them all), or leave them out "
             "with data.on_bad_image: skip",
         )
-    return split_folder(config, scan, inspections)
+    return split_folder(config, rules, scan, inspections)
 
 
 def split_folder(
-    config: DataConfig, scan: FolderScan, inspections: Mapping[str, Inspection]
+    config: DataConfig,
+    rules: LabelRules,
+    scan: FolderScan,
+    inspections: Mapping[str, Inspection],
 ) -> Manifest:
-    """Split a folder as a config says; see `build_manifest`.
+    """Split a data set as a config says; see `build_manifest`.
 
     Raises:
         DataError: the folder cannot be split like that.
@@ -152,6 +174,7 @@ def split_folder(
     return build_manifest(
         scan,
         inspections,
+        rules,
         val_fraction=config.val_fraction,
         test_fraction=config.test_fraction,
         seed=config.split_seed,

@@ -7,6 +7,8 @@ from collections import defaultdict
 from collections.abc import Container, Mapping, Sequence
 
 from mnft.data.folder import ImageFile
+from mnft.data.labels import LabelRules
+from mnft.data.stratify import carve_units
 from mnft.errors import DataError
 
 
@@ -51,30 +53,40 @@ def carve(
     fractions: Mapping[str, float],
     seed: int,
     known: Mapping[str, str],
+    rules: LabelRules,
 ) -> dict[str, str]:
-    """Choose the splits of contents: a stratified cut of each class.
+    """Choose the splits of contents: a stratified cut.
+
+    Where each image has one label and there are no groups, the contents of each label are put in
+    the order of SHA-256(seed, content) and cut; else see `mnft.data.stratify.carve_units`.
 
     Args:
-        images: the images of the folder; those in its own val and test folders are skipped.
+        images: the images of the data set; those in its own val and test splits are skipped.
         hashes: content of each image, by path.
         fractions: fractions of the splits that are taken from train.
         seed: seed of the cut.
         known: the split of contents that is decided already.
+        rules: what the labels are.
 
     Returns:
         The split of each content; other contents stay in train.
 
     Raises:
-        DataError: a class has too few images.
+        DataError: a label has too few images, or there are too few groups.
     """
+    learned = [image for image in images if image.split in (None, "train")]
+    if not fractions:
+        return {}
+    if not rules.exclusive or any(image.group is not None for image in learned):
+        return carve_units(learned, hashes, fractions, seed, known, rules)
     by_class: dict[str, set[str]] = defaultdict(set)
     kept: dict[str, set[str]] = defaultdict(set)  # the splits that a class has already
     chosen: dict[str, str] = {}
     seen: set[str] = set()
-    for image in images:
+    for image in learned:
         content = hashes[image.path]
         # A content that stands in two classes is counted, and split, with the first of them.
-        if image.split not in (None, "train") or content in seen:
+        if content in seen:
             continue
         seen.add(content)
         if content in known:
@@ -87,7 +99,7 @@ def carve(
         counts = compute_split_counts(len(order), fractions, has=kept[label])
         if counts is None:
             raise DataError(
-                f"class {label} has {len(order)} different images, too few to split into "
+                f"{rules.noun} {label} has {len(order)} different images, too few to split into "
                 f"{', '.join(['train', *fractions])}",
                 hint="add images, lower data.val_fraction or data.test_fraction, or make the "
                 "split folders yourself",

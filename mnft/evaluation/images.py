@@ -6,19 +6,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mnft.config.data import DataConfig
 from mnft.data import readers
+from mnft.data.labels import LabelRules
 from mnft.data.lineage import shorten
 from mnft.data.manifest import Manifest, Sample, list_changes
 from mnft.data.scan_files import scan_files
 from mnft.errors import CheckpointError, DataError
-from mnft.evaluation.checkpoint import Checkpoint
+from mnft.evaluation.checkpoint import Checkpoint, load_settings
 from mnft.reporter import Reporter
 from mnft.runs.folder import RunFolder
+from mnft.tasks import load_label_rules
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSet:
-    """Images with their classes.
+    """Images with their labels.
 
     Attributes:
         root: folder of the images.
@@ -74,11 +77,12 @@ def load_image_set(
     bundle, recorded = opened.bundle, opened.manifest
     if data is not None:
         with reporter.track("checking images") as on_progress:
-            samples, problems = list_folder_images(
-                data, split, bundle.labels, recorded, on_progress
-            )
-        found = ImageSet(data, samples[0].split, samples, problems).take_evenly(limit)
-        for path, problem in problems.items():
+            # The run's config says which columns a table has.
+            config = load_settings(opened, [])[0].data.model_copy(update={"root": str(data)})
+            rules = load_label_rules(bundle.task)
+            found = list_images(config, rules, split, bundle.labels, recorded, on_progress)
+        found = found.take_evenly(limit)
+        for path, problem in found.problems.items():
             reporter.warn(f"left out: {path}: {problem}")
     elif recorded is None:
         raise CheckpointError(
@@ -131,38 +135,41 @@ def _find_recorded(run: RunFolder, recorded: Manifest, split: str, limit: int | 
     return found
 
 
-def list_folder_images(
-    root: Path,
+def list_images(
+    config: DataConfig,
+    rules: LabelRules,
     split: str | None,
     labels: tuple[str, ...],
     recorded: Manifest | None,
     on_progress: Callable[[int, int], None],
-) -> tuple[list[Sample], dict[str, str]]:
-    """List the images of a folder to evaluate a model on; classes are matched by name.
+) -> ImageSet:
+    """List the images of a data set to evaluate a model on; labels are matched by name.
 
     Args:
-        root: class folders, or split folders that hold class folders.
-        split: name of the split; None takes test, or else val, of a folder with splits, and all
+        config: the data set: a folder, or a table of labels with its columns.
+        rules: what the labels are.
+        split: name of the split; None takes test, or else val, of a data set with splits, and all
             images of one without. Images of a split that mnft made itself (val out of train/, or
             all splits of a plain folder) are recognised by content.
-        labels: class names of the model.
+        labels: names of the model's outputs.
         recorded: manifest of the model's training, or None if it lies in no run.
         on_progress: called with the files inspected and all files.
 
     Returns:
-        The samples, and the files that cannot be decoded with the reason.
+        The images, and the files or rows that cannot be used with the reason.
 
     Raises:
         DataError: there is no such split, neither test nor val if none is named, or no image; or
-            the model does not know a class.
+            the model does not know a label, or a table has no column for one.
     """
-    scan = readers.read(root)
+    scan = rules.apply(readers.read(config))
+    root = scan.source
     if scan.splits and split is None:
         split = next((name for name in ("test", "val") if name in scan.splits), None)
         if split is None:
             raise DataError(
-                f"{root}: found neither a test nor a val folder, only {', '.join(scan.splits)}",
-                hint="to judge on the images of the train folder: --split train",
+                f"{root}: found neither a test nor a val split, only {', '.join(scan.splits)}",
+                hint="to judge on the images of the train split: --split train",
             )
     # Whether the training on this folder split these images off the train folder.
     carved = bool(scan.splits) and (
@@ -171,16 +178,23 @@ def list_folder_images(
     carved = carved and recorded is not None
     folder = "train" if carved else split
     chosen = [i for i in scan.images if not scan.splits or i.split == folder]
-    if unknown := sorted({image.label for image in chosen} - set(labels)):
+    named = {name for image in chosen for name in rules.parse(image.label)}
+    if unknown := sorted({*scan.names, *named} - set(labels)):
         raise DataError(
-            f"{root}: classes that the model does not know: {', '.join(unknown)}",
+            f"{root}: {rules.plural} that the model does not know: {', '.join(unknown)}",
             hint=f"the model knows {', '.join(labels[:10])}"
             + (", ..." if len(labels) > 10 else ""),
         )
-    inspections = scan_files(root, [image.path for image in chosen], on_progress)
-    problems = {path: i.problem for path, i in inspections.items() if i.problem is not None}
+    if scan.names and (missing := sorted(set(labels) - set(scan.names))):
+        raise DataError(
+            f"{root}: no column for {', '.join(missing)}, which the model knows",
+            hint="add it, with empty cells where it is not known",
+        )
+    inspections = scan_files(scan.root, [image.path for image in chosen], on_progress)
+    problems = {row.path: row.reason for row in scan.unusable}
+    problems |= {path: i.problem for path, i in inspections.items() if i.problem is not None}
     samples = [
-        Sample(i.path, i.label, split or "all", inspections[i.path].sha256)
+        Sample(i.path, i.label, split or "all", inspections[i.path].sha256, i.group)
         for i in chosen
         if i.path not in problems
     ]
@@ -199,8 +213,8 @@ def list_folder_images(
             samples = [sample for sample in samples if sample.sha256 in contents]
     if not samples:
         there = f"it has {', '.join(scan.splits)}" if scan.splits else "no image can be used"
-        raise DataError(f"{root}: no images in the {split or 'folder'} split: {there}")
-    return samples, problems
+        raise DataError(f"{root}: no images in the {split or 'whole'} split: {there}")
+    return ImageSet(scan.root, samples[0].split, samples, problems)
 
 
 def every_nth(count: int, wanted: int) -> Sequence[int]:

@@ -19,7 +19,7 @@ from mnft.errors import DataError, ModelError
 from mnft.evaluation.checkpoint import open_trained
 from mnft.model.linear_head import find_linear_head, has_linear_head
 from mnft.reporter import Reporter
-from mnft.tasks import open_task
+from mnft.tasks import load_label_rules, open_task
 from mnft.training.eval_batches import EvalOptions, open_eval_batches
 from mnft.training.head.features import compute_features
 
@@ -34,7 +34,7 @@ class LabelCheck:
         findings: a note for each image whose label is likely wrong.
         by_model: number of images that are new to the model, which judged them itself.
         crosswise: number of images that it may have learned from; cross-validation judged them.
-        unknown_class: number of images of classes that the model does not know; none judged them.
+        unknown_class: number of images with labels that the model does not know; none judged them.
     """
 
     findings: list[Finding]
@@ -43,7 +43,7 @@ class LabelCheck:
     unknown_class: int
 
 
-def check_labels(root: Path, checked: Checked, checkpoint: Path, reporter: Reporter) -> LabelCheck:
+def check_labels(checked: Checked, checkpoint: Path, reporter: Reporter) -> LabelCheck:
     """Find images whose label the model confidently contradicts.
 
     Images that the run did not train on are judged by the model itself. Images that it trained on,
@@ -63,20 +63,22 @@ def check_labels(root: Path, checked: Checked, checkpoint: Path, reporter: Repor
             "are found by"
         )
     images = [i for i in checked.images if checked.inspections[i.path].problem is None]
-    known = [image for image in images if image.label in bundle.labels]
+    rules = load_label_rules(bundle.task)
+    known = [i for i in images if set(rules.parse(i.label)) <= set(bundle.labels)]
     if not known:
         raise DataError(
-            f"{root}: none of its classes is among those of {checkpoint}",
+            f"{checked.report.root}: none of its {rules.plural} is among those of {checkpoint}",
             hint=f"the model knows {', '.join(bundle.labels[:10])}",
         )
     contents = [checked.inspections[image.path].sha256 for image in known]
     samples = [
-        Sample(image.path, image.label, image.split or "all", content)
+        Sample(image.path, image.label, image.split or "all", content, image.group)
         for image, content in zip(known, contents, strict=True)
     ]
-    task, machine = open_task(bundle.labels, bundle.task), open_machine()
+    task = open_task(bundle.labels, bundle.task, bundle.settings)
+    machine = open_machine()
     batches = open_eval_batches(
-        root,
+        checked.report.root,
         samples,
         task.encode(samples),
         bundle.preprocessing,
@@ -97,7 +99,8 @@ def check_labels(root: Path, checked: Checked, checkpoint: Path, reporter: Repor
     with torch.inference_mode():
         values = head(features.values.to(head.weight.device)).float().cpu().numpy()
     findings = []
-    for error in task.find_label_errors(features, values, trained, contents):
+    groups = [image.group or content for image, content in zip(known, contents, strict=True)]
+    for error in task.find_label_errors(features, values, trained, groups):
         path = known[error.position].path
         findings.append(Finding("label", False, error.what, (path,), look_at=(path,)))
     count = int(trained.sum())

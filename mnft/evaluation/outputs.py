@@ -42,7 +42,7 @@ def compute_image_outputs(
     """
     keep_freed_memory()
     machine = open_machine(device).with_precision("fp32", config.precision, img_size=None)
-    task = open_task(bundle.labels, bundle.task)
+    task = open_task(bundle.labels, bundle.task, bundle.settings)
     batches = open_eval_batches(
         images.root,
         images.samples,

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mnft.config.data import DataConfig
 from mnft.config.edge import ExportConfig
 from mnft.config.schema import Config
 from mnft.data import readers
@@ -93,8 +94,9 @@ def choose_comparison_images(
     opened: Checkpoint, data: Path | None, split: str | None, config: Config, reporter: Reporter
 ) -> ImageSet:
     """Choose at most `export.images` images of the val split or of a folder, evenly by class."""
-    if split is None and (data is None or "val" in readers.read(data).splits):
-        split = "val"
+    if split is None:
+        given = None if data is None else readers.read(DataConfig(root=str(data))).splits
+        split = "val" if given is None or "val" in given else None
     chosen = load_image_set(opened, data, split, reporter, limit=config.export.images)
     if len(chosen.samples) < _FEW_IMAGES:
         reporter.warn(
@@ -119,7 +121,7 @@ def compare(
         opened.bundle, images, settings, **common, what="trained model"
     )
     outputs = compute_image_outputs(exported, images, settings, **common, what="exported file")
-    task = open_task(opened.bundle.labels, opened.bundle.task)
+    task = open_task(opened.bundle.labels, opened.bundle.task, opened.bundle.settings)
     return task.compare(reference, outputs, activated=read_artifact(folder).embedded)
 
 

@@ -62,6 +62,7 @@ class Artifact:
             activation; otherwise it takes normalised float32 pixels in `layout`.
         output_name: name of the output, such as "logits", or "probabilities" after an activation.
         task: name of the task.
+        settings: what the task keeps with the model, such as thresholds; JSON values.
         layout: layout of the input, "NCHW" or "NHWC".
         dynamic_batch: whether the file takes any number of images at once; otherwise one.
         precision: "fp32", "fp16" or "int8".
@@ -77,6 +78,7 @@ class Artifact:
     output_name: str
     embedded: bool = False
     task: str = "classify"
+    settings: Mapping[str, Any] = field(default_factory=dict)
     layout: str = "NCHW"
     dynamic_batch: bool = True
     precision: str = "fp32"
@@ -108,6 +110,7 @@ def write_record(folder: Path, artifact: Artifact) -> None:
     record = {
         "format": artifact.format,
         "task": artifact.task,
+        **({"settings": dict(artifact.settings)} if artifact.settings else {}),
         "file": artifact.file,
         "mnft_version": mnft.__version__,
         "architecture": artifact.architecture,
@@ -163,8 +166,8 @@ def _format_labels(artifact: Artifact) -> str:
 def _sum_record(values: Mapping[str, Any]) -> str:
     """SHA-256 of what an app must know; where the file came from, and from whom, may change."""
     summed = {key: values.get(key) for key in _SUMMED}
-    if "task" in values:  # which files of older versions do not have
-        summed["task"] = values["task"]
+    # Files of older versions have no task, and most tasks no settings.
+    summed |= {key: values[key] for key in ("task", "settings") if key in values}
     text = json.dumps(summed, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -189,6 +192,7 @@ def read_artifact(folder: Path) -> Artifact:
             output_name=str(values["output"]["name"]),
             embedded=bool(values["embedded_preprocessing"]),
             task=str(values.get("task", "classify")),
+            settings=dict(values.get("settings", {})),
             layout=str(values["input"]["layout"]),
             dynamic_batch=values["input"]["shape"][0] == "batch",
             precision=str(values["precision"]),

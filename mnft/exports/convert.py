@@ -54,6 +54,7 @@ def convert(bundle: Bundle, fmt: Format, folder: Path, *, embed: bool) -> Artifa
         output_name=activation.name if embed else activation.outputs,
         embedded=embed,
         task=bundle.task,
+        settings=bundle.settings,
         layout=fmt.embedded_layout if embed else fmt.layout,
         dynamic_batch=fmt.dynamic_batch,
         precision=fmt.precision,

@@ -87,4 +87,5 @@ def load_exported(folder: Path, *, threads: int | None = None) -> Bundle:
         preprocessing=artifact.preprocessing,
         record={"source": dict(artifact.source)},
         task=artifact.task,
+        settings=artifact.settings,
     )

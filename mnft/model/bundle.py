@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ class ModelCard:
         pretrained_cfg: timm's description of the model that this one started from.
         pruned: whether the model has fewer channels than its architecture.
         task: name of the task that the outputs mean something to.
+        settings: what the task keeps with the model, such as thresholds; JSON values.
     """
 
     architecture: str
@@ -61,6 +62,7 @@ class ModelCard:
     pretrained_cfg: Mapping[str, Any]
     pruned: bool = False
     task: str = "classify"
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,7 @@ class Bundle:
     preprocessing: Preprocessing
     record: Mapping[str, Any]
     task: str = "classify"
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def save_bundle(
@@ -93,6 +96,8 @@ def save_bundle(
     own: dict[str, Any] = dict(MARK) if card.pruned else {}
     if card.task != "classify":  # which is what timm takes a folder for that says nothing
         own["task"] = card.task
+    if card.settings:
+        own["settings"] = dict(card.settings)
     config = {
         "architecture": card.architecture,
         "num_classes": len(card.labels),
@@ -156,6 +161,7 @@ def load_bundle(folder: Path) -> Bundle:
     except (*_DAMAGED, ModelError) as error:
         reason = str(error) or "timm refuses its config.json"
         raise CheckpointError(f"{folder}: cannot be loaded: {reason}") from error
+    own = config.get("mnft") or {}
     return Bundle(
         folder=folder,
         model=model.eval(),
@@ -163,7 +169,8 @@ def load_bundle(folder: Path) -> Bundle:
         labels=labels,
         preprocessing=preprocessing,
         record=record,
-        task=(config.get("mnft") or {}).get("task", "classify"),
+        task=own.get("task", "classify"),
+        settings=own.get("settings", {}),
     )
 
 

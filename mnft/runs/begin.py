@@ -31,6 +31,7 @@ from mnft.runs.lock import RunLock
 from mnft.runs.parents import inherit
 from mnft.runs.resume import check_resumable, find_run
 from mnft.runs.tensorboard import wants_writer
+from mnft.tasks import load_label_rules
 from mnft.text import count
 from mnft.training.build import build_training
 from mnft.training.inputs import UncheckedImages
@@ -190,8 +191,9 @@ def _build(
     if machine.ranks.is_main and run_folder is None:
         counts = ", ".join(f"{len(manifest.split(s)):,} {s}" for s in manifest.splits)
         taken = f"; split of {config.data.split_from}" if config.data.split_from else ""
-        names = len(manifest.labels)
-        reporter.note(f"data     {manifest.root}: {names} classes, {counts}{taken}")
+        rules = load_label_rules(config.task)
+        names = count(len(manifest.labels), rules.noun, rules.plural)
+        reporter.note(f"data     {manifest.root}: {names}, {counts}{taken}")
     return manifest, training
 
 
@@ -212,5 +214,7 @@ def _find_manifest(
     if not root.exists() and config.data.fetch:
         catalog.fetch(config.data.fetch, root, reporter=reporter)
     with reporter.track("checking images") as on_progress:
-        manifest = prepare_manifest(config.data, on_progress, check_later=check_later)
+        manifest = prepare_manifest(
+            config.data, load_label_rules(config.task), on_progress, check_later=check_later
+        )
     return inherit(manifest, config, reporter)

@@ -7,8 +7,8 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -32,11 +32,11 @@ _log = logging.getLogger(__name__)
 SAVE_INTERVAL_S = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Model:
-    """What goes into a model folder: weights by name, and the record beside them."""
+class _Model(NamedTuple):
+    """What goes into a model folder: weights by name, what is said of them, and the record."""
 
     weights: Mapping[str, Tensor]
+    card: ModelCard
     record: Mapping[str, Any]
 
 
@@ -94,7 +94,11 @@ class RunWriter:
         if not is_due:
             content = copy_to_cpu(content)
         weights = content["model"] if content["ema"] is None else content["ema"]
-        last = _Model(weights, {**self.facts, "result": result.as_record()})
+        last = _Model(
+            weights,
+            replace(self.card, settings=result.settings),
+            {**self.facts, "result": result.as_record()},
+        )
         best = self._unsaved.best if self._unsaved else None
         self._unsaved = _Unsaved(last if result.is_best else best, last, content)
         if is_due:
@@ -123,8 +127,8 @@ class RunWriter:
         self._check_lock()
         if unsaved is not None:
             if unsaved.best is not None:
-                save_bundle(self.run.best, unsaved.best.weights, self.card, unsaved.best.record)
-            save_bundle(self.run.last, unsaved.last.weights, self.card, unsaved.last.record)
+                save_bundle(self.run.best, *unsaved.best)
+            save_bundle(self.run.last, *unsaved.last)
             state = state or unsaved.state
         assert state is not None
         save_state(state, self.run.resume)

@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mnft.errors import ModelError
 
 if TYPE_CHECKING:
-    from mnft.data.check.report import LabelCheck
+    from mnft.config.schema import Config
+    from mnft.data.labels import LabelRules
     from mnft.tasks.activation import Activation
     from mnft.tasks.base import Task
 
-# The folders beside this file, and the values of the config's `task`.
-TASKS = ("classify",)
+# The folders beside this file, which are the values of the config's `task`.
+TASKS = tuple(sorted(file.parent.name for file in Path(__file__).parent.glob("*/task.py")))
 
 
-def open_task(labels: tuple[str, ...], name: str = "classify") -> Task:
+def open_task(
+    labels: tuple[str, ...],
+    name: str = "classify",
+    settings: Mapping[str, Any] | None = None,
+    config: Config | None = None,
+) -> Task:
     """Build the task of a model whose outputs have these labels.
 
     Args:
         labels: names of the model's outputs, in order.
         name: name of the task.
+        settings: what the task keeps with a model, such as thresholds; JSON values.
+        config: the config of a training; None where a trained model is used.
 
     Raises:
-        ModelError: there is no such task.
+        ModelError: there is no such task, or it cannot read these settings.
     """
-    task: Task = _load(name, "task").build(labels)
+    task: Task = _load(name, "task").build(labels, settings or {}, config)
     return task
 
 
@@ -44,8 +54,8 @@ def load_activation(name: str = "classify") -> Activation:
     return activation
 
 
-def load_label_check(name: str = "classify") -> LabelCheck:
-    """Load the check of a data set's labels.
+def load_label_rules(name: str = "classify") -> LabelRules:
+    """Load what the labels of a task's data sets are.
 
     Args:
         name: name of the task.
@@ -53,8 +63,8 @@ def load_label_check(name: str = "classify") -> LabelCheck:
     Raises:
         ModelError: there is no such task.
     """
-    check_labels: LabelCheck = _load(name, "checks").check_labels
-    return check_labels
+    rules: LabelRules = _load(name, "labels").RULES
+    return rules
 
 
 def _load(name: str, part: str) -> ModuleType:

@@ -56,6 +56,9 @@ class Score(Protocol):
             ModelError: outputs that are not finite.
         """
 
+    def fit_settings(self) -> dict[str, Any]:
+        """Fit what the task keeps with a model to the images of `result`, such as thresholds."""
+
 
 class FittedHead(Protocol):
     """A linear head that was fitted to features."""
@@ -75,6 +78,10 @@ class FittedHead(Protocol):
     @property
     def val(self) -> Mapping[str, float]:
         """Figures on the features of the val split."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What the task keeps with the model, fitted to the val split."""
 
     @property
     def description(self) -> str:
@@ -135,7 +142,7 @@ class Task:
         figure: name of the main figure, by which models are compared.
         columns: headings of the figures in a comparison, the main figure first.
         explanation: what the main figure's column says, for the page of a comparison.
-        encode: samples to targets, one each.
+        encode: samples to targets, one each: numbers, or lists of numbers of one length.
         weigh: weight of each sample for `train.sampler: balanced`.
         build_loss: the loss of a training, from the config, the training samples and the device.
         build_mix: a transform that mixes the images and targets of a batch, or None.
@@ -153,7 +160,7 @@ class Task:
         evaluation_files: names of these files.
         compare: compares the outputs of two models.
         rate_one: how good the (1, K) outputs for an image are for its target, in [0, 1]; the mean
-            is the main figure.
+            over images is the main figure, or follows it.
         find_label_errors: finds likely wrong labels.
         build_answers: what `mnft predict` says of images, with at most so many labels an image.
     """
@@ -165,7 +172,7 @@ class Task:
     figure: str
     columns: tuple[str, ...]
     explanation: str
-    encode: Callable[[Sequence[Sample]], list[int]]
+    encode: Callable[[Sequence[Sample]], list[Any]]
     weigh: Callable[[Sequence[Sample]], list[float]]
     build_loss: Callable[[TrainConfig, Sequence[Sample], torch.device], Loss]
     build_mix: Callable[[AugmentConfig], v2.Transform | None]
@@ -181,6 +188,6 @@ class Task:
     write_evaluation: WriteEvaluation
     evaluation_files: frozenset[str]
     compare: Compare
-    rate_one: Callable[[NDArray[Any], int], float]
+    rate_one: Callable[[NDArray[Any], Any], float]
     find_label_errors: FindLabelErrors
     build_answers: Callable[[int], Answers]

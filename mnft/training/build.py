@@ -62,7 +62,7 @@ def build_training(
             the config asks for cannot be built.
     """
     threads = _set_up(config, machine)  # first: the seeds also decide the weights of a new head
-    task = open_task(manifest.labels, config.task)
+    task = open_task(manifest.labels, config.task, config=config)
     built = task.build_model(config)
     config, choices, machine = _resolve(config, manifest, built, machine)
     freeze(built.model, config.model.freeze)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -141,7 +141,7 @@ def fit(
                     snapshots=snapshots,
                 )
             with explaining_memory(machine.device, hint="lower eval.batch_size"):
-                val_figures = evaluate(state.evaluated_model, val, loop)
+                val_figures, settings = evaluate(state.evaluated_model, val, loop)
         except (Interrupted, KeyboardInterrupt):
             # The updates are done if `partial` is set: then a resumed run has only to evaluate.
             if checkpointer and state.partial is not None:
@@ -166,6 +166,7 @@ def fit(
             peak_memory_mb=peak_memory_mb(machine.device),
             threads=state.threads,
             max_threads=options.threads.most,
+            settings=settings,
         )
         state.history.append(result)
         state.best = result if result.is_best else state.best
@@ -178,8 +179,10 @@ def fit(
     return FitResult(list(state.history), state.best, out_of_patience(state, options))
 
 
-def evaluate(model: nn.Module, batches: Batches, loop: LoopOptions) -> dict[str, float]:
-    """Compute the task's figures of a model on all images of the batches.
+def evaluate(
+    model: nn.Module, batches: Batches, loop: LoopOptions
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Compute the task's figures of a model on all images of the batches, and fit its settings.
 
     Raises:
         TrainError: the model's outputs are not finite.
@@ -191,7 +194,7 @@ def evaluate(model: nn.Module, batches: Batches, loop: LoopOptions) -> dict[str,
 
     run_model(model, batches, loop.machine, update)
     try:
-        return score.result()
+        return score.result(), score.fit_settings()
     except ModelError as error:
         raise TrainError(
             "the model's outputs on the val split are not finite, so the weights are lost",

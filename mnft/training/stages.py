@@ -107,6 +107,7 @@ def train_head(training: Training, reporter: Reporter = SILENT) -> EpochResult:
         peak_memory_mb=peak_memory_mb(machine.device),
         threads=state.threads,
         max_threads=options.threads.most,
+        settings=fitted.settings,
     )
 
 

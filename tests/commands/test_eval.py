@@ -326,7 +326,7 @@ def test_the_train_folder_of_other_data_is_taken_whole(
     other = make_folder("other", splits=("train",), per_class=4)
     result = evaluate(run, "--data", other)
     assert result.exit_code == 1
-    assert "neither a test nor a val folder, only train" in result.stderr
+    assert "neither a test nor a val split, only train" in result.stderr
     assert "--split train" in result.stderr
     found = answer(evaluate(run, "--json", "--data", other, "--split", "train"))
     assert found["num_images"] == 12

@@ -644,7 +644,7 @@ def run_fit(
     scripted = iter(metrics)
     trained = LoopResult({"loss": 1.0, "accuracy": 0.5}, 4, 1.0)
     monkeypatch.setattr(fit_module, "train_one_epoch", lambda *_, **__: trained)
-    monkeypatch.setattr(fit_module, "evaluate", lambda *_: next(scripted))
+    monkeypatch.setattr(fit_module, "evaluate", lambda *_: (next(scripted), {}))
 
     class Train:
         sampler = EpochSampler(4, 2, seed=0)

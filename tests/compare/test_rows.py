@@ -48,7 +48,7 @@ from mnft.tasks.classify.metrics import compute_wilson_interval
 Cli = Callable[..., Result]
 CLASSES = tuple(COLOURS)  # blue, green, red
 HALF = (0.5, 0.5, 0.5)
-FACTS = Facts("ONNX", "lenet5", "fp32", CLASSES, (3, 32, 32), 60_000, 420_000, 250_000)
+FACTS = Facts("ONNX", "lenet5", "fp32", CLASSES, "classify", (3, 32, 32), 60_000, 420_000, 250_000)
 
 
 def evaluation(correct: int, images: int = 100) -> Evaluation:

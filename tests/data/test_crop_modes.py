@@ -25,6 +25,7 @@ from mnft.data.transforms import build_eval_transform, normalize
 from mnft.device.machine import Machine
 from mnft.preprocessing import Preprocessing
 from mnft.tasks import open_task
+from mnft.tasks.classify.labels import RULES
 from mnft.training.inputs import Inputs, Loaders, open_inputs
 
 MODES = ("center", "squash", "border")
@@ -200,7 +201,7 @@ def open_folder(
 ) -> tuple[Config, Manifest, Inputs]:
     data = {"root": str(folder), "store": store, "workers": 0}
     config = Config.model_validate({"data": data})
-    manifest = prepare_manifest(config.data, lambda _done, _total: None)
+    manifest = prepare_manifest(config.data, RULES, lambda _done, _total: None)
     return config, manifest, open_inputs(config, manifest, preprocessing, MACHINE)
 
 

@@ -19,7 +19,7 @@ from mnft.data.manifest import load_manifest
 from mnft.data.prepare import prepare_manifest
 from mnft.data.readers import class_folders
 from mnft.errors import ConfigError, DataError
-from mnft.tasks.classify.checks import check_labels
+from mnft.tasks.classify.labels import RULES
 
 Cli = Callable[..., Result]
 Make = Callable[..., Path]
@@ -91,18 +91,14 @@ def test_a_hand_written_list(tmp_path: Path) -> None:
 def test_a_class_without_images_is_empty(make_folder: Make, tmp_path: Path) -> None:
     root = make_folder(per_class=2)
     (tmp_path / "list.txt").write_text("red/000.png\nred/001.png\nred/002.png\n")
-    found = exclude(class_folders.read(root), str(tmp_path / "list.txt"))
+    found = exclude(class_folders.read(root), str(tmp_path / "list.txt"), RULES)
     assert found.scan.empty_classes == ((None, "red"),)
     assert (found.excluded, found.unknown) == (["red/000.png", "red/001.png"], ["red/002.png"])
     config = DataConfig(root=str(root), exclude=str(tmp_path / "list.txt"))
     with pytest.raises(DataError, match="no usable image in class red"):
-        prepare_manifest(config, lambda *_: None)
-    kinds = {
-        f.kind
-        for f in check_dataset(
-            root, lambda *_: None, config, check_labels=check_labels
-        ).report.findings
-    }
+        prepare_manifest(config, RULES, lambda *_: None)
+    report = check_dataset(config, RULES, lambda *_: None).report
+    kinds = {finding.kind for finding in report.findings}
     assert {"empty_class", "exclude_unknown"} <= kinds
 
 
@@ -113,7 +109,7 @@ def test_training_leaves_the_files_out_and_says_so(
     (root / "red/000.png").write_bytes(b"no image")
     (tmp_path / "list.txt").write_text("red/000.png\ngone.png\n")
     config = DataConfig(root=str(root), exclude=str(tmp_path / "list.txt"))
-    manifest = prepare_manifest(config, lambda *_: None)
+    manifest = prepare_manifest(config, RULES, lambda *_: None)
     assert len(manifest.samples) == 14
     (left,) = manifest.left_out
     assert (left.path, left.reason) == ("red/000.png", f"excluded by {config.exclude}")
@@ -197,10 +193,10 @@ def test_a_split_that_leaks_is_fixed(run_cli: Cli, tmp_path: Path) -> None:
             image.save(root / label / f"{index}.png")
             image.save(root / label / f"{index} again.jpg", quality=70)
     config = DataConfig(root=str(root))
-    splits = {s.path: s.split for s in prepare_manifest(config, lambda *_: None).samples}
+    splits = {s.path: s.split for s in prepare_manifest(config, RULES, lambda *_: None).samples}
     torn = {p for p in splits if p.endswith("png") and splits[p] != splits[p[:-4] + " again.jpg"]}
     assert torn
-    report = check_dataset(root, lambda *_: None, config, check_labels=check_labels).report
+    report = check_dataset(config, RULES, lambda *_: None).report
     near = [f for f in report.findings if f.kind == "near_leak"]
     assert {path for f in near for path in f.paths if path.endswith("png")} == torn
     assert all(f.is_problem and "which the split would put into" in f.message for f in near)
@@ -228,5 +224,5 @@ def test_the_list_is_never_half_written(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_plain_folder_is_found_again(tmp_path: Path) -> None:
     write_image(tmp_path / "images/red/a.png", (200, 0, 0), seed=0)
-    found = exclude(class_folders.read(tmp_path / "images"), None)
+    found = exclude(class_folders.read(tmp_path / "images"), None, RULES)
     assert (len(found.scan.images), found.excluded, found.unknown) == (1, (), ())

@@ -27,7 +27,8 @@ from mnft.data.manifest import (
 from mnft.data.prepare import prepare_manifest
 from mnft.data.readers import class_folders
 from mnft.errors import CheckpointError, ConfigError, DataError
-from mnft.evaluation.images import list_folder_images
+from mnft.evaluation.images import list_images
+from mnft.tasks.classify.labels import RULES
 
 
 def digest(content: str) -> str:
@@ -55,7 +56,7 @@ def split(
         inspections[path] = Inspection(sha256, None if problem else (8, 8), problem)
     scan = FolderScan(Path(root), tuple(images), empty, ())
     return build_manifest(
-        scan, inspections, val_fraction=val, test_fraction=test, seed=seed, known=known
+        scan, inspections, RULES, val_fraction=val, test_fraction=test, seed=seed, known=known
     )
 
 
@@ -153,7 +154,9 @@ def test_real_folders_give_the_same_split(make_folder: Callable[..., Path]) -> N
         content = file.read_bytes()
         file.unlink()
         (file.parent / f"x{999 - int(file.stem)}.PNG").write_bytes(content)
-    manifests = [prepare_manifest(DataConfig(root=str(r)), lambda *_: None) for r in (one, other)]
+    manifests = [
+        prepare_manifest(DataConfig(root=str(r)), RULES, lambda *_: None) for r in (one, other)
+    ]
     assert where(manifests[0]) == where(manifests[1])
     assert manifests[0].fingerprint == manifests[1].fingerprint
     first = manifests[0].samples[0]
@@ -163,7 +166,7 @@ def test_real_folders_give_the_same_split(make_folder: Callable[..., Path]) -> N
 def test_no_file_is_copied_or_moved(make_folder: Callable[..., Path]) -> None:
     root = make_folder(per_class=5)
     before = {f: f.stat().st_mtime_ns for f in root.rglob("*")}
-    prepare_manifest(DataConfig(root=str(root)), lambda *_: None)
+    prepare_manifest(DataConfig(root=str(root)), RULES, lambda *_: None)
     assert {f: f.stat().st_mtime_ns for f in root.rglob("*")} == before
 
 
@@ -296,7 +299,7 @@ def test_too_small_a_class() -> None:
 def test_one_class_and_none() -> None:
     assert refusal(flat(9, "a")) == "root: found one class (a), expected at least two"
     assert "found no images" in refusal({}, empty=((None, "a"), (None, "b")))
-    assert "found no images in a train folder" in refusal(given(val=3))
+    assert "found no images in a train split" in refusal(given(val=3))
 
 
 def test_an_empty_class() -> None:
@@ -324,13 +327,13 @@ def test_prepare_fails_with_the_list_or_skips(make_folder: Callable[..., Path]) 
     for number in range(12):
         (root / "red" / f"bad{number:02d}.jpg").write_bytes(b"")
     with pytest.raises(DataError) as caught:
-        prepare_manifest(DataConfig(root=str(root)), lambda *_: None)
+        prepare_manifest(DataConfig(root=str(root)), RULES, lambda *_: None)
     message = caught.value.message
     assert "12 of 27 files cannot be decoded" in message
     for number in range(12):
         assert f"red/bad{number:02d}.jpg: the file is empty" in message
     skip = DataConfig(root=str(root), on_bad_image="skip")
-    manifest = prepare_manifest(skip, lambda *_: None)
+    manifest = prepare_manifest(skip, RULES, lambda *_: None)
     assert [e.path for e in manifest.left_out] == [f"red/bad{n:02d}.jpg" for n in range(12)]
     assert len(manifest.samples) == 15
 
@@ -413,7 +416,7 @@ def test_the_fingerprint_is_of_contents_classes_and_splits() -> None:
 
 def test_find_changes(make_folder: Callable[..., Path]) -> None:
     root = make_folder(per_class=4)
-    manifest = prepare_manifest(DataConfig(root=str(root)), lambda *_: None)
+    manifest = prepare_manifest(DataConfig(root=str(root)), RULES, lambda *_: None)
     assert list_changes(manifest, manifest.samples) == []
     (root / "red/000.png").write_bytes(b"other")
     (root / "blue/001.png").unlink()
@@ -428,7 +431,9 @@ def test_find_changes(make_folder: Callable[..., Path]) -> None:
 
 
 def select(root: Path, part: str | None = None, recorded: Manifest | None = None) -> Any:
-    return list_folder_images(root, part, ("blue", "green", "red"), recorded, lambda *_: None)
+    config, names = DataConfig(root=str(root)), ("blue", "green", "red")
+    found = list_images(config, RULES, part, names, recorded, lambda *_: None)
+    return found.samples, found.problems
 
 
 def test_select_matches_by_name(make_folder: Callable[..., Path]) -> None:
@@ -468,7 +473,7 @@ def test_select_refuses_a_split_that_is_not_there(make_folder: Callable[..., Pat
 
 def test_select_finds_a_recorded_split_by_content(make_folder: Callable[..., Path]) -> None:
     root = make_folder(per_class=6)
-    recorded = prepare_manifest(DataConfig(root=str(root)), lambda *_: None)
+    recorded = prepare_manifest(DataConfig(root=str(root)), RULES, lambda *_: None)
     moved = root.parent / "moved"
     root.rename(moved)
     samples, _ = select(moved, "val", recorded)
@@ -487,7 +492,7 @@ def test_select_lists_what_it_cannot_decode(make_folder: Callable[..., Path]) ->
 def test_scan_to_manifest(make_folder: Callable[..., Path]) -> None:
     """Classes of a folder with splits come in the order of their names."""
     scan = class_folders.read(make_folder(splits=("train", "val"), per_class=2))
-    assert scan.labels() == ["blue", "green", "red"]
+    assert RULES.list_names(scan) == ["blue", "green", "red"]
 
 
 def test_a_relative_root_is_found_from_another_folder(
@@ -495,7 +500,7 @@ def test_a_relative_root_is_found_from_another_folder(
 ) -> None:
     make_folder("images")
     monkeypatch.chdir(tmp_path)
-    manifest = prepare_manifest(DataConfig(root="images"), lambda *_: None)
+    manifest = prepare_manifest(DataConfig(root="images"), RULES, lambda *_: None)
     save_manifest(manifest, tmp_path / "split.json")
     assert load_manifest(tmp_path / "split.json").root == Path("images")
     (tmp_path / "elsewhere").mkdir()
@@ -508,7 +513,7 @@ def test_a_val_folder_without_images_is_refused(make_folder: Callable[..., Path]
     for name in ("red", "green"):
         (root / "val" / name).mkdir(parents=True)
     with pytest.raises(DataError, match="the val folder holds no images"):
-        prepare_manifest(DataConfig(root=str(root)), lambda *_: None)
+        prepare_manifest(DataConfig(root=str(root)), RULES, lambda *_: None)
 
 
 # --- the split of another run
@@ -568,12 +573,12 @@ def test_a_run_that_has_no_split_for_this_folder(
     monkeypatch.chdir(tmp_path)
     root = make_folder(splits=splits)
     config = DataConfig(root=str(root), split_from=run)
-    own = prepare_manifest(DataConfig(root=str(root)), lambda _done, _total: None)
+    own = prepare_manifest(DataConfig(root=str(root)), RULES, lambda _done, _total: None)
     save_manifest(own, tmp_path / "runs/own/split.json")
     save_manifest(split(flat(5)), tmp_path / "runs/other/split.json")
     files.write_text(tmp_path / "runs/junk/split.json", "{}")
     with pytest.raises(ConfigError, match=message) as caught:
-        prepare_manifest(config, lambda _done, _total: None)
+        prepare_manifest(config, RULES, lambda _done, _total: None)
     assert caught.value.key == "data.split_from"
 
 
@@ -583,10 +588,13 @@ def test_a_run_is_found_as_it_is_named_elsewhere(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     data = {"root": str(make_folder(per_class=20))}
-    own = prepare_manifest(DataConfig(**data, split_seed=3), lambda _done, _total: None)
+    own = prepare_manifest(DataConfig(**data, split_seed=3), RULES, lambda _done, _total: None)
     (tmp_path / "runs/own/best").mkdir(parents=True)
     save_manifest(own, tmp_path / "runs/own/split.json")
-    assert prepare_manifest(DataConfig(**data, split_from=run), lambda _done, _total: None) == own
+    assert (
+        prepare_manifest(DataConfig(**data, split_from=run), RULES, lambda _done, _total: None)
+        == own
+    )
 
 
 def test_inherited_images_come_back(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from mnft.model.bundle import ModelCard, load_bundle, save_bundle
 from mnft.model.factory import build_model
 from mnft.preprocessing import Preprocessing
 from mnft.tasks.classify import metrics
+from mnft.tasks.classify.labels import RULES
 
 steady = settings(
     derandomize=True,
@@ -60,7 +61,7 @@ def make_split(contents: dict[str, str], val: float, test: float, seed: int) -> 
         for path, content in contents.items()
     }
     scan = FolderScan(Path("root"), images, (), ())
-    return build_manifest(scan, found, val_fraction=val, test_fraction=test, seed=seed)
+    return build_manifest(scan, found, RULES, val_fraction=val, test_fraction=test, seed=seed)
 
 
 def make_files(counts: dict[str, int], copies: int = 0) -> dict[str, str]:

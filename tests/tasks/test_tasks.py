@@ -17,7 +17,7 @@ from mnft.errors import CheckpointError, ModelError
 from mnft.exports.artifact import Artifact, read_artifact, write_record
 from mnft.model.bundle import CONFIG, ModelCard, load_bundle, save_bundle
 from mnft.preprocessing import Preprocessing
-from mnft.tasks import TASKS, load_activation, load_label_check, open_task
+from mnft.tasks import TASKS, load_activation, load_label_rules, open_task
 
 Cli = Callable[..., Result]
 PREPROCESSING = Preprocessing((3, 32, 32), (0.5,) * 3, (0.5,) * 3, "bilinear", 1.0)
@@ -35,7 +35,7 @@ def test_a_task_keeps_its_word(name: str) -> None:
     assert task.name == name
     assert task.figure in task.monitors
     assert task.train_figures[0] == "loss"
-    assert callable(load_label_check(name))
+    assert load_label_rules(name).task == name
     outputs = torch.tensor([[3.0, 1.0, -2.0], [0.0, 0.5, 0.25]])
     activation = load_activation(name)
     activated = activation.apply(outputs)
@@ -45,7 +45,7 @@ def test_a_task_keeps_its_word(name: str) -> None:
 
 
 def test_a_task_that_is_not_known_is_refused() -> None:
-    for function in (load_activation, load_label_check, lambda name: open_task(("a",), name)):
+    for function in (load_activation, load_label_rules, lambda name: open_task(("a",), name)):
         with pytest.raises(ModelError, match=r"task '\.\./x'"):
             function("../x")
 

@@ -11,6 +11,7 @@ import torch
 from mnft.config.schema import Config
 from mnft.data.prepare import prepare_manifest
 from mnft.device.machine import Machine
+from mnft.tasks.classify.labels import RULES
 from mnft.training.build import build_training
 from mnft.training.inference import compute_outputs
 from mnft.training.probes.bench import BenchResult, Speed, bench
@@ -31,7 +32,7 @@ def config(make_folder, tmp_path: Path) -> Path:
 
 def build(path: Path):
     values = Config.model_validate(json.loads(path.read_text()))
-    manifest = prepare_manifest(values.data, lambda _done, _total: None)
+    manifest = prepare_manifest(values.data, RULES, lambda _done, _total: None)
     return build_training(values, manifest, Machine(torch.device("cpu")))
 
 

@@ -16,6 +16,7 @@ from mnft.data.prepare import prepare_manifest
 from mnft.device.machine import Machine
 from mnft.preprocessing import Preprocessing
 from mnft.tasks import open_task
+from mnft.tasks.classify.labels import RULES
 from mnft.training.eval_batches import EvalOptions, open_eval_batches
 from mnft.training.inputs import open_inputs
 
@@ -28,7 +29,7 @@ def given(make_folder: MakeFolder, tmp_path: Path) -> tuple[Any, ...]:
     """Root, samples, targets, preprocessing and machine; a training has stored the images."""
     root, store = make_folder(splits=("train", "val"), per_class=5), str(tmp_path / "cache")
     config = Config.model_validate({"data": {"root": str(root), "store": store, "workers": 0}})
-    manifest = prepare_manifest(config.data, lambda _done, _total: None)
+    manifest = prepare_manifest(config.data, RULES, lambda _done, _total: None)
     open_inputs(config, manifest, PREPROCESSING, MACHINE)
     samples = manifest.split("val")
     targets = open_task(manifest.labels).encode(samples)

@@ -268,7 +268,7 @@ def test_the_loss_sees_the_images_of_each_part() -> None:
 def run_fit(
     monkeypatch: pytest.MonkeyPatch,
     outcomes: list[LoopResult | Exception],
-    evaluate: Callable[..., dict[str, float]] = lambda *_: FIGURES,
+    evaluate: Callable[..., Any] = lambda *_: (FIGURES, {}),
     processes: int = 1,
 ) -> Any:
     """The result of `fit`, and the parts that each epoch began with."""

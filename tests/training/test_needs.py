@@ -13,7 +13,7 @@ from typer.testing import Result
 from mnft.config.load import load_config
 from mnft.data.check.report import check_dataset
 from mnft.errors import ConfigError
-from mnft.tasks.classify.checks import check_labels
+from mnft.tasks.classify.labels import RULES
 from mnft.training.probes import needs as module
 from mnft.training.probes.needs import Need, build_plan, estimate
 
@@ -40,7 +40,7 @@ def needs(path: Path, *overrides: str) -> tuple[dict[str, Need], list[str]]:
     root = path.parent / "images"
     data = config.data.model_copy(update={"root": str(root)})
     config = config.model_copy(update={"data": data})
-    checked = check_dataset(root, lambda *_: None, data, check_labels=check_labels)
+    checked = check_dataset(data, RULES, lambda *_: None)
     assert checked.manifest is not None
     found, findings = estimate(config, build_plan(config, 2), checked.manifest, checked.inspections)
     return {need.what: need for need in found}, [finding.kind for finding in findings]

@@ -178,7 +178,7 @@ def _build_row(
     """The costs of a model, and its accuracy on the val images."""
     macs = compute_macs(bundle.model, bundle.preprocessing.input_size)
     model = bundle.model.to(job.base.machine.device)
-    figures = evaluate(model, job.base.val, job.base.options.loop)
+    figures, _ = evaluate(model, job.base.val, job.base.options.loop)
     return PruneRow(
         name=name,
         step=step,

@@ -105,7 +105,7 @@ def read_images(bundle: Bundle, images: ImageSet, config: Config) -> NDArray[Any
     batches = open_eval_batches(
         images.root,
         images.samples,
-        open_task(bundle.labels, bundle.task).encode(images.samples),
+        open_task(bundle.labels, bundle.task, bundle.settings).encode(images.samples),
         bundle.preprocessing,
         Machine(torch.device("cpu"), channels_last=False),
         config=config.eval,

@@ -50,7 +50,8 @@ class QuantizeJob:
     @property
     def task(self) -> Task:
         """The task of the model."""
-        return open_task(self.opened.bundle.labels, self.opened.bundle.task)
+        bundle = self.opened.bundle
+        return open_task(bundle.labels, bundle.task, bundle.settings)
 
     def compute_outputs(
         self, folder: Path, images: ImageSet, what: str, reporter: Reporter

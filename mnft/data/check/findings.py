@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mnft.config.data import DataConfig
-from mnft.data.check.image_stats import CheckedFile
 from mnft.data.decode import Inspection
 from mnft.data.folder import FolderScan, ImageFile
+
+if TYPE_CHECKING:  # SciPy, which it imports, would slow down every training
+    from mnft.data.check.image_stats import CheckedFile
 
 
 @dataclass(frozen=True, slots=True)

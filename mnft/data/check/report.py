@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,11 +12,13 @@ from mnft.config.data import DataConfig
 from mnft.data import readers
 from mnft.data.check.copies import get_thumbnail, list_copies, list_near_copies
 from mnft.data.check.findings import CheckInput, Finding, TrainingNeeds
+from mnft.data.check.groups import check_groups
 from mnft.data.check.image_stats import compute_mean_and_std, inspect_with_stats
 from mnft.data.check.images import check_images
 from mnft.data.decode import Inspection
 from mnft.data.exclude import exclude
 from mnft.data.folder import IMAGE_SUFFIXES, ImageFile
+from mnft.data.labels import LabelRules
 from mnft.data.manifest import Manifest
 from mnft.data.prepare import split_folder
 from mnft.data.scan_files import map_files
@@ -29,9 +31,10 @@ class CheckReport:
     """What `mnft data check` found.
 
     Attributes:
-        root: the folder.
-        splits: the splits that the folder itself has.
-        counts: images that decode, by split ("all" where there are none) and class.
+        root: the folder of the images.
+        splits: the splits that the data set itself has.
+        totals: number of images that decode, by split ("all" where there are none).
+        counts: number of these with each label, by split.
         ignored: files that are not taken as images.
         excluded: images that `data.exclude` leaves out.
         not_compared: number of images too small or too plain to be compared with others.
@@ -42,6 +45,7 @@ class CheckReport:
 
     root: Path
     splits: tuple[str, ...]
+    totals: Mapping[str, int]
     counts: Mapping[str, Mapping[str, int]]
     ignored: tuple[str, ...]
     excluded: tuple[str, ...]
@@ -60,52 +64,46 @@ class CheckReport:
         return replace(self, findings=_sort([*self.findings, *more]))
 
 
-LabelCheck = Callable[[CheckInput, Mapping[str, Mapping[str, int]]], Iterable[Finding]]
-
-
 @dataclass(frozen=True, slots=True)
 class Checked:
     """The report, and what later steps need besides.
 
     Attributes:
         report: what was found.
+        rules: what the labels are.
         images: the images that are not excluded.
         inspections: what is known of each of them, by path.
         manifest: how a training would split them; None where it would refuse to.
     """
 
     report: CheckReport
+    rules: LabelRules
     images: tuple[ImageFile, ...]
     inspections: Mapping[str, Inspection]
     manifest: Manifest | None
 
 
 def check_dataset(
-    root: Path,
+    config: DataConfig,
+    rules: LabelRules,
     on_progress: Progress,
-    config: DataConfig | None = None,
     needs: TrainingNeeds | None = None,
-    *,
-    check_labels: LabelCheck,
 ) -> Checked:
-    """Check an image folder.
+    """Check a data set.
 
     Args:
-        root: the folder.
+        config: the data set, how it will be split, what is left out, and whether unreadable files
+            are a problem.
+        rules: what the labels are, with the task's own check.
         on_progress: a function that is called with the files done and all files.
-        config: how the folder will be split, what is left out, and whether unreadable files are a
-            problem; the defaults where there is none.
         needs: what a training needs of the images; the defaults where there is none.
-        check_labels: the task's own check; it gets the input of all checks, and the number of
-            readable images of each class in each split.
 
     Raises:
-        DataError: there is no such folder, or it holds no class folders.
+        DataError: there is no such data set, or it has no labels.
         ConfigError: the list that `data.exclude` names cannot be used.
     """
-    config = config or DataConfig(root=str(root))
-    exclusion = exclude(readers.read(root), config.exclude)
-    scan = exclusion.scan
+    exclusion = exclude(rules.apply(readers.read(config)), config.exclude, rules)
+    scan, root = exclusion.scan, exclusion.scan.root
     paths = [image.path for image in scan.images]
     checked = map_files(paths, lambda path: inspect_with_stats(root / path), on_progress)
     inspections = {path: file.inspection for path, file in checked.items()}
@@ -113,14 +111,25 @@ def check_dataset(
     manifest = None
     # Where a training would refuse to split the folder, the findings say why.
     with suppress(DataError):
-        manifest = split_folder(config, scan, inspections)
+        manifest = split_folder(config, rules, scan, inspections)
         splits |= {sample.path: sample.split for sample in manifest.samples}
     data = CheckInput(scan, checked, config, needs or TrainingNeeds(), splits)
-    counts: dict[str, Counter[str]] = {split: Counter() for split in scan.splits or ("all",)}
+    totals = dict.fromkeys(scan.splits or ("all",), 0)
+    counts = {split: Counter[str](dict.fromkeys(scan.names, 0)) for split in totals}
     for image in scan.images:
-        is_readable = inspections[image.path].problem is None
-        counts[image.split or "all"][image.label] += is_readable
-    findings = [*check_images(data), *check_labels(data, counts)]
+        split, is_readable = image.split or "all", inspections[image.path].problem is None
+        totals[split] += is_readable
+        for name in rules.parse(image.label):
+            counts[split][name] += is_readable
+    findings = [
+        *check_images(data),
+        *rules.check(data, counts),
+        *check_groups(data, rules, manifest),
+    ]
+    findings += [
+        Finding("unusable_row", config.on_bad_image == "fail", row.reason, (row.path,))
+        for row in scan.unusable
+    ]
     if loose := tuple(p for p in scan.ignored if Path(p).suffix.lower() in IMAGE_SUFFIXES):
         findings.append(Finding("no_class", False, "in no class folder, not used", loose))
     if unknown := tuple(exclusion.unknown):
@@ -133,6 +142,7 @@ def check_dataset(
     report = CheckReport(
         root=root,
         splits=scan.splits,
+        totals=totals,
         counts={split: dict(of_split) for split, of_split in counts.items()},
         ignored=scan.ignored,
         excluded=tuple(exclusion.excluded),
@@ -141,7 +151,7 @@ def check_dataset(
         std=std,
         findings=_sort(findings),
     )
-    return Checked(report, scan.images, inspections, manifest)
+    return Checked(report, rules, scan.images, inspections, manifest)
 
 
 def _sort(findings: list[Finding]) -> tuple[Finding, ...]:

@@ -1,19 +1,56 @@
-"""The formats of data sets on disk: one file each with `read(root)`, which knows no task."""
+"""The formats of data sets on disk: one file each with a `read`, which gives a `FolderScan`."""
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
+from mnft.config.data import DataConfig
 from mnft.data.folder import FolderScan
-from mnft.data.readers import class_folders
+from mnft.data.readers import class_folders, table
+from mnft.errors import ConfigError
 
 
-def read(root: Path) -> FolderScan:
-    """List the images of a data set with their labels and splits; no pixel is read.
+def read(config: DataConfig) -> FolderScan:
+    """List the images of a data set with their labels, splits and groups; no pixel is read.
 
-    Another format is another file here, and a test of what `root` holds in this function.
+    Another format is another file here, and a test of what `data.root` holds in this function.
+
+    Args:
+        config: the `data` section; `DataConfig(root=...)` where there is only a path.
 
     Raises:
         DataError: the data set cannot be used.
+        ConfigError: `data.group` is neither a column nor a regular expression with one bracket that
+            matches a path.
     """
-    return class_folders.read(root)
+    root = Path(config.root).expanduser()
+    tables = table.find_tables(root)
+    scan = table.read(root, tables, config) if tables else class_folders.read(root)
+    if config.group is None or any(image.group is not None for image in scan.images):
+        return scan
+    return _group_by_path(scan, config.group)
+
+
+def _group_by_path(scan: FolderScan, expression: str) -> FolderScan:
+    """Take the group of each image from its path; paths that do not match have none."""
+    hint = "a regular expression on the path with one bracket, such as '^([^_]*)_'"
+    if scan.table:
+        hint = f"a column of {scan.table.name}, or {hint}"
+    try:
+        pattern = re.compile(expression)
+    except re.error as error:
+        what = f"{expression!r} is not a regular expression: {error}"
+        raise ConfigError(what, hint=hint, key="data.group") from error
+    if pattern.groups != 1:
+        what = f"{expression!r} has {pattern.groups} brackets, expected one"
+        raise ConfigError(what, hint=hint, key="data.group")
+    images = []
+    for image in scan.images:
+        match = pattern.search(image.path)
+        images.append(replace(image, group=match[1] if match else None))
+    if images and all(image.group is None for image in images):
+        what = f"{expression!r} matches no path, such as {images[0].path}"
+        raise ConfigError(what, hint=hint, key="data.group")
+    return replace(scan, images=tuple(images))

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from mnft.data.folder import (
     IMAGE_SUFFIXES,
+    SPLIT_NAMES,
     FolderScan,
     ImageFile,
-    check_folder,
+    check_root,
     list_entries,
     list_files,
     list_folders,
@@ -18,16 +19,6 @@ from mnft.data.folder import (
 )
 from mnft.errors import DataError
 from mnft.text import count
-
-_SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
 
 
 def read(root: Path) -> FolderScan:
@@ -40,9 +31,9 @@ def read(root: Path) -> FolderScan:
         DataError: no such folder, no class folder, split folders beside class folders, a class
             named like a split, or two folders for one split or class.
     """
-    check_folder(root)
+    check_root(root)
     folders = list_folders(root)
-    splits = {f.name: _SPLIT_NAMES[f.name.lower()] for f in folders if _is_split(f)}
+    splits = {f.name: SPLIT_NAMES[f.name.lower()] for f in folders if _is_split(f)}
     others = [f.name for f in folders if not _is_split(f)]
     parts: list[tuple[Path, str | None]] = [(root, None)]
     if splits:
@@ -111,4 +102,4 @@ def _describe_name(folder: Path) -> str:
 
 
 def _is_split(folder: Path) -> bool:
-    return folder.name.lower() in _SPLIT_NAMES
+    return folder.name.lower() in SPLIT_NAMES

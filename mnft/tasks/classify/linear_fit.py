@@ -40,6 +40,11 @@ class LinearFit:
     val: dict[str, float]
 
     @property
+    def settings(self) -> dict[str, float]:
+        """Nothing: the most probable class needs no threshold."""
+        return {}
+
+    @property
     def description(self) -> str:
         """How it was fitted, for the log."""
         return f"weight decay {self.weight_decay:g}, chosen on the val split"

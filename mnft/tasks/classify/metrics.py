@@ -139,6 +139,10 @@ class ClassifyScore:
         _, logits, targets = (column.numpy() for column in collected)
         return compute_epoch_metrics(logits, targets)._asdict()
 
+    def fit_settings(self) -> dict[str, Any]:
+        """Nothing: the most probable class needs no threshold."""
+        return {}
+
 
 def softmax(logits: NDArray[Any]) -> NDArray[Any]:
     """Turn logits (N, C) into probabilities (N, C) float64 whose rows sum to 1.

@@ -33,8 +33,12 @@ from mnft.tasks.classify.targets import (
 from mnft.tasks.outputs import Outputs
 
 
-def build(labels: tuple[str, ...]) -> Task:
-    """Build the task for these class names."""
+def build(
+    labels: tuple[str, ...],
+    _settings: Mapping[str, Any],
+    _config: Config | None,
+) -> Task:
+    """Build the task for these class names; a classifier keeps no settings."""
     num_classes = len(labels)
 
     def build_classifier(config: Config) -> BuiltModel:

@@ -26,6 +26,7 @@ from mnft.device.ranks.distributed import Ranks
 from mnft.errors import DataError
 from mnft.preprocessing import Preprocessing
 from mnft.tasks import open_task
+from mnft.tasks.classify.labels import RULES
 from mnft.tasks.classify.targets import build_mix
 from mnft.training.eval_batches import EvalOptions, open_eval_batches
 from mnft.training.inputs import Loaders, open_inputs
@@ -62,7 +63,7 @@ def parts(make_folder, tmp_path):
         data = {"root": str(root), "store": str(tmp_path / "cache"), "workers": 0}
         data |= sections.pop("data", {})
         config = Config.model_validate({"data": data, **sections})
-        manifest = prepare_manifest(config.data, lambda _done, _total: None)
+        manifest = prepare_manifest(config.data, RULES, lambda _done, _total: None)
         inputs = open_inputs(config, manifest, PREPROCESSING, Machine(CPU))
         return config, manifest, PREPROCESSING, inputs
 
@@ -355,7 +356,7 @@ def test_a_store_without_room_warns_and_decodes(parts, caplog):
 def test_a_changed_image_between_manifest_and_store_is_an_error(make_folder, tmp_path):
     root = make_folder(per_class=10)
     config = Config.model_validate({"data": {"root": str(root), "store": str(tmp_path / "c")}})
-    manifest = prepare_manifest(config.data, lambda _done, _total: None)
+    manifest = prepare_manifest(config.data, RULES, lambda _done, _total: None)
     path = root / manifest.split("train")[0].path
     path.write_bytes(path.read_bytes() + b"x")
     with pytest.raises(DataError, match="changed"):

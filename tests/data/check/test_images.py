@@ -16,13 +16,13 @@ from mnft.data.check import images as check_images
 from mnft.data.check.findings import Finding, TrainingNeeds
 from mnft.data.check.image_stats import inspect_with_stats
 from mnft.data.check.report import CheckReport, check_dataset
-from mnft.tasks.classify.checks import check_labels
+from mnft.tasks.classify.labels import RULES
 
 Cli = Callable[..., Result]
 
 
 def check(root: Path, needs: TrainingNeeds | None = None) -> CheckReport:
-    return check_dataset(root, lambda *_: None, None, needs, check_labels=check_labels).report
+    return check_dataset(DataConfig(root=str(root)), RULES, lambda *_: None, needs).report
 
 
 def of_kind(root: Path, kind: str, needs: TrainingNeeds | None = None) -> list[Finding]:
@@ -194,7 +194,7 @@ def test_training_looks_no_closer_than_before(root: Path, monkeypatch: pytest.Mo
         raise AssertionError("the figures are for the check alone")
 
     monkeypatch.setattr("mnft.data.check.image_stats.compute_stats", fail)
-    prepare_manifest(DataConfig(root=str(root)), lambda *_: None)
+    prepare_manifest(DataConfig(root=str(root)), RULES, lambda *_: None)
     with pytest.raises(AssertionError, match="for the check alone"):
         check(root)
 

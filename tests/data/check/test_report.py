@@ -15,7 +15,7 @@ from mnft.data.check.findings import Finding
 from mnft.data.check.report import CheckReport, check_dataset
 from mnft.data.prepare import prepare_manifest
 from mnft.errors import DataError
-from mnft.tasks.classify.checks import check_labels
+from mnft.tasks.classify.labels import RULES
 
 Cli = Callable[..., Result]
 Make = Callable[..., Path]
@@ -28,7 +28,7 @@ Facts = tuple[str, bool, str, tuple[str, ...]]
 
 
 def check(root: Path, config: DataConfig | None = None) -> CheckReport:
-    return check_dataset(root, lambda *_: None, config, check_labels=check_labels).report
+    return check_dataset(config or DataConfig(root=str(root)), RULES, lambda *_: None).report
 
 
 def findings(root: Path) -> list[Finding]:
@@ -62,11 +62,8 @@ def test_nothing_to_find(make_folder: Make) -> None:
 
 def test_progress(make_folder: Make) -> None:
     steps: list[tuple[int, int]] = []
-    check_dataset(
-        make_folder(per_class=3),
-        lambda done, total: steps.append((done, total)),
-        check_labels=check_labels,
-    )
+    config = DataConfig(root=str(make_folder(per_class=3)))
+    check_dataset(config, RULES, lambda done, total: steps.append((done, total)))
     assert steps == [(number, 9) for number in range(1, 10)]
 
 
@@ -135,7 +132,7 @@ def test_class_sets(make_folder: Make) -> None:
 
 def test_no_train_folder_and_one_class(make_folder: Make, tmp_path: Path) -> None:
     found = only(make_folder("a", splits=("val", "test"), per_class=1))
-    assert (found.kind, found.message) == ("class_set", "there is no train folder")
+    assert (found.kind, found.message) == ("class_set", "there is no train split")
     root = make_folder("b", per_class=3)
     for name in ("red", "green"):
         (root / name).rename(tmp_path / name)
@@ -164,13 +161,13 @@ def test_small_class(make_folder: Make, splits: tuple[str, ...], smallest: int) 
     """What the check passes can be split, and what it refuses cannot."""
     root = make_folder("fits", splits=splits, per_class=smallest)
     assert findings(root) == []
-    prepare_manifest(DataConfig(root=str(root)), lambda *_: None)
+    prepare_manifest(DataConfig(root=str(root)), RULES, lambda *_: None)
     root = make_folder("too small", splits=splits, per_class=smallest)
     file = next((root / "train" if splits else root).rglob("red/000.png"))
     copy(file.with_name("001.png"), file)  # as many files, fewer images
     assert [f.kind for f in check(root).findings if f.is_problem] == ["small_class"]
     with pytest.raises(DataError, match="too few to split"):
-        prepare_manifest(DataConfig(root=str(root)), lambda *_: None)
+        prepare_manifest(DataConfig(root=str(root)), RULES, lambda *_: None)
 
 
 @pytest.mark.parametrize(
@@ -192,10 +189,10 @@ def test_small_class_depends_on_the_fractions_as_in_training(
     report = check(root, config)
     assert ("small_class" not in {f.kind for f in report.findings}) == fits
     if fits:
-        prepare_manifest(config, lambda *_: None)
+        prepare_manifest(config, RULES, lambda *_: None)
     else:
         with pytest.raises(DataError, match="too few to split"):
-            prepare_manifest(config, lambda *_: None)
+            prepare_manifest(config, RULES, lambda *_: None)
 
 
 def test_loose_images(make_folder: Make) -> None:
@@ -353,13 +350,13 @@ def test_training_warns_of_one_image_in_two_classes(
 ) -> None:
     root = make_folder()
     config = DataConfig(root=str(root), store="off")
-    prepare_manifest(config, lambda *_: None)
+    prepare_manifest(config, RULES, lambda *_: None)
     assert "two classes" not in caplog.text
     copy(root / "red/000.png", root / "red/copy.png")  # a copy in one class is no conflict
     copy(root / "red/001.png", root / "blue/x.png")
-    prepare_manifest(config, lambda *_: None)
-    assert "1 image stands in two classes with the same bytes, such as" in caplog.text
+    prepare_manifest(config, RULES, lambda *_: None)
+    assert "1 image stands with two labels and the same bytes, such as" in caplog.text
     assert "blue/x.png and red/001.png" in caplog.text
     copy(root / "red/002.png", root / "green/y.png")
-    prepare_manifest(config, lambda *_: None)
-    assert "2 images stand in two classes" in caplog.text
+    prepare_manifest(config, RULES, lambda *_: None)
+    assert "2 images stand with two labels" in caplog.text

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from mnft.data.folder import FolderScan, describe_scan
+from mnft.data.folder import FolderScan
 from mnft.data.readers.class_folders import read
 from mnft.errors import DataError
+from mnft.tasks.classify.labels import RULES
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -43,8 +44,8 @@ def test_flat_folder(tmp_path: Path) -> None:
         ("dog/b.jpg", "dog", None),
     ]
     assert scan.splits == ()
-    assert scan.labels() == ["cat", "dog"]
-    assert describe_scan(scan) == "3 images of 2 classes, not split"
+    assert RULES.list_names(scan) == ["cat", "dog"]
+    assert RULES.describe(scan) == "3 images of 2 classes, not split"
 
 
 @pytest.mark.parametrize(
@@ -64,15 +65,15 @@ def test_names_of_splits(tmp_path: Path, folder: str, split: str) -> None:
     scan = read(root)
     assert scan.splits == ("train", split)
     assert found(scan)[0 if folder < "Train" else -1] == (f"{folder}/a/3.jpg", "a", split)
-    assert scan.labels() == ["a", "b"]
-    assert scan.labels(split) == ["a"]
+    assert RULES.list_names(scan) == ["a", "b"]
+    assert RULES.list_names(scan, split) == ["a"]
 
 
 def test_three_splits(tmp_path: Path) -> None:
     root = touch(tmp_path, *(f"{s}/{c}/1.jpg" for s in ("train", "val", "test") for c in "xyz"))
     scan = read(root)
     assert scan.splits == ("train", "val", "test")
-    assert describe_scan(scan) == "9 images of 3 classes in train, val, test"
+    assert RULES.describe(scan) == "9 images of 3 classes in train, val, test"
 
 
 def test_nested_folders_belong_to_the_class(tmp_path: Path) -> None:
@@ -96,7 +97,7 @@ def test_endings(tmp_path: Path) -> None:
 def test_spaces_and_other_alphabets(tmp_path: Path) -> None:
     names = ["red fox (1)", "кошка", "花", "ñandú", "-dash", '#1, "two"', "e\u0301te\u0301 x"]
     scan = read(touch(tmp_path, *(f"{name}/a b ü.JPG" for name in names)))
-    assert scan.labels() == sorted(unicodedata.normalize("NFC", name) for name in names)
+    assert RULES.list_names(scan) == sorted(unicodedata.normalize("NFC", name) for name in names)
     for image in scan.images:
         assert (tmp_path / image.path).is_file()
 
@@ -105,7 +106,7 @@ def test_class_names_are_the_same_on_a_mac(tmp_path: Path) -> None:
     composed, decomposed = "caf\u00e9", "cafe\u0301"
     linux = read(touch(tmp_path / "linux", f"{composed}/1.jpg", "b/1.jpg"))
     mac = read(touch(tmp_path / "mac", f"{decomposed}/1.jpg", "b/1.jpg"))
-    assert linux.labels() == mac.labels() == ["b", composed]
+    assert RULES.list_names(linux) == RULES.list_names(mac) == ["b", composed]
     assert (mac.root / mac.images[1].path).is_file()
 
 
@@ -122,8 +123,8 @@ def test_two_forms_of_one_class_name_in_one_folder_are_refused(tmp_path: Path) -
 def test_one_class_may_be_written_in_two_forms_in_two_splits(tmp_path: Path) -> None:
     root = touch(tmp_path, "train/caf\u00e9/1.jpg", "train/b/1.jpg", "val/cafe\u0301/2.jpg")
     scan = read(root)
-    assert scan.labels("val") == ["caf\u00e9"]
-    assert scan.labels() == ["b", "caf\u00e9"]
+    assert RULES.list_names(scan, "val") == ["caf\u00e9"]
+    assert RULES.list_names(scan) == ["b", "caf\u00e9"]
 
 
 def test_hidden_and_system_files_are_passed_over(tmp_path: Path) -> None:
@@ -207,7 +208,10 @@ def test_pipes_are_passed_over(tmp_path: Path) -> None:
 def test_no_such_folder(tmp_path: Path) -> None:
     assert refusal(tmp_path / "x") == "ROOT: no such folder"
     touch(tmp_path, "file")
-    assert refusal(tmp_path / "file") == "ROOT: is a file, expected a folder"
+    assert (
+        refusal(tmp_path / "file")
+        == "ROOT: is a file, expected a folder, or a table of labels (.csv, .tsv, .parquet)"
+    )
 
 
 def test_no_class_folders(tmp_path: Path) -> None:

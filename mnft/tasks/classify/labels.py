@@ -1,4 +1,4 @@
-"""Checks of the classes: which ones each split has, and how many images are in each."""
+"""What classes are to the data layer, and their checks: which each split has, how many images."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from mnft.data.check.findings import CheckInput, Finding
 from mnft.data.folder import FolderScan
+from mnft.data.labels import LabelRules
 from mnft.data.splits import choose_fractions, compute_split_counts
 
 # With fewer images a class can hardly be learned, and its figures mean little.
@@ -25,12 +26,14 @@ def check_labels(data: CheckInput, counts: Mapping[str, Mapping[str, int]]) -> l
     scan = data.scan
 
     def folder(name: str) -> str:
+        if scan.table:
+            return name
         return f"train/{name}" if scan.splits else name
 
     findings = _check_class_sets(scan)
     # Names that were probably meant as one class, such as Rose and rose.
     alike = defaultdict(list)
-    for name in scan.labels():
+    for name in RULES.list_names(scan):
         alike["".join(c for c in name.casefold() if c.isalnum()) or name].append(name)
     for names in alike.values():
         if len(names) > 1:
@@ -76,17 +79,17 @@ def check_labels(data: CheckInput, counts: Mapping[str, Mapping[str, int]]) -> l
 
 def _check_class_sets(scan: FolderScan) -> list[Finding]:
     """Find classes that one split has and another lacks."""
-    learned = scan.labels("train" if scan.splits else None)
+    learned = RULES.list_names(scan, "train" if scan.splits else None)
     if len(learned) == 1:
         what = f"one class ({learned[0]}), a classifier needs at least two"
         return [Finding("class_set", True, what, ())]
     if "train" not in scan.splits:
-        missing = [Finding("class_set", True, "there is no train folder", ())]
+        missing = [Finding("class_set", True, "there is no train split", ())]
         return missing if scan.splits else []
     train = set(learned)
     findings = []
     for split in scan.splits[1:]:
-        names = set(scan.labels(split))
+        names = set(RULES.list_names(scan, split))
         if unknown := sorted(names - train):
             what = f"{split} has classes that train has not: {', '.join(unknown)}"
             findings.append(Finding("class_set", True, what, ()))
@@ -94,3 +97,17 @@ def _check_class_sets(scan: FolderScan) -> list[Finding]:
             what = f"{split} has no images of: {', '.join(absent)}"
             findings.append(Finding("class_set", False, what, ()))
     return findings
+
+
+def _parse(label: str) -> tuple[str, ...]:
+    return (label,)
+
+
+RULES = LabelRules(
+    task="classify",
+    noun="class",
+    plural="classes",
+    exclusive=True,
+    parse=_parse,
+    check=check_labels,
+)
