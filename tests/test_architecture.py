@@ -433,3 +433,19 @@ def test_a_line_of_args_is_a_noun_phrase(module):
 def test_a_fragment_is_found():
     assert FRAGMENT.findall("    Args:\n        path: of the file.\n")
     assert not FRAGMENT.findall("    Args:\n        path: where to write the ONNX file.\n")
+
+
+def test_a_task_is_added_without_touching_the_rest():
+    """The proof of the seam: nothing outside its folder, the readers and the config names it."""
+    tasks = {path.parent.name for path in (ROOT / "mnft" / "tasks").glob("*/task.py")}
+    for task in tasks - {"classify"}:
+        words = re.compile(rf"\b{task}\b|{task}_|_{task}", re.IGNORECASE)
+        places = ("mnft.config", "mnft.data.readers", f"mnft.tasks.{task}")
+        named = [
+            f"{module.name}: {line.strip()}"
+            for module in MODULES
+            if not within(module.name, set(places))
+            for line in module.source.splitlines()
+            if words.search(line)
+        ]
+        assert named == []
