@@ -98,9 +98,12 @@ def _propose(config: Config, num_images: int, linear_head: bool) -> list[Choice]
     if num_images < _FEW_IMAGES:
         why = "ImageNet's statistics are better than those of few images in small batches"
         choices.append(Choice("model.freeze_batchnorm", True, why))
+    # Not for several labels: each would be at least 5% probable in every image, the rare ones too.
+    if config.task == "classify":
+        why = "some labels are wrong; confidence evens out"
+        choices.append(Choice("train.label_smoothing", 0.1, why))
     return [
         *choices,
-        Choice("train.label_smoothing", 0.1, "some labels are wrong; confidence evens out"),
         Choice("train.ema_decay", 0.99, "an average of about 100 updates is steadier"),
         Choice("augment.scale", [0.35, 1.0], "milder crops than ImageNet's 0.08"),
         Choice("train.batch_size", choose_batch_size(num_images), images),

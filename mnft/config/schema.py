@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from mnft.config.data import DataConfig
 from mnft.config.edge import ExportConfig, PruneConfig, QuantizeConfig
+from mnft.config.evaluation import MONITORS, choose_monitor
+from mnft.config.evaluation import EvalConfig as EvalConfig  # others import it from here
+from mnft.config.multilabel import MultilabelConfig
+from mnft.config.run import RunConfig as RunConfig
 from mnft.config.section import NotNegative, Positive, Section, UnitInterval, UnitIntervalOpen
 
 
@@ -137,11 +147,14 @@ class TrainConfig(Section):
     that of the whole batch. `auto` splits only on the CPU, if BatchNorm is fixed and a batch would
     keep over 3 GB."""
     label_smoothing: UnitIntervalOpen = 0.0
-    """Fraction of each target that is spread over all classes."""
+    """Fraction of each target that is spread over all classes; with task: multilabel, by which each
+    target moves from 0 or 1 towards 0.5."""
     class_weights: Literal["none", "balanced"] = "none"
-    """`balanced` weights the loss of each class by the inverse of its number of images."""
+    """`balanced` weights the loss of each class by the inverse of its number of images. With task:
+    multilabel a present label weighs as often as its absence is more frequent, at most 10 times."""
     sampler: Literal["shuffle", "balanced"] = "shuffle"
-    """`balanced` draws every class equally often; `shuffle` uses every image once per epoch."""
+    """`balanced` draws every class equally often, or with task: multilabel each image as often as
+    its rarest label asks; `shuffle` uses every image once per epoch."""
     clip_grad: Positive | None = None
     """Largest norm of the gradient; longer gradients are scaled down to it. Empty: no limit."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -203,49 +216,11 @@ class DistillConfig(Section):
     """Weight of the comparison with the teacher in the loss; the rest is the cross-entropy."""
 
 
-class EvalConfig(Section):
-    """How models are evaluated, during training and by `mnft eval`."""
-
-    monitor: Literal["accuracy", "macro_f1", "loss"] = "accuracy"
-    """Metric on the val split that selects the best epoch and controls early stopping and plateau.
-    Among epochs with the same value the one with the lowest loss is the best, then the latest."""
-    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Images per evaluation batch and process; it does not change the result. `auto` is 64, and up
-    to 256 if a GPU evaluates stored images. On the CPU a batch goes through the model in parts,
-    each with the pixels of 32 images of 224 x 224."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
-    """Arithmetic of evaluation. With fp32 the results are those of the saved model anywhere else
-    (on GPUs to the precision of TF32, which torch uses for convolutions by default)."""
-
-
-class RunConfig(Section):
-    """Where a run writes its files, and which."""
-
-    dir: str = "runs"
-    """Folder that contains the run folders."""
-    name: str | None = None
-    """Name of the run folder. Empty: the config file's name, with a number if that exists. It is an
-    error if a name given here exists already: nothing is overwritten."""
-    snapshot_minutes: Positive | None = 10.0
-    """Minutes between saved states within an epoch, so that a long epoch is not lost. Empty: none.
-    The state at the end of an epoch is always saved, but epochs shorter than five seconds are saved
-    several at a time. Runs with several processes save only whole epochs."""
-    tensorboard: bool | None = None
-    """Write TensorBoard event files. Empty: if the `log` extra is installed."""
-
-    @field_validator("name")
-    @classmethod
-    def _plain_name(cls, value: str | None) -> str | None:
-        if value is not None and (not value or value in {".", ".."} or "/" in value):
-            raise ValueError(f"found {value!r}, expected a folder name without slashes")
-        return value
-
-
 class Config(Section):
     """The whole config of a run."""
 
-    task: Literal["classify"] = "classify"
-    """What the model learns: `classify` gives each image one class."""
+    task: Literal["classify", "multilabel"] = "classify"
+    """What the model gives each image: `classify` one class, `multilabel` any number of labels."""
     recipe: Literal["auto", "plain"] = "auto"
     """`auto` chooses the keys that you leave out, by the model and the number of images, and says
     why. For pretrained models these are the stages, learning rates per layer, schedule, weight
@@ -257,6 +232,7 @@ class Config(Section):
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     train: TrainConfig = TrainConfig()
+    multilabel: MultilabelConfig = MultilabelConfig()
     distill: DistillConfig = DistillConfig()
     eval: EvalConfig = EvalConfig()
     export: ExportConfig = ExportConfig()
@@ -264,8 +240,31 @@ class Config(Section):
     prune: PruneConfig = PruneConfig()
     run: RunConfig = RunConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_monitor(cls, values: Any) -> Any:
+        return choose_monitor(values)
+
+    @model_serializer(mode="wrap")
+    def _without_other_tasks(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        if self.task != "multilabel":
+            values.pop("multilabel", None)
+        return values
+
     # The message of a rule over several keys starts with the key to blame; `load` finds the line
     # by it.
+
+    @model_validator(mode="after")
+    def _task_fits(self) -> Config:
+        if self.eval.monitor not in (known := MONITORS[self.task]):
+            raise ValueError(
+                f"eval.monitor: found {self.eval.monitor}, expected one of {', '.join(known)} with "
+                f"task: {self.task}"
+            )
+        if self.task != "multilabel" and self.multilabel != MultilabelConfig():
+            raise ValueError(f"multilabel: found with task: {self.task}, expected task: multilabel")
+        return self
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> Config:

@@ -426,7 +426,7 @@ def test_every_key_and_section_has_a_description():
         ("model.freeze", "one of none, backbone, or an integer at least 1"),
         ("model.kwargs", "a mapping"),
         ("optim.lr", "a number above 0"),
-        ("eval.monitor", "one of accuracy, macro_f1, loss"),
+        ("eval.monitor", "one of accuracy, macro_f1, loss, map, micro_f1"),
         ("run.name", "a text, or empty"),
         ("optim", "a section with keys such as name, lr, weight_decay"),
     ],

@@ -1,0 +1,1 @@
+"""Learning from a teacher model, whose sigmoids are compared label by label."""
