@@ -62,8 +62,11 @@ def find_label_errors(
         found = find_wrong_cells(probabilities, targets[chosen])
         by_image: dict[int, list[str]] = defaultdict(list)
         for row, label, margin in found:
-            was, looks = ("with", "without") if targets[chosen][row, label] else ("without", "with")
-            what = f"labelled {was} {labels[label]}, looks {looks} (more probable by {margin:.0%})"
+            was = "" if targets[chosen][row, label] else "not "
+            looks = "without" if targets[chosen][row, label] else "with"
+            what = (
+                f"{was}labelled {labels[label]}, looks {looks} it (more probable by {margin:.0%})"
+            )
             by_image[row].append(what)
         for row, parts in by_image.items():
             more = f"; and {len(parts) - _NAMED} more" if len(parts) > _NAMED else ""

@@ -28,11 +28,11 @@ class LabelMetrics:
         name: name of the label.
         average_precision: area under the precision-recall curve, which needs no threshold; None
             where positives or negatives are missing.
-        average_precision_interval: its 95% bootstrap interval.
+        average_precision_interval: 95% bootstrap interval of that.
         precision: fraction of `decided` that have the label; 0 where none was decided.
-        precision_interval: its 95% Wilson interval; None where none was decided.
+        precision_interval: 95% Wilson interval of that; None where none was decided.
         recall: fraction of `support` that was decided; 0 where there is none.
-        recall_interval: its 95% Wilson interval; None where there is no support.
+        recall_interval: 95% Wilson interval of that; None where there is no support.
         f1: harmonic mean of precision and recall.
         threshold: probability from which on an image is decided to have the label.
         support: number of images that have the label.
@@ -62,7 +62,7 @@ class Evaluation:
         num_images: number of images.
         loss: mean binary cross-entropy in nats, over all known labels of all images.
         map: mean average precision over `labels_in_map` labels; 0 where no label has any.
-        map_interval: its 95% bootstrap interval over the images.
+        map_interval: 95% bootstrap interval of that, over the images.
         labels_in_map: number of labels that have both positives and negatives.
         macro_f1: mean F1 of the labels that have images.
         micro_f1: F1 of all known labels of all images together.

@@ -38,7 +38,7 @@ class MultilabelLoss:
     targets between 0 and 1 weigh the two.
 
     Args:
-        config: which loss, with its exponents.
+        config: the kind of loss, with its exponents.
         label_smoothing: fraction by which each target moves from 0 or 1 towards 0.5.
         pos_weight: (K,) weight of the loss of present labels, or None.
     """

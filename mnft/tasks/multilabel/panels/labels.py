@@ -40,19 +40,19 @@ def plot_curves(
     figure = Figure(figsize=_SIZE, dpi=DPI, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    fonts = find_fonts(names)
+    lines, captions = [], []
     for (place, metrics), colour, style in zip(listed, _COLOURS, _STYLES, strict=False):
         precision, recall = compute_curve(logits[:, place], targets[:, place])
-        label = f"{names[place]}  {metrics.average_precision:.3f}"
-        axes.plot(
+        captions.append(f"{names[place]}  {metrics.average_precision:.3f}")
+        (line,) = axes.plot(
             100 * recall,
             100 * precision,
             color=colour,
             linestyle=style,
             linewidth=1.6,
             drawstyle="steps-pre",
-            label=label,
         )
+        lines.append(line)
         if metrics.decided:
             point = (100 * metrics.recall, 100 * metrics.precision)
             axes.plot(*point, "o", color=colour, markersize=7, markeredgecolor="white")
@@ -62,16 +62,21 @@ def plot_curves(
     axes.set_ylabel("precision in %")
     style_axes(axes)
     if listed:
-        axes.legend(
+        legend_box = axes.legend(
+            lines,
+            ["-"] * len(lines),
             loc="upper left",
             bbox_to_anchor=(1.01, 1),
             frameon=False,
-            fontsize=9,
             title="label, average precision\npoint: at its threshold",
             title_fontsize=8.5,
             alignment="left",
-            prop={"family": fonts, "size": 9},
+            prop={"family": find_fonts(names), "size": 9},
         )
+        # As it is: matplotlib would hide a name that starts with "_", and read "$" as a formula.
+        for text, caption in zip(legend_box.get_texts(), captions, strict=True):
+            text.set_parse_math(False)
+            text.set_text(caption)
     axes.set_title(f"{what}; {_summary(evaluation)}", loc="left", fontsize=9.5)
     save_figure(figure, path)
 
