@@ -128,7 +128,11 @@ def fit_linear(
     scaled = (values - mean) / std
     decays = torch.tensor(weight_decays, device=values.device)
     weights = torch.zeros(len(decays), width, targets.shape[1], device=values.device)
-    biases = torch.zeros(len(decays), 1, targets.shape[1], device=values.device)
+    # From the frequency of each label on: that of a rare one is farther away than these few small
+    # updates reach.
+    present, absent = (targets == 1).sum(0) + 0.5, (targets == 0).sum(0) + 0.5
+    odds = present / absent if pos_weight is None else pos_weight * present / absent
+    biases = odds.log().expand(len(decays), 1, -1).clone()
     parameters = [weights.requires_grad_(), biases.requires_grad_()]
     loss = MultilabelLoss(_BCE, pos_weight=pos_weight)
     optimizer = torch.optim.Adam(parameters, lr=_LR)
