@@ -7,6 +7,7 @@ from typing import Any
 
 from mnft.tasks.multilabel.average_precision import Interval
 from mnft.tasks.outputs import Rate, Table
+from mnft.text import count
 
 PER_LABEL = "per_label.csv"
 COLUMNS = ("mAP (95%)", "macro-F1", "micro-F1")
@@ -110,10 +111,12 @@ class Evaluation:
     def describe(self) -> dict[str, str]:
         """The figures over all images for people."""
         low, high = self.map_interval.low, self.map_interval.high
-        count, whole = len(self.per_label), self.labels_in_map
-        over = f"{count} labels" if whole == count else f"{whole} of {count} labels"
-        if whole < count:
-            over += "; the others lack images with the label, or without"
+        of = count(len(self.per_label), "label")
+        over = of
+        if self.labels_in_map < len(self.per_label):
+            over = (
+                f"{self.labels_in_map} of {of}; the others lack images with the label, or without"
+            )
         return {
             "mAP": f"{self.map:.2%}  (95% bootstrap interval {low:.2%} to {high:.2%}; over {over})",
             "macro F1": f"{self.macro_f1:.4f}  (over the {MACRO_OVER})",

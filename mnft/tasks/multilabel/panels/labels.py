@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from mnft.figures import DPI, find_fonts, make_drawable, save_figure, shorten, style_axes
 from mnft.tasks.multilabel.evaluation import Evaluation, LabelMetrics
+from mnft.text import count
 
 _SIZE = (8.6, 5.2)  # inches
 _CURVES = 7  # as many as there are colours
@@ -36,7 +38,7 @@ def plot_curves(
         path: the PNG to write.
     """
     listed, what = _choose(evaluation, _CURVES)
-    names, legend = _name(evaluation)
+    names, legend = _name(evaluation, listed)
     figure = Figure(figsize=_SIZE, dpi=DPI, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -92,7 +94,7 @@ def plot_average_precision(evaluation: Evaluation, path: Path) -> None:
         path: the PNG to write.
     """
     listed, what = _choose(evaluation, _BARS)
-    names, legend = _name(evaluation)
+    names, legend = _name(evaluation, listed)
     height = 1.3 + _BAR * max(len(listed), 3)
     figure = Figure(figsize=(7.6, height), dpi=DPI, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
@@ -109,7 +111,7 @@ def plot_average_precision(evaluation: Evaluation, path: Path) -> None:
         axes.text(102, y, text, va="center", fontsize=8, color="#555555")
     shown = [names[place] for place, _ in listed]
     axes.set_yticks(places, shown, fontsize=8.5, fontfamily=find_fonts(names), parse_math=False)
-    axes.invert_yaxis()
+    axes.set_ylim(max(len(listed), 1) - 0.4, -0.6)  # the best above
     axes.set_xlim(0, 100)
     note = "line: 95% interval; orange: chance; right: images with the label, of those known"
     axes.set_xlabel(f"average precision in %\n{note}" + (f"\n{legend}" if legend else ""))
@@ -141,16 +143,20 @@ def _choose(evaluation: Evaluation, limit: int) -> tuple[list[tuple[int, LabelMe
     """The labels with an average precision, the best first, or the worst of them."""
     listed = [(k, m) for k, m in enumerate(evaluation.per_label) if m.average_precision is not None]
     listed.sort(key=lambda entry: -(entry[1].average_precision or 0.0))
-    what = f"all {len(listed)} labels"
+    what = "all labels" if len(listed) > 1 else count(len(listed), "label")
     if len(listed) > limit:
         what = f"the {limit} worst of {len(listed)} labels"
     return listed[-limit:], what
 
 
-def _name(evaluation: Evaluation) -> tuple[list[str], str | None]:
+def _name(
+    evaluation: Evaluation, listed: Sequence[tuple[int, LabelMetrics]]
+) -> tuple[list[str], str | None]:
+    """All names as they can be drawn, and what numbers in the listed ones mean."""
     names = [metrics.name for metrics in evaluation.per_label]
     drawable, legend = make_drawable(names, numbering="rows of per_label.csv")
-    return [shorten(name) for name in drawable], legend
+    changed = any(drawable[place] != metrics.name for place, metrics in listed)
+    return [shorten(name) for name in drawable], legend if changed else None
 
 
 def _summary(evaluation: Evaluation) -> str:
