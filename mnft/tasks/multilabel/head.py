@@ -24,10 +24,12 @@ class MultilabelLoss:
     """Binary cross-entropy or asymmetric loss, summed over the labels and over the batch.
 
     A sum over labels, not a mean: each logit then has the gradient that it would have if its label
-    were the only one, sigmoid(logit) - target, however many labels there are. That is also the size
-    of cross-entropy's gradient, so learning rates, `optim.momentum` and `train.clip_grad` mean what
-    they mean for one class an image; a mean over K labels would make it K times smaller. (Adam,
-    which the recipe takes, divides by the size of the gradient and is right with both.)
+    were the only one, sigmoid(logit) - target, however many labels there are. The whole gradient is
+    then near that of cross-entropy, so learning rates and `train.clip_grad` mean about what they
+    mean for one class an image: on random features with 40 labels, each of a tenth of the images,
+    and biases that are learned already, it is 1.9 times as long, and that of a mean 21 times
+    shorter. (Adam, which the recipe takes, divides by the size of the gradient and is right with
+    both.)
 
     Unknown labels (NaN) add nothing, and the others of the same image weigh no more for it: what
     is known of an image is the same evidence, whatever else is not known.

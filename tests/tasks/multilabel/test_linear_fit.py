@@ -110,3 +110,17 @@ def test_the_frequency_of_a_rare_label_is_right_although_updates_are_few() -> No
     weights, biases = fit_linear(values, targets, [1.0], seed=0)
     probabilities = torch.sigmoid(values @ weights[0] + biases[0])
     assert probabilities.mean(0).tolist() == pytest.approx(targets.mean(0).tolist(), rel=0.05)
+
+
+def test_weights_of_present_labels_are_those_of_scikit_learn() -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(1000, 4, generator=generator)
+    targets = (values[:, :1] + torch.randn(1000, 1, generator=generator) > 2.5).float()
+    pos_weight = torch.tensor([10.0])
+    weights, biases = fit_linear(values, targets, [1.0], pos_weight=pos_weight, seed=0)
+    scaled = ((values - values.mean(0)) / values.std(0, correction=0)).numpy()
+    reference = LogisticRegression(C=1 / 1000, class_weight={1: 10}, tol=1e-8, max_iter=1000)
+    reference.fit(scaled, targets[:, 0].numpy())
+    expected = scaled @ reference.coef_[0] + reference.intercept_[0]
+    found = (values @ weights[0] + biases[0])[:, 0]
+    np.testing.assert_allclose(found.numpy(), expected, atol=0.03)

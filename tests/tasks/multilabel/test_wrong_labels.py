@@ -38,6 +38,15 @@ def test_by_hand() -> None:
     assert find_wrong_cells(probabilities, targets) == []
 
 
+def test_a_label_that_is_still_the_more_probable_one_is_not_wrong() -> None:
+    # 45% is as much as images with the label usually have, but absence is more probable.
+    probabilities = np.array([[0.4], [0.5], [0.45], [0.1], [0.05], [0.1]])
+    targets = np.array([[1.0], [1], [0], [0], [0], [0]])
+    assert find_wrong_cells(probabilities, targets) == []
+    probabilities[2] = 0.55
+    assert [cell[:2] for cell in find_wrong_cells(probabilities, targets)] == [(2, 0)]
+
+
 def test_flipped_labels_are_found_by_cross_validation() -> None:
     features, right, targets = draw()
     groups = [str(i) for i in range(len(targets))]
