@@ -140,7 +140,7 @@ def distill(
 ) -> None:
     """Train a small model to answer as a larger one does; everything else is as in `mnft train`.
 
-    The teacher is a run or model folder that knows the same classes, or a pretrained timm model,
+    The teacher is a run or model folder that knows the same labels, or a pretrained timm model,
     whose head is then fitted to the training images first. `--teacher X` is the same as
     `distill.teacher: X` in the config.
 
@@ -209,7 +209,8 @@ def evaluate(
 ) -> None:
     """Evaluate a trained model on images that it was not trained on.
 
-    Prints accuracy with its 95% interval, precision, recall and F1 of each class, and calibration.
+    Prints accuracy (mAP for several labels an image) with its 95% interval, precision, recall and
+    F1 of each class, and calibration.
     Writes metrics.json, predictions.csv, per_class.csv, the confusion matrix, and plots of the
     worst mistakes and of how reliable the model's confidence is.
 
@@ -238,7 +239,8 @@ def predict(
         Path | None, typer.Option("--output", "-o", help="File to write; default stdout.")
     ] = None,
     limit: Annotated[
-        int, typer.Option("--top-k", min=1, help="Number of classes to name for each image.")
+        int,
+        typer.Option("--top-k", min=1, help="Number of classes to name for each image."),
     ] = 1,
     json_lines: Annotated[
         bool, typer.Option("--json", help="Write one JSON object per line instead of CSV.")
@@ -247,7 +249,7 @@ def predict(
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per batch.")] = 32,
     workers: Workers = None,
 ) -> None:
-    """Predict the class of each image, one row each; the row of an unreadable file says why.
+    """Predict the class of each image, or its labels; the row of an unreadable file says why.
 
     Examples: `mnft predict --ckpt runs/flowers photo.jpg`, `mnft predict --ckpt runs/flowers
     photos/ --top-k 3 -o out.csv`, `find . -name '*.jpg' | mnft predict --ckpt runs/flowers -`

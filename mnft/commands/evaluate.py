@@ -131,7 +131,7 @@ def _default_output(opened: Checkpoint, data: Path | None, split: str | None) ->
     if folder.resolve() != opened.run.best.resolve():
         parts.append(folder.resolve().name)
     if data is not None:
-        parts.append(data.resolve().name)
+        parts.append(data.resolve().stem if data.is_file() else data.resolve().name)
     if split is not None and (data is not None or split != choose_split(recorded)):
         parts.append(split)
     return opened.run.path / "-".join(parts)

@@ -91,7 +91,7 @@ def _show_export(
     else:
         console.note(
             f"parity   {count(parity.num_images, 'image')}: same answer for {parity.agreement:.2%}"
-            f", {parity.figure} {parity.before.value:.2%} -> {parity.after.value:.2%}, {parity.of} "
+            f", {parity.title} {parity.before.value:.2%} -> {parity.after.value:.2%}, {parity.of} "
             f"differ by at most {parity.largest_difference:.2g} (mean {parity.mean_difference:.2g})"
         )
         if parity.largest_difference > LARGE_DIFFERENCE:

@@ -120,7 +120,7 @@ def write_comparison(folder: Path, comparison: Comparison, setting: Setting) -> 
         "models": models,
     }
     title = (
-        f"{setting.task.figure} with its 95% interval on {setting.num_images:,} images, and "
+        f"{setting.task.title} with its 95% interval on {setting.num_images:,} images, and "
         f"latency with {count(setting.threads, 'thread')}"
     )
     with files.atomic_folder(folder) as new:
@@ -128,7 +128,7 @@ def write_comparison(folder: Path, comparison: Comparison, setting: Setting) -> 
         rows = [[_format_value(value) for value in model.values()] for model in models]
         files.write_csv(new / TABLE, [list(models[0]), *rows])
         files.write_text(new / PAGE, _format_page(comparison, setting, record))
-        plot_comparison(comparison, new / PLOT, title=title, metric=setting.task.figure)
+        plot_comparison(comparison, new / PLOT, title=title, metric=setting.task.title)
     return record
 
 
@@ -214,7 +214,7 @@ def _format_page(comparison: Comparison, setting: Setting, record: dict[str, Any
             "",
             *(f"| {' | '.join(row)} |" for row in escaped),
             "",
-            f"![{setting.task.figure} against latency]({PLOT})",
+            f"![{setting.task.title} against latency]({PLOT})",
             "",
             *(f"- {_escape(' '.join(note.split()))}" for note in notes),
             "",

@@ -230,8 +230,12 @@ def check_labels(rows: Sequence[Row]) -> None:
     """Refuse models of different classes; the same classes in another order are matched by name.
 
     Raises:
-        CheckpointError: with the names that differ.
+        CheckpointError: with the tasks or names that differ.
     """
+    tasks = {row.facts.task: row.name for row in rows if row.facts}
+    if len(tasks) > 1:
+        found = ", ".join(f"{name} ({task})" for task, name in tasks.items())
+        raise CheckpointError(f"models of different tasks cannot be compared: {found}")
     known = [(row.name, row.facts.labels) for row in rows if row.facts]
     for name, labels in known[1:]:
         first, expected = known[0]

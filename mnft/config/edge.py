@@ -22,9 +22,10 @@ class ExportConfig(Section):
     """Number of val images on which the trained model and the exported file are compared, spread
     evenly over the split; a smaller split is used whole."""
     min_agreement: UnitInterval = 0.99
-    """Smallest fraction of these images on which both must predict the same class."""
+    """Smallest fraction of these images on which both must give the same answer."""
     max_accuracy_drop: UnitInterval = 0.005
-    """Largest loss of accuracy on these images, as a fraction: 0.005 is half a percentage point."""
+    """Largest loss of accuracy (or of the task's main figure) on these images, as a fraction: 0.005
+    is half a percentage point."""
 
 
 class QuantizeConfig(Section):

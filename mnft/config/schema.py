@@ -213,7 +213,7 @@ class DistillConfig(Section):
     """Both models' logits are divided by this before they are compared. Values above 1 show more of
     how the teacher ranks the other classes."""
     weight: UnitInterval = 0.5
-    """Weight of the comparison with the teacher in the loss; the rest is the cross-entropy."""
+    """Weight of the comparison with the teacher in the loss; the rest is the loss on the labels."""
 
 
 class Config(Section):

@@ -68,7 +68,7 @@ def list_failures(parity: Agreement, gates: ExportConfig) -> list[str]:
     # The figures are fractions of whole images: the rounding of their difference must not decide.
     if parity.drop > gates.max_accuracy_drop + 1e-9:
         failures.append(
-            f"its {parity.figure} on them is {parity.after.value:.2%}, {parity.drop:.2%} "
+            f"its {parity.title} on them is {parity.after.value:.2%}, {parity.drop:.2%} "
             f"below the trained model's {parity.before.value:.2%}, expected at most "
             f"{gates.max_accuracy_drop:.2%} below (export.max_accuracy_drop)"
         )

@@ -140,6 +140,7 @@ class Task:
         train_figures: names of the figures that training sums up over an epoch; the first is the
             loss.
         figure: name of the main figure, by which models are compared.
+        title: the same for people.
         columns: headings of the figures in a comparison, the main figure first.
         explanation: what the main figure's column says, for the page of a comparison.
         encode: samples to targets, one each: numbers, or lists of numbers of one length.
@@ -170,6 +171,7 @@ class Task:
     monitors: Mapping[str, Callable[..., Any]]
     train_figures: tuple[str, ...]
     figure: str
+    title: str
     columns: tuple[str, ...]
     explanation: str
     encode: Callable[[Sequence[Sample]], list[Any]]

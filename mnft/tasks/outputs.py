@@ -21,7 +21,7 @@ class Features:
 
     Attributes:
         values: (N, D) float32, the input of the head.
-        targets: (N,) int64.
+        targets: (N,) int64 or (N, K) float32, as the task encodes them.
     """
 
     values: Tensor
@@ -35,7 +35,7 @@ class Outputs:
     Attributes:
         positions: (N,) int64, ascending: positions of the images in the list of paths.
         values: (N, K) float32.
-        targets: (N,) int64.
+        targets: (N,) int64 or (N, K) float32, as the task encodes them.
         bad: images that could not be decoded, by position.
     """
 
@@ -59,7 +59,8 @@ class Agreement:
     """How far the outputs of two models for the same images agree.
 
     Attributes:
-        figure: name of the task's main figure.
+        figure: name of the task's main figure, as a key.
+        title: the same for people.
         num_images: number of images that were compared.
         agreement: fraction of the images on which both give the same answer.
         before: the main figure of the first model.
@@ -71,6 +72,7 @@ class Agreement:
     """
 
     figure: str
+    title: str
     num_images: int
     agreement: float
     before: Rate

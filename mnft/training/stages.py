@@ -121,11 +121,12 @@ def _load_features(
         with reporter.count(f"features of {split}", len(contents)) as advance:
             return compute_features(model, batches, machine, dtype=dtype, on_images=advance)
 
+    # The targets are kept with the features, so they are those of one task and its labels.
+    task = training.task
+    made_from = [machine.device.type, task.name, *task.labels, *contents]
     return cached(
         training.feature_folder,
-        lambda: compute_key(
-            model, training.card.preprocessing, dtype, [machine.device.type, *contents]
-        ),
+        lambda: compute_key(model, training.card.preprocessing, dtype, made_from),
         compute,
         machine.ranks,
     )

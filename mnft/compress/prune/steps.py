@@ -154,7 +154,7 @@ def _prune_once(bundle: Bundle, job: PruneJob, max_macs: int, step: int) -> Bund
     )
     estimate_statistics(pruned, base.train, settings.images)
     folder = job.folder / START
-    card = replace(base.card, pruned=True)
+    card = replace(base.card, pruned=True, settings=bundle.settings)
     save_bundle(folder, pruned.state_dict(), card, _facts(job) | {"step": step})
 
     saved = load_bundle(folder)

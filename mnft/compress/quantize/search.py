@@ -142,7 +142,7 @@ def quantize(job: QuantizeJob, folder: Path, work: Path, reporter: Reporter) -> 
         if parity.drop <= settings.max_accuracy_drop + 1e-9:
             break
         reporter.note(
-            f"         {parity.figure} {parity.before.value:.2%} -> {parity.after.value:.2%}, "
+            f"         {parity.title} {parity.before.value:.2%} -> {parity.after.value:.2%}, "
             f"more than {settings.max_accuracy_drop:.2%} lost"
         )
     else:
@@ -207,8 +207,8 @@ def _nothing_kept(
     allowed, figure = config.quantize.max_accuracy_drop, parity.figure
     lines = [f"  {attempt['attempt']}: {attempt[figure]:.2%}" for attempt in attempts]
     return GateError(
-        f"int8 loses more than {allowed:.2%} of {figure} on {parity.num_images} val images, so "
-        f"nothing was kept; in float {parity.before.value:.2%}, in int8:\n" + "\n".join(lines),
+        f"int8 loses more than {allowed:.2%} of {parity.title} on {parity.num_images} val images, "
+        f"so nothing was kept; in float {parity.before.value:.2%}, in int8:\n" + "\n".join(lines),
         hint=suggest_installing(config) + "longer fine-tuning: --set quantize.qat_epochs=...; "
         "more layers in float: --set quantize.float_layers=...; a looser gate: --set "
         "quantize.max_accuracy_drop=...",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -43,14 +42,14 @@ def list_copies(data: CheckInput) -> list[Finding]:
             continue
         paths = tuple(image.path for image in images)
         splits = {image.split for image in images}
-        classes = {image.label for image in images}
+        classes = {data.name_labels(image) for image in images}
         # Only a person knows which of two classes is right, so neither is learned.
         surplus = paths if len(classes) > 1 else _all_but_one(data, images)
         if len(splits) > 1:
             what = f"the same image in {' and '.join(sorted(map(str, splits)))}"
             findings.append(Finding("leak", True, what, paths, surplus))
         if len(classes) > 1:
-            what = f"the same image in classes {' and '.join(sorted(classes))}"
+            what = f"the same image in {data.rules.plural} {' and '.join(sorted(classes))}"
             findings.append(Finding("label_conflict", True, what, paths, surplus))
         if len(splits) == len(classes) == 1:
             what = "the same image more than once"
@@ -117,7 +116,7 @@ def _describe_group(data: CheckInput, group: _Group) -> Iterator[Finding]:
     images = group.images
     paths = tuple(image.path for image in images)
     splits = {s for i in images if (s := data.splits.get(i.path))}
-    classes = {image.label for image in images}
+    classes = {data.name_labels(image) for image in images}
     surplus = _surplus(data, group)
     doubtful = tuple(p for p in _all_but_one(data, images) if p not in surplus)
     if len(splits) > 1:
@@ -128,8 +127,8 @@ def _describe_group(data: CheckInput, group: _Group) -> Iterator[Finding]:
         what = f"{_likeness(tight=tight)} {there}"
         yield Finding("near_leak", tight, what, paths, surplus, doubtful)
     if len(classes) > 1:
-        tight = _is_tight_across(group, lambda image: image.label)
-        what = f"{_likeness(tight=tight)} in classes {' and '.join(sorted(classes))}"
+        tight = _is_tight_across(group, data.name_labels)
+        what = f"{_likeness(tight=tight)} in {data.rules.plural} {' and '.join(sorted(classes))}"
         yield Finding("near_conflict", tight, what, paths, surplus, doubtful)
     if len(splits) < 2 and len(classes) < 2:
         tight = any(tight for *_, tight in group.pairs)
@@ -162,7 +161,7 @@ def _surplus(data: CheckInput, group: _Group) -> tuple[str, ...]:
         sets[number] += group.contents[content]
     left: list[str] = []
     for images in sets.values():
-        if any(a.label != b.label for a, b in combinations(images, 2)):
+        if len({data.name_labels(image) for image in images}) > 1:
             left += [image.path for image in images]
         elif len({data.inspection(image).sha256 for image in images}) > 1:
             left += _all_but_one(data, images)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from mnft.config.data import DataConfig
 from mnft.data.decode import Inspection
 from mnft.data.folder import FolderScan, ImageFile
+from mnft.data.labels import LabelRules
 
 if TYPE_CHECKING:  # SciPy, which it imports, would slow down every training
     from mnft.data.check.image_stats import CheckedFile
@@ -60,6 +61,7 @@ class CheckInput:
         config: how it will be split.
         needs: what a training needs of it.
         splits: the split that each readable file will be in, by path; None where that is unknown.
+        rules: what the labels are.
     """
 
     scan: FolderScan
@@ -67,6 +69,11 @@ class CheckInput:
     config: DataConfig
     needs: TrainingNeeds
     splits: Mapping[str, str | None]
+    rules: LabelRules
+
+    def name_labels(self, image: ImageFile) -> str:
+        """The labels of an image as a text, the same for equal ones."""
+        return ";".join(sorted(self.rules.parse(image.label))) or f"no {self.rules.noun}"
 
     @property
     def readable(self) -> list[ImageFile]:

@@ -113,7 +113,7 @@ def check_dataset(
     with suppress(DataError):
         manifest = split_folder(config, rules, scan, inspections)
         splits |= {sample.path: sample.split for sample in manifest.samples}
-    data = CheckInput(scan, checked, config, needs or TrainingNeeds(), splits)
+    data = CheckInput(scan, checked, config, needs or TrainingNeeds(), splits, rules)
     totals = dict.fromkeys(scan.splits or ("all",), 0)
     counts = {split: Counter[str](dict.fromkeys(scan.names, 0)) for split in totals}
     for image in scan.images:

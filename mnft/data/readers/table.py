@@ -125,7 +125,7 @@ def read(root: Path, tables: Sequence[tuple[Path, str | None]], config: DataConf
     return FolderScan(
         folder,
         tuple(sorted(images, key=lambda image: image.path)),
-        names=tuple(sorted(names)) if several else (),
+        names=tuple(sorted(names)),
         task=_SEVERAL if several else "classify",
         unusable=(*unusable, *conflicts),
         table=tables[0][0],

@@ -35,7 +35,7 @@ class Rows:
         Args:
             positions: B positions of the images in the list of all images.
             values: (B, D) float.
-            targets: (B,) int64.
+            targets: (B,) int64 or (B, K) float32.
         """
         self._kept.append((torch.tensor(positions), values, targets))
         self._num_kept += values.numel()
@@ -46,7 +46,7 @@ class Rows:
         """Copy the rows of all processes to the CPU, in the order of the images.
 
         Returns:
-            Positions (N,) int64, ascending, values (N, D) and targets (N,) int64; None if there
+            Positions (N,) int64, ascending, values (N, D) and targets; None if there
             are no rows at all.
         """
         self._copy()

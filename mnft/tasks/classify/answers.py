@@ -78,6 +78,7 @@ def compare(reference: Outputs, other: Outputs, *, activated: bool = False) -> A
     differing = np.flatnonzero(before != after)
     return Agreement(
         figure="accuracy",
+        title="accuracy",
         num_images=len(before),
         agreement=float((before == after).mean()),
         before=_rate(before == reference.targets),

@@ -65,6 +65,7 @@ def build(
         monitors={"accuracy": max, "macro_f1": max, "loss": min},
         train_figures=("loss", "accuracy"),
         figure="accuracy",
+        title="accuracy",
         columns=COLUMNS,
         explanation=EXPLANATION,
         encode=partial(encode, class_names=labels),

@@ -91,6 +91,7 @@ def compare(
     difference = np.abs(ours.astype(np.float64) - theirs)
     return Agreement(
         figure="map",
+        title="mAP",
         num_images=len(same),
         agreement=float(same.mean()),
         before=_rate(reference),

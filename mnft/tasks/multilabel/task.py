@@ -12,11 +12,12 @@ from mnft.config.schema import Config
 from mnft.model.factory import BuiltModel, build_model
 from mnft.results import EpochResult
 from mnft.tasks.base import Task
+from mnft.tasks.classify.distill.loss import DistillationLoss
+from mnft.tasks.classify.distill.teacher import load_teacher
 from mnft.tasks.classify.targets import build_mix
 from mnft.tasks.multilabel.answers import DecidedLabels, compare, rate_one
 from mnft.tasks.multilabel.confident_learning import find_label_errors
-from mnft.tasks.multilabel.distill.loss import DistillationLoss
-from mnft.tasks.multilabel.distill.teacher import load_teacher
+from mnft.tasks.multilabel.divergence import compute_divergence
 from mnft.tasks.multilabel.evaluation import COLUMNS, EXPLANATION, Evaluation
 from mnft.tasks.multilabel.head import build_loss
 from mnft.tasks.multilabel.linear_fit import fit_head
@@ -51,7 +52,7 @@ def build(
             num_classes=len(labels),
             labels=labels,
             img_size=config.data.img_size,
-            overrides=config.data.model_dump(include={"mean", "std", "interpolation", "crop_pct"}),
+            overrides=config.data.override_preprocessing(),
         )
 
     def evaluate(outputs: Outputs) -> Evaluation:
@@ -66,6 +67,7 @@ def build(
         monitors={"map": max, "macro_f1": max, "micro_f1": max, "loss": min},
         train_figures=("loss", "exact"),
         figure="map",
+        title="mAP",
         columns=COLUMNS,
         explanation=EXPLANATION,
         encode=partial(encode, labels=labels),
@@ -77,8 +79,8 @@ def build(
         new_score=partial(MultilabelScore, labels=labels, config=own),
         build_model=build_classifier,
         fit_head=partial(fit_head, labels=labels, config=own),
-        load_teacher=partial(load_teacher, labels=labels),
-        build_distillation=DistillationLoss,
+        load_teacher=partial(load_teacher, class_names=labels, task="multilabel"),
+        build_distillation=partial(DistillationLoss, divergence=compute_divergence),
         format_figures=_format_figures,
         plot_training=_plot_training,
         evaluate=evaluate,

@@ -216,7 +216,7 @@ def test_a_column_for_each_label(write: Write) -> None:
 
 def test_one_hot_columns_are_classes(write: Write) -> None:
     scan = read(write("path,cat,dog", "a.png,1,0", "b.png,0,1"))
-    assert (scan.task, scan.names) == ("classify", ())
+    assert (scan.task, scan.names) == ("classify", ("cat", "dog"))
     assert labels(scan) == {"a.png": "cat", "b.png": "dog"}
 
 

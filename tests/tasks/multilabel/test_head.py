@@ -14,7 +14,8 @@ from mnft.config.schema import DistillConfig, TrainConfig
 from mnft.data.manifest import Sample
 from mnft.preprocessing import Preprocessing
 from mnft.tasks.base import Teacher
-from mnft.tasks.multilabel.distill.loss import DistillationLoss, compute_divergence
+from mnft.tasks.classify.distill.loss import DistillationLoss
+from mnft.tasks.multilabel.divergence import compute_divergence
 from mnft.tasks.multilabel.head import MultilabelLoss, build_loss, compute_pos_weight
 
 BCE = MultilabelConfig()
@@ -149,7 +150,9 @@ def distill(teacher_logits: Tensor, order: tuple[int, ...] | None, weight: float
     preprocessing = Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3, "bilinear", 1.0)
     teacher = Teacher(Fixed(), preprocessing, False, None, order, False, "fixed")
     config = DistillConfig(teacher="fixed", temperature=2.0, weight=weight)
-    loss = DistillationLoss(MultilabelLoss(BCE), teacher, config, preprocessing, torch.float32)
+    loss = DistillationLoss(
+        MultilabelLoss(BCE), teacher, config, preprocessing, torch.float32, compute_divergence
+    )
     logits, targets = draw()
     return loss(logits, targets, torch.zeros(6, 3, 8, 8))
 

@@ -20,10 +20,8 @@ from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
 from mnft.cli.app import app
-from mnft.data import readers
 from mnft.data.batches.batch import normalize
 from mnft.data.decode import decode
-from mnft.data.folder import FolderScan, ImageFile
 from mnft.exports.artifact import read_artifact
 from mnft.exports.session import open_session
 from mnft.model.bundle import load_bundle
@@ -36,7 +34,7 @@ TABLE = {
     "square;triangle": 24,
     "circle;square;triangle": 12,
     "": 16,
-    "?circle;triangle": 12,
+    "?circle;triangle": 24,
 }
 SIZE = 40
 Run = Callable[..., str]
@@ -59,16 +57,18 @@ def draw(names: list[str], seed: int) -> Image.Image:
     return image
 
 
-def write_pictures(root: Path) -> FolderScan:
-    """Pictures of a table, and what a reader would say of it."""
-    images = []
+def write_pictures(root: Path) -> None:
+    """Pictures with a table that has a column for each label; empty cells are not known."""
+    rows = [["path", *SHAPES]]
     for label, count in TABLE.items():
+        has = label.split(";")
         for _ in range(count):
-            names = [name.removeprefix("?") for name in label.split(";") if name]
-            path = f"{len(images):03d}.png"
-            draw(names, len(images)).save(root / path)
-            images.append(ImageFile(path, label, None))
-    return FolderScan(root, tuple(images), names=tuple(SHAPES), task="multilabel")
+            path = f"{len(rows):03d}.png"
+            draw([name.removeprefix("?") for name in has if name], len(rows)).save(root / path)
+            known = {name: "" if f"?{name}" in has else str(int(name in has)) for name in SHAPES}
+            rows.append([path, *known.values()])
+    with (root / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def mnft(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """Run `mnft ...` in one folder, where the images are "pictures", and give what it prints."""
     folder = tmp_path_factory.mktemp("multilabel")
     (folder / "pictures").mkdir()
-    scan = write_pictures(folder / "pictures")
+    write_pictures(folder / "pictures")
 
     def run(*args: object) -> str:
         result = CliRunner().invoke(app, [str(arg) for arg in args])
@@ -87,7 +87,6 @@ def mnft(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(readers, "read", lambda _config: scan)
         yield run
 
 
@@ -95,7 +94,7 @@ def mnft(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 def trained(mnft: Run) -> Path:
     sections: dict[str, Any] = {
         "task": "multilabel",
-        "data": {"root": "pictures", "workers": 0, "img_size": 40},
+        "data": {"root": "pictures/labels.csv", "workers": 0, "img_size": 40},
         "model": {"name": "lenet5", "pretrained": False},
         "train": {"epochs": 6, "batch_size": 16, "precision": "fp32", "device": "cpu"},
         "augment": {"scale": [0.8, 1.0]},
@@ -138,7 +137,8 @@ def test_an_evaluation_on_val_repeats_the_figures_of_the_best_epoch(
     best = load_bundle(trained / "best").record["result"]
     for name in ("loss", "map", "macro_f1", "micro_f1"):
         assert metrics[name] == pytest.approx(best[f"val_{name}"], rel=1e-5)
-    assert metrics["per_label"][0]["known"] < metrics["num_images"]
+    known = [label["known"] for label in metrics["per_label"]]
+    assert min(known) < metrics["num_images"]
     shown = json.loads(mnft("eval", "--ckpt", trained, "--json"))
     assert shown["map"] > 0.8
     assert shown["map_interval"]["low"] <= shown["map"] <= shown["map_interval"]["high"]
@@ -230,7 +230,7 @@ def test_a_teacher_of_classes_is_refused(trained: Path) -> None:
         app, ["train", "c.yaml", "--set", f"distill.teacher=./{folder}", "--set", "run.name=c"]
     )
     assert result.exit_code == 1
-    assert "a model of task: classify" in " ".join(result.stderr.split())
+    assert "has the same labels, but its task is classify" in " ".join(result.stderr.split())
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(mnft: Run, trained: Path) -> None:
@@ -256,3 +256,28 @@ def test_the_data_check_and_wrong_labels(mnft: Run, trained: Path) -> None:
     kinds = {finding["kind"] for finding in found["findings"]}
     assert "no_label" in kinds
     assert found["labels"]["by_model"] + found["labels"]["crosswise"] == sum(TABLE.values())
+
+
+def test_features_of_another_task_are_not_taken_from_the_cache(mnft: Run) -> None:
+    """The cache keeps targets with them: numbers of classes are not rows of labels."""
+    root = Path("folders")
+    for number, name in enumerate(["circle", "square"] * 12):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        draw([name], number).save(root / name / f"{number}.png")
+    config = yaml.safe_load(Path("c.yaml").read_text())
+    config["data"] |= {"root": "folders", "store": "store"}
+    config["train"]["stages"] = ["head"]
+    for task in ("classify", "multilabel", "classify"):
+        config |= {"task": task, "run": {"tensorboard": False, "name": f"{task}"}}
+        Path("f.yaml").write_text(yaml.safe_dump(config))
+        mnft("train", "f.yaml", "--set", f"run.dir=of-{len(list(Path().glob('of-*')))}")
+    first, last = (load_bundle(Path(f"of-{n}/classify/best")).record["result"] for n in (0, 2))
+    assert first["val_accuracy"] == last["val_accuracy"]
+
+
+def test_a_table_without_a_column_of_the_model_is_refused(mnft: Run, trained: Path) -> None:
+    Path("one.csv").write_text("path,circle\npictures/001.png,1\n")
+    result = CliRunner().invoke(app, ["eval", "--ckpt", str(trained), "--data", "one.csv"])
+    assert result.exit_code == 1
+    assert "one.csv: no column for square, triangle, which the model knows" in result.stderr
+    mnft("eval", "--ckpt", trained, "--data", "pictures/labels.csv", "--split", "val")

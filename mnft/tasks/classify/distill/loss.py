@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -11,6 +13,17 @@ from mnft.device.select import autocast
 from mnft.model.input_adapter import InputAdapter
 from mnft.preprocessing import Preprocessing
 from mnft.tasks.base import Loss, Teacher
+
+
+def compute_divergence(teacher: Tensor, student: Tensor) -> Tensor:
+    """KL(softmax(teacher) || softmax(student)), summed over the batch; a scalar.
+
+    Args:
+        teacher: (B, K) float logits.
+        student: (B, K) float logits.
+    """
+    log_student, log_teacher = F.log_softmax(student, dim=1), F.log_softmax(teacher, dim=1)
+    return F.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
 
 
 class DistillationLoss:
@@ -28,6 +41,7 @@ class DistillationLoss:
         config: temperature and weight.
         student: preprocessing of the images that the loss is given.
         dtype: dtype in which the teacher computes.
+        divergence: distance of two (B, K) float logits, the teacher's first, summed over the batch.
     """
 
     def __init__(
@@ -37,6 +51,7 @@ class DistillationLoss:
         config: DistillConfig,
         student: Preprocessing,
         dtype: torch.dtype,
+        divergence: Callable[[Tensor, Tensor], Tensor] = compute_divergence,
     ) -> None:
         if teacher.needs_head:
             raise ValueError(f"the head of the teacher is not fitted: {teacher.description}")
@@ -52,6 +67,7 @@ class DistillationLoss:
         self._temperature = config.temperature
         self._weight = config.weight
         self._dtype = dtype
+        self._divergence = divergence
 
     def __call__(self, logits: Tensor, targets: Tensor, images: Tensor) -> Tensor:
         """The summed loss.
@@ -70,8 +86,8 @@ class DistillationLoss:
                 teacher: Tensor = self._model(self._adapt(images))
             if self._order is not None:
                 teacher = teacher[:, self._order]
-            log_student = F.log_softmax(logits.float() / self._temperature, dim=1)
-            log_teacher = F.log_softmax(teacher.float() / self._temperature, dim=1)
-            divergence = F.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
+            divergence = self._divergence(
+                teacher.float() / self._temperature, logits.float() / self._temperature
+            )
             loss = loss + self._weight * self._temperature**2 * divergence
         return loss

@@ -16,20 +16,26 @@ from mnft.tasks.base import Teacher
 
 
 def load_teacher(
-    config: DistillConfig, machine: Machine, *, class_names: tuple[str, ...]
+    config: DistillConfig,
+    machine: Machine,
+    *,
+    class_names: tuple[str, ...],
+    task: str = "classify",
 ) -> Teacher:
     """Load a run's best model, a model folder or a pretrained model, to learn from it.
 
-    A folder that knows exactly the classes `class_names`, in whatever order, teaches as it is.
+    A folder that knows exactly the labels `class_names`, in whatever order, teaches as it is.
     Any other model gets a new head (`Teacher.needs_head`). The random state is left as it was.
 
     Args:
         config: the `distill` section, with a teacher.
         machine: where the teacher goes.
-        class_names: class names of the student, in the order of its outputs.
+        class_names: names of the student's outputs, in their order.
+        task: name of the student's task, which a teacher with these labels must have.
 
     Raises:
-        ModelError: no such teacher, or one that cannot be loaded; blames `distill.teacher`.
+        ModelError: no such teacher, one that cannot be loaded, or one of another task; blames
+            `distill.teacher`.
     """
     check_teacher(config)
     assert config.teacher is not None
@@ -39,6 +45,8 @@ def load_teacher(
     with blaming_teacher(), torch.random.fork_rng(devices=[]):
         if folder and names and sorted(map(str, names)) == sorted(class_names):
             bundle = load_bundle(folder)
+            if bundle.task != task:
+                raise ModelError(f"{folder} has the same labels, but its task is {bundle.task}")
             same = bundle.labels == class_names
             teacher = Teacher(
                 model=bundle.model.requires_grad_(False),

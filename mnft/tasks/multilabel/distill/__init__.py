@@ -1,1 +1,0 @@
-"""Learning from a teacher model, whose sigmoids are compared label by label."""
