@@ -20,7 +20,9 @@ GATES = ExportConfig()
 def parity(agreement: float = 1.0, after: float = 0.9, largest: float = 0.0) -> Agreement:
     before = Rate(0.9, 0.85, 0.93)
     rate = Rate(after, after, after)
-    return Agreement("accuracy", 200, agreement, before, rate, largest, 0.0, (0, 2), "logits")
+    return Agreement(
+        "accuracy", "accuracy", 200, agreement, before, rate, largest, 0.0, (0, 2), "logits"
+    )
 
 
 @pytest.mark.parametrize(

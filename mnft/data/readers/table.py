@@ -202,7 +202,7 @@ def _choose_columns(
     def find(what: str, usual: Sequence[str]) -> str | None:
         if (name := chosen.get(what)) is not None:
             if name not in header:
-                raise _no_column(table, name, header, f"data.columns.{what}")
+                raise _no_column(table, repr(name), header, f"data.columns.{what}")
             return str(name)
         by_name = {name.lower(): name for name in reversed(header)}
         return next((by_name[name] for name in usual if name in by_name), None)
@@ -211,11 +211,11 @@ def _choose_columns(
     if config.group is not None:  # else it is a regular expression
         group = config.group if config.group in header else None
     if path is None:
-        raise _no_column(table, "path of the image", header, "data.columns.path")
+        raise _no_column(table, "for the path of the image", header, "data.columns.path")
     if labels := chosen.get("labels"):
         for name in labels:
             if name not in header:
-                raise _no_column(table, name, header, "data.columns.labels")
+                raise _no_column(table, repr(name), header, "data.columns.labels")
         return _Columns(path, None, tuple(labels), split, group)
     label = find("label", _LABEL)
     if label is not None:
@@ -230,14 +230,16 @@ def _choose_columns(
         and any(row.cells.get(name, "").lower() in _PRESENT | _ABSENT for row in rows)
     )
     if not binary:
-        raise _no_column(table, "label, nor columns of 0 and 1", header, "data.columns.label")
+        raise _no_column(
+            table, "for the label, nor columns of 0 and 1", header, "data.columns.label"
+        )
     return _Columns(path, None, binary, split, group)
 
 
 def _no_column(table: Path, what: str, header: Sequence[str], key: str) -> DataError:
     some = ", ".join(header[:12]) + (", ..." if len(header) > 12 else "")
     hint = f"`{key}` names it, such as --set {key}={header[0] or 'NAME'}"
-    return DataError(f"{table}: no column for the {what}; found {some}", hint=hint, key=key)
+    return DataError(f"{table}: no column {what}; found {some}", hint=hint, key=key)
 
 
 def _normalise(path: str, folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""The losses of a multi-label classifier."""
+"""The losses of a multi-label classifier, and how far it is from a teacher."""
 
 from __future__ import annotations
 
@@ -130,3 +130,20 @@ def build_loss(
     if config.class_weights == "balanced":
         weights = compute_pos_weight(torch.tensor(encode(samples, labels))).to(device)
     return MultilabelLoss(own, config.label_smoothing, weights)
+
+
+def compute_divergence(teacher: Tensor, student: Tensor) -> Tensor:
+    """KL(sigmoid(teacher) || sigmoid(student)) of each label, summed; a scalar.
+
+    A distribution of two outcomes for each label in place of one over all is as in Yang et al.,
+    2023, "Multi-Label Knowledge Distillation", ICCV. Labels that are unknown for an image are
+    compared too, because the teacher says something of all.
+
+    Args:
+        teacher: (B, K) float logits.
+        student: (B, K) float logits.
+    """
+    probabilities = torch.sigmoid(teacher)
+    divergences = probabilities * (F.logsigmoid(teacher) - F.logsigmoid(student))
+    divergences += (1 - probabilities) * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
+    return divergences.sum()

@@ -17,9 +17,8 @@ from mnft.tasks.classify.distill.teacher import load_teacher
 from mnft.tasks.classify.targets import build_mix
 from mnft.tasks.multilabel.answers import DecidedLabels, compare, rate_one
 from mnft.tasks.multilabel.confident_learning import find_label_errors
-from mnft.tasks.multilabel.divergence import compute_divergence
 from mnft.tasks.multilabel.evaluation import COLUMNS, EXPLANATION, Evaluation
-from mnft.tasks.multilabel.head import build_loss
+from mnft.tasks.multilabel.head import build_loss, compute_divergence
 from mnft.tasks.multilabel.linear_fit import fit_head
 from mnft.tasks.multilabel.metrics import MultilabelScore, compute_evaluation
 from mnft.tasks.multilabel.predictions import EVALUATION_FILES, write_evaluation

@@ -77,9 +77,7 @@ def test_columns_by_the_config(write: Write) -> None:
         ("dog", "val", "f2"),
     ]
     for what in ("path", "label", "split", "group"):
-        with pytest.raises(
-            DataError, match="no column for the nothing; found shot, label"
-        ) as error:
+        with pytest.raises(DataError, match="no column 'nothing'; found shot, label") as error:
             read(table, columns=columns | {what: "nothing"})
         assert error.value.key == f"data.columns.{what}"
 

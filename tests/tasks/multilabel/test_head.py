@@ -15,8 +15,12 @@ from mnft.data.manifest import Sample
 from mnft.preprocessing import Preprocessing
 from mnft.tasks.base import Teacher
 from mnft.tasks.classify.distill.loss import DistillationLoss
-from mnft.tasks.multilabel.divergence import compute_divergence
-from mnft.tasks.multilabel.head import MultilabelLoss, build_loss, compute_pos_weight
+from mnft.tasks.multilabel.head import (
+    MultilabelLoss,
+    build_loss,
+    compute_divergence,
+    compute_pos_weight,
+)
 
 BCE = MultilabelConfig()
 ASYMMETRIC = MultilabelConfig(loss="asymmetric", gamma_pos=1.0)
