@@ -1,4 +1,4 @@
-"""Which installed fonts draw the names that users chose, and numbers for names that none draws."""
+"""What all plots share: fonts that have the names that users chose, axes, and writing a PNG."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font_names
 from matplotlib.ft2font import FT2Font
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from mnft.files import atomic_path
+from mnft.results import EpochResult
 
 _OWN = "DejaVu Sans"  # comes with matplotlib, and has no Chinese, Japanese, Korean, Hindi or Thai
 # Tried first, as a font with serifs or for headlines may have the characters as well.
@@ -162,3 +164,21 @@ def save_figure(figure: Figure, path: Path) -> None:
         # A script that no installed font has is drawn as boxes: no reason to lose the plot.
         warnings.filterwarnings("ignore", message=r"(?s).*[Gg]lyph.*missing")
         figure.savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.15)
+
+
+def mark_epochs(axes: Axes, results: Sequence[EpochResult]) -> None:
+    """Number the epochs of a training on the horizontal axis, and mark the best and the head stage.
+
+    Args:
+        axes: where the epochs are drawn; the head stage is epoch 0.
+        results: the head stage, if any, and the epochs, in order; at least one.
+    """
+    for result in [result for result in results if result.is_best][-1:]:
+        axes.axvline(result.epoch, color="#555555", linewidth=1, linestyle=":", zorder=1)
+    if results[0].stage == "head":
+        axes.axvspan(-0.5, 0.5, color="#e6e6e6", zorder=0)
+    axes.set_xlim(results[0].epoch - 0.5, results[-1].epoch + 0.5)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0f}" if x else "head"))
+    style_axes(axes)

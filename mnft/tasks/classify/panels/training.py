@@ -30,9 +30,8 @@ def plot_training(results: Sequence[EpochResult], path: Path, *, monitor: str) -
     # matplotlib is imported here, where it is needed, and not when a training begins.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    from mnft.figures import save_figure, style_axes
+    from mnft.figures import mark_epochs, save_figure
 
     epochs = [result.epoch for result in results]
     best = [result for result in results if result.is_best][-1:]
@@ -70,15 +69,7 @@ def plot_training(results: Sequence[EpochResult], path: Path, *, monitor: str) -
         label = "validation, macro F1"
         scores.plot(epochs, values, label=label, linewidth=1.3, markersize=size, **_OTHER)
     for axes in (losses, scores):
-        for result in best:
-            axes.axvline(result.epoch, color="#555555", linewidth=1, linestyle=":", zorder=1)
-        if results[0].stage == "head":
-            axes.axvspan(-0.5, 0.5, color="#e6e6e6", zorder=0)
-        axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0f}" if x else "head"))
-        style_axes(axes)
+        mark_epochs(axes, results)
     losses.set_ylabel("loss (cross-entropy in nats)")
     scores.set_ylabel("accuracy in %" + ", macro F1 x 100" * (monitor == "macro_f1"))
     for result in best:

@@ -33,7 +33,7 @@ def plot_training(results: Sequence[EpochResult], path: Path, *, monitor: str) -
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from mnft.figures import save_figure
+    from mnft.figures import mark_epochs, save_figure
 
     figure = Figure(figsize=_SIZE, dpi=_DPI, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
@@ -56,7 +56,7 @@ def plot_training(results: Sequence[EpochResult], path: Path, *, monitor: str) -
             axes.plot(xs, ys, label=text, linewidth=1.5, markersize=size, **style)
     best = [result for result in results if result.is_best][-1:]
     for axes in (losses, scores):
-        _mark_epochs(axes, results, best)
+        mark_epochs(axes, results)
         axes.legend(fontsize=9, loc="best", framealpha=0.9)
     losses.set_ylabel("loss (mean of the labels, in nats)")
     scores.set_ylabel("validation: mAP in %, F1 x 100")
@@ -69,20 +69,3 @@ def plot_training(results: Sequence[EpochResult], path: Path, *, monitor: str) -
         title = f"best by {_FIGURES[monitor]}: {where} ({value})"
         scores.set_title(title, loc="left", fontsize=9.5)
     save_figure(figure, path)
-
-
-def _mark_epochs(axes: Any, results: Sequence[EpochResult], best: Sequence[EpochResult]) -> None:
-    """Mark the best epoch and the head stage, and number the epochs."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    from mnft.figures import style_axes
-
-    for result in best:
-        axes.axvline(result.epoch, color="#555555", linewidth=1, linestyle=":", zorder=1)
-    if results[0].stage == "head":
-        axes.axvspan(-0.5, 0.5, color="#e6e6e6", zorder=0)
-    axes.set_xlim(results[0].epoch - 0.5, results[-1].epoch + 0.5)
-    axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0f}" if x else "head"))
-    style_axes(axes)
