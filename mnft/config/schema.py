@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mnft.config.data import DataConfig
 from mnft.config.edge import ExportConfig, PruneConfig, QuantizeConfig
+from mnft.config.search import SearchConfig
 from mnft.config.section import NotNegative, Positive, Section, UnitInterval, UnitIntervalOpen
 
 
@@ -262,6 +263,7 @@ class Config(Section):
     export: ExportConfig = ExportConfig()
     quantize: QuantizeConfig = QuantizeConfig()
     prune: PruneConfig = PruneConfig()
+    search: SearchConfig = SearchConfig()
     run: RunConfig = RunConfig()
 
     # The message of a rule over several keys starts with the key to blame; `load` finds the line
