@@ -209,6 +209,7 @@ def _suggest_value(value: Any, key_path: str) -> str:
 
 
 def suggest_key(key_path: str) -> str:
+    """The end of a message about an unknown key: which one was probably meant, or nothing."""
     section, _, key = key_path.rpartition(".")
     known = describe.key_paths()
     siblings = {k.rpartition(".")[2]: k for k in known if k.startswith(f"{section}.")}

@@ -18,6 +18,14 @@ from mnft.search.space import Dimension, Point, Space, flatten, read_dimension
 _MAX_COMBINATIONS = 400
 
 
+def apply(source: Source, point: Point) -> Source:
+    """A copy of the source with the values of a point."""
+    changed = copy.deepcopy(source)
+    for key, value in point.items():
+        changed.override(tuple(key.split(".")), value, f"--set {key}")
+    return changed
+
+
 def build_space(config: Config, source: Source) -> Space:
     """Read the space of a config, and try what it allows on the schema.
 
