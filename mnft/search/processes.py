@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
 
 import torch
 
@@ -165,9 +164,10 @@ def _stop(workers: Sequence[_Worker]) -> None:
 def end_with_parent() -> None:
     """In a worker: save and end when the process that started it is gone."""
 
-    def read(stream: IO[Any]) -> None:
-        with suppress(OSError, ValueError):
-            stream.read()
+    def wait() -> None:
+        # The descriptor, not sys.stdin: Python cannot end while a thread reads a stream.
+        while os.read(0, 1024):
+            pass
         os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=read, args=(sys.stdin.buffer,), daemon=True).start()
+    threading.Thread(target=wait, daemon=True).start()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -22,7 +21,6 @@ from mnft.config.source import dump_inline
 from mnft.search.space import Dimension, Space
 from mnft.seeding import derive_seed
 
-Constraints = Callable[[FrozenTrial], Sequence[float]]
 _POPULATIONS = 5  # generations of NSGA-II in a search, so that some learn from others
 
 
@@ -121,7 +119,6 @@ def build_sampler(
     *,
     seed: int,
     trials: int | None,
-    constraints: Constraints | None,
 ) -> BaseSampler:
     """Build the sampler of one trial.
 
@@ -131,21 +128,16 @@ def build_sampler(
         points: the points of grid and random; None for other methods.
         seed: seed of this trial, so that workers do not draw alike.
         trials: number of trials of the search, or None.
-        constraints: how far a trial is above each limit; None without limits.
     """
     if points is not None:
         return PointSampler(space, points)
     with warnings.catch_warnings():
-        # Constraints and the Gaussian process are called experimental.
+        # The Gaussian process and the constant liar are called experimental.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         seed %= 2**32
         if method == "tpe":
-            return optuna.samplers.TPESampler(
-                seed=seed, constant_liar=True, constraints_func=constraints
-            )
+            return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
         if method == "gp":
-            return optuna.samplers.GPSampler(seed=seed, constraints_func=constraints)
+            return optuna.samplers.GPSampler(seed=seed)
         population = max(4, min(50, (trials or 50) // _POPULATIONS))
-        return optuna.samplers.NSGAIISampler(
-            seed=seed, population_size=population, constraints_func=constraints
-        )
+        return optuna.samplers.NSGAIISampler(seed=seed, population_size=population)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,12 +42,14 @@ class Job:
         point: what it tries.
         lock: the claim on it, which ends with the process.
         again: whether another process, which is gone, began it.
+        asked: the trial in Optuna's words.
     """
 
     number: int
     point: Point
     lock: RunLock
     again: bool
+    asked: optuna.trial.Trial
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,13 @@ class Search:
             trial_id = storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
             for name, value in values.items():
                 storage.set_trial_user_attr(trial_id, name, value)
+
+    def constrain(self, job: Job, excess: Mapping[str, float]) -> None:
+        """Tell how far a trial is above each limit, for samplers that learn from it."""
+        with explaining(self.storage), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # told before by a process that is gone
+            for name, value in excess.items():
+                job.asked.set_constraint(name, value)
 
     def read_study(self) -> Mapping[str, Any]:
         """The facts that belong to no single trial."""
@@ -291,7 +301,6 @@ def _make_job(search: Search, trial: FrozenTrial, lock: RunLock, *, again: bool)
         search.points,
         seed=derive_seed(search.config.search.seed, trial.number),
         trials=search.total,
-        constraints=_constrain if search.config.search.limits else None,
     )
     with explaining(search.storage):
         asked = optuna.trial.Trial(search.study, trial._trial_id)
@@ -304,10 +313,4 @@ def _make_job(search: Search, trial: FrozenTrial, lock: RunLock, *, again: bool)
                 params[key] = asked.suggest_int(key, kind.low, kind.high, log=kind.log)
             elif isinstance(kind, FloatDistribution):
                 params[key] = asked.suggest_float(key, kind.low, kind.high, log=kind.log)
-    return Job(trial.number, search.space.decode(params), lock, again)
-
-
-def _constrain(trial: FrozenTrial) -> Sequence[float]:
-    """How far a trial is above each limit, for samplers that know limits; 0 or less is allowed."""
-    excess: Sequence[float] = trial.user_attrs.get("excess", (0.0,))
-    return excess
+    return Job(trial.number, search.space.decode(params), lock, again, asked)

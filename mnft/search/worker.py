@@ -118,9 +118,7 @@ def _train_trial(search: Search, job: Job, display: Display) -> None:
     again = " again: the process that began it is gone" if job.again else ""
     display.note(f"trial    {job.number}{again}: {describe_point(job.point)}")
     with display.begin(job.number, job.point) as reporter:
-        outcome = train_run(
-            search, search.folder.trial(job.number), job.point, reporter, number=job.number
-        )
+        outcome = train_run(search, search.folder.trial(job.number), job.point, reporter, job=job)
     search.note(job.number, **asdict(outcome))
     values = [outcome.figures[search.figure]] if outcome.figures else []
     values += [asdict(outcome.costs)[name] for name in search.objectives[1:]]
@@ -136,7 +134,7 @@ def train_run(
     point: Point,
     reporter: Reporter,
     *,
-    number: int | None = None,
+    job: Job | None = None,
     seed: int | None = None,
 ) -> Outcome:
     """Train a point in a run folder, or resume it there.
@@ -146,7 +144,7 @@ def train_run(
         path: the run folder.
         point: what to try.
         reporter: told of progress and epochs.
-        number: number of the trial, which rungs and limits may stop; None for a further seed.
+        job: the trial, which rungs and limits may stop; None for a further seed.
         seed: `train.seed`; None for that of the config.
 
     Raises:
@@ -172,9 +170,9 @@ def train_run(
         training, stopped = run.training, ""
         costs = measure_costs(search.folder, training, search.objectives, search.config.search)
         try:
-            if number is not None:
-                _check_limits(search, number, costs)
-                reporter = _Rungs(search, number, costs, reporter)
+            if job is not None:
+                _check_limits(search, job, costs)
+                reporter = _Rungs(search, job.number, costs, reporter)
                 for result in training.state.results:  # a process that was killed may not have
                     reporter.judge(result)
             stages.train(training, checkpointer=checkpointer, reporter=reporter)
@@ -199,12 +197,9 @@ def _summarise(run: Run, costs: Costs, stopped: str) -> Outcome:
     )
 
 
-def _check_limits(search: Search, number: int, costs: Costs) -> None:
-    limits = search.config.search.limits
-    if not limits:
-        return
-    measured = asdict(costs)
-    search.note(number, excess=[measured[name] / most - 1 for name, most in limits.items()])
+def _check_limits(search: Search, job: Job, costs: Costs) -> None:
+    measured, limits = asdict(costs), search.config.search.limits
+    search.constrain(job, {name: measured[name] / most - 1 for name, most in limits.items()})
     for name, most in limits.items():
         if measured[name] > most:
             raise _Stop(f"{name} {measured[name]:.3g} is above {most:g}")
