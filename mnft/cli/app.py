@@ -22,7 +22,8 @@ from mnft.cli.options import (
     Workers,
     flag_of,
 )
-from mnft.cli.starting import check_split, starting, starting_search, starting_training
+from mnft.cli.search import search_app
+from mnft.cli.starting import check_split, starting, starting_training
 from mnft.cli.usage import SettingsCommand, choose_model, find_missing_model
 from mnft.errors import ConfigError
 
@@ -38,6 +39,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(edge_app)
+app.add_typer(search_app)
 
 
 def _show_version(show: bool) -> None:
@@ -70,6 +72,9 @@ def init(
     ] = None,
     model: Annotated[str, typer.Option("--model", help="A timm model.")] = "mobilenetv2_100",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    search: Annotated[
+        bool, typer.Option("--search", help="Write a section for `mnft search` as well.")
+    ] = False,
 ) -> None:
     """Write a commented config for a folder of images.
 
@@ -82,7 +87,7 @@ def init(
         from mnft.commands import init as command
 
     with flag_of("model.name", f"--model {model}"):
-        command.run(images, output, model, force=force)
+        command.run(images, output, model, force=force, search=search)
 
 
 @app.command(cls=SettingsCommand)
@@ -125,41 +130,6 @@ def train(
         from mnft.commands import train as command
 
     command.run(config, overrides, resume, as_json=as_json)
-
-
-@app.command(cls=SettingsCommand)
-@handle_errors
-def search(
-    config: ConfigArgument,
-    overrides: Overrides = [],  # noqa: B006 - Typer copies it
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            "--workers",
-            min=1,
-            help="Number of trainings at once; default one for each GPU, or one.",
-        ),
-    ] = None,
-    join: Annotated[
-        bool, typer.Option("--join", help="Help a search that was begun elsewhere.")
-    ] = False,
-    is_worker: Annotated[bool, typer.Option("--worker", hidden=True)] = False,
-    as_json: Json = False,
-) -> None:
-    """Train a config with different values of some keys, and name the best one honestly.
-
-    The section `search` of the config says which keys, which values and how many trials. Each trial
-    is a run folder. The best three are trained with further seeds, one is named by its mean, and
-    only that one sees the test images. Run the same command again to continue a search.
-
-    Examples: `mnft search configs/search_flowers.yaml`, `mnft search my.yaml --workers 4`, `mnft
-    search my.yaml --set search.trials=50`
-    """
-    with starting_search(config, overrides):
-        from mnft.commands import search as command
-
-    request = command.Request(config, workers, join, is_worker)
-    command.run(request, overrides, as_json=as_json)
 
 
 @app.command(cls=SettingsCommand)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mnft import console
 from mnft.config.load import load_config
+from mnft.config.source import Source
 from mnft.device.ranks.distributed import Ranks
 from mnft.device.select import keep_freed_memory
 from mnft.errors import Interrupted, TrainError
@@ -85,6 +86,15 @@ def run(request: Request, overrides: Sequence[str], *, as_json: bool) -> None:
         place = Path(config.search.dir).expanduser() / name
         folder = make_folder(place, must_exist=request.join or request.is_worker)
         search = open_search(config, source, space, folder)
+    with closing(search):
+        _search(search, request, overrides, source, as_json=as_json)
+
+
+def _search(
+    search: Search, request: Request, overrides: Sequence[str], source: Source, *, as_json: bool
+) -> None:
+    """Train the trials, alone or by workers; then choose, test and show."""
+    config, folder = search.config, search.folder
     workers = 1 if request.is_worker else count_workers(request.workers, config)
     if not request.is_worker:
         _announce(search, workers)
@@ -108,7 +118,7 @@ def run(request: Request, overrides: Sequence[str], *, as_json: bool) -> None:
             choice = choose(search)
             if choice is None:
                 raise TrainError(
-                    f"{place}: no trial trained to its end", hint=f"{folder.table} says why"
+                    f"{folder.path}: no trial trained to its end", hint=f"{folder.table} says why"
                 )
             write_best(search, source, choice)
             test = run_test(search, choice, console.REPORTER)

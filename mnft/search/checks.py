@@ -31,7 +31,7 @@ def build_space(config: Config, source: Source) -> Space:
 
     Args:
         config: the config.
-        source: its source, which knows the line of each key.
+        source: the values as they were written, with the line of each key.
 
     Raises:
         ConfigError: keys or values that cannot be tried; the message lists all of them.

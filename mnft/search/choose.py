@@ -40,7 +40,7 @@ class Choice:
     Attributes:
         number: number of the named trial.
         point: what it tried.
-        values: its figure with each seed, that of the trial first.
+        values: the figure with each seed, that of the trial first.
         mean: mean of these.
         noise: standard deviation between seeds of one point; None if it was not measured.
         optimism: how much better the best of so many equal trials looks than it is; None without
@@ -209,7 +209,12 @@ def run_test(search: Search, choice: Choice, reporter: Reporter) -> dict[str, An
         before = json.loads(result.read_text(encoding="utf-8"))
         if before["trial"] == choice.number and before["test"]:
             return dict(before["test"])
-    opened = open_checkpoint(search.folder.trial(choice.number))
+    run = search.folder.trial(choice.number)
+    if not run.exists():
+        host = search.read(choice.number).user_attrs["worker"].split()[0]
+        reporter.warn(f"trial {choice.number} is on {host}: the same command there tests it")
+        return None
+    opened = open_checkpoint(run)
     if opened.manifest is None or "test" not in opened.manifest.splits:
         return None
     bundle = opened.bundle

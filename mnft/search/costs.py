@@ -69,7 +69,7 @@ def measure_costs(
         folder: the folder of the search, which keeps the figures.
         training: a training that was built.
         objectives: what the search optimises.
-        settings: its section, with the limits.
+        settings: the section of the config, with the limits.
     """
     card = training.card
     exported = bool(_EXPORTED & {*objectives, *settings.limits})

@@ -17,7 +17,7 @@ def goes_on(own: Sequence[float], others: Sequence[Sequence[float]]) -> bool:
     """Whether a trial goes on after a rung.
 
     Args:
-        own: its objectives at the rung, signed so that higher is better.
+        own: the trial's objectives at the rung, signed so that higher is better.
         others: those of the trials that were there before.
     """
     kept = max(1, (len(others) + 1) // _KEPT)

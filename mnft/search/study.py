@@ -82,6 +82,13 @@ class Search:
     points: Points | None
     id: str
 
+    def close(self) -> None:
+        """Close the connections to a database."""
+        storage = self.study._storage
+        storage.remove_session()
+        if (backend := getattr(storage, "_backend", None)) and hasattr(backend, "engine"):
+            backend.engine.dispose()
+
     @property
     def figure(self) -> str:
         """The figure of the val split that chooses."""
@@ -134,7 +141,7 @@ def open_search(config: Config, source: Source, space: Space, folder: SearchFold
 
     Args:
         config: the config.
-        source: its source.
+        source: the values as they were written.
         space: what is tried.
         folder: the folder of the search.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -338,3 +340,35 @@ def test_a_cut_line_of_the_journal_is_removed(tmp_path):
 def test_the_password_of_a_url_is_not_shown():
     assert hide_password("postgresql://me:secret@host/db") == "postgresql://me@host/db"
     assert hide_password("runs/journal.log") == "runs/journal.log"
+
+
+def test_init_writes_a_search_that_its_checks_accept(run_cli, make_folder, tmp_path):
+    from mnft.config.load import load_config
+    from mnft.search.checks import build_space
+
+    make_folder("photos")
+    for model in ("mobilenetv2_100", "lenet5"):
+        path = tmp_path / f"{model}.yaml"
+        result = run_cli("init", "photos", "-o", path, "--model", model, "--search")
+        assert result.exit_code == 0, result.stderr
+        assert f"then mnft search {path}" in result.stderr
+        config, source = load_config(path)
+        keys = {dimension.key for dimension in build_space(config, source).dimensions}
+        assert ("model.name" in keys) == (model != "lenet5")
+        assert "optim.lr" in keys
+    assert run_cli("init", "photos", "-o", "plain.yaml").exit_code == 0
+    assert load_config(tmp_path / "plain.yaml")[0].search.space == {}
+
+
+def test_other_verbs_do_not_import_optuna(tmp_path):
+    code = "import sys, mnft.commands.train, mnft.commands.init; assert 'optuna' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_without_optuna_the_command_says_what_to_install(small, run_cli, monkeypatch):
+    from mnft.cli import starting
+
+    monkeypatch.setattr(starting, "find_spec", lambda name: None)
+    result = run_cli("search", small())
+    assert result.exit_code == 2
+    assert "pip install 'mnft[search]'" in result.stderr
