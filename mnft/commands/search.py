@@ -13,6 +13,7 @@ from typing import Any
 from mnft import console
 from mnft.config.load import load_config
 from mnft.config.source import Source
+from mnft.data.fetch import catalog
 from mnft.device.ranks.distributed import Ranks
 from mnft.device.select import keep_freed_memory
 from mnft.errors import Interrupted, TrainError
@@ -95,6 +96,10 @@ def _search(
 ) -> None:
     """Train the trials, alone or by workers; then choose, test and show."""
     config, folder = search.config, search.folder
+    root = Path(config.data.root).expanduser()
+    with folder.waiting("fetch"):  # here, where its progress is shown, and only once
+        if not root.exists() and config.data.fetch:
+            catalog.fetch(config.data.fetch, root, reporter=console.REPORTER)
     workers = 1 if request.is_worker else count_workers(request.workers, config)
     if not request.is_worker:
         _announce(search, workers)
@@ -215,7 +220,7 @@ class _Screen(Display):
         self._drawn_at = now
         trials = self._search.list_trials()[-self._table.room :]
         left = describe_left(self._search, self._workers)
-        self._table.show(*build_table(self._search, trials), f"{caption}{left}")
+        self._table.show(*build_table(self._search, trials), f"{caption}{left}".lstrip("; "))
 
 
 class _Training(Reporter):

@@ -26,6 +26,7 @@ from mnft.search.costs import Costs, measure_costs
 from mnft.search.rungs import goes_on
 from mnft.search.space import Point, describe_point, list_overrides
 from mnft.search.study import Job, Search, is_waiting, take
+from mnft.signals import stop_request
 from mnft.training import stages
 
 # What one point may do to a training, while the next one trains well.
@@ -79,7 +80,8 @@ def work(search: Search, display: Display) -> None:
     """
     failures = 0
     while True:
-        job = take(search)
+        with stop_request.deferred():
+            job = take(search)
         if job is None:
             if not is_waiting(search):
                 return
@@ -119,6 +121,11 @@ def _train_trial(search: Search, job: Job, display: Display) -> None:
     display.note(f"trial    {job.number}{again}: {describe_point(job.point)}")
     with display.begin(job.number, job.point) as reporter:
         outcome = train_run(search, search.folder.trial(job.number), job.point, reporter, job=job)
+    with stop_request.deferred():
+        _tell(search, job, outcome)
+
+
+def _tell(search: Search, job: Job, outcome: Outcome) -> None:
     search.note(job.number, **asdict(outcome))
     values = [outcome.figures[search.figure]] if outcome.figures else []
     values += [asdict(outcome.costs)[name] for name in search.objectives[1:]]
@@ -225,7 +232,8 @@ class _Rungs(Reporter):
     def on_epoch(self, result: EpochResult) -> None:
         """Pass it on, and judge the trial if the epoch is a rung."""
         self._reporter.on_epoch(result)
-        self.judge(result)
+        with stop_request.deferred():
+            self.judge(result)
 
     def judge(self, result: EpochResult) -> None:
         """Compare the trial with the others at this epoch, unless that was done.
@@ -253,6 +261,8 @@ class _Rungs(Reporter):
 
 def free_memory() -> None:
     """Give back what the last training held, before the next one measures what is free."""
-    gc.collect()
+    # Python drops what a signal raises while an object is being removed: the signal would be lost.
+    with stop_request.deferred():
+        gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
