@@ -39,6 +39,7 @@ from mnft.search.report import (
     build_table,
     compute_importance,
     describe_left,
+    explain_end,
     list_front,
     write_table,
 )
@@ -206,7 +207,7 @@ class _Screen(Display):
             headings, rows = build_table(self._search, [trial])
             cells = zip(headings[1:-1], rows[0][1:-1], strict=True)
             figures = ", ".join(f"{name} {value}" for name, value in cells if value != "")
-            why = trial.user_attrs.get("error") or trial.user_attrs.get("stopped")
+            why = explain_end(trial)
             end = f"{rows[0][-1]}{f' ({why})' if why else ''}"
             left = describe_left(self._search, self._workers)
             console.note(f"trial    {trial.number} {end}: {figures}{left}")

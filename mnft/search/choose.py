@@ -63,7 +63,11 @@ class Choice:
 
 def list_best(search: Search) -> list[FrozenTrial]:
     """The trials that trained to their end, the best one first."""
-    complete = [t for t in search.list_trials() if t.state is TrialState.COMPLETE]
+    complete = [
+        trial
+        for trial in search.list_trials()
+        if trial.state is TrialState.COMPLETE and "same_as" not in trial.user_attrs
+    ]
     sign = 1 if search.lower[0] else -1
     return sorted(complete, key=lambda trial: (sign * trial.values[0], trial.number))
 

@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mnft import files
 from mnft.config.source import dump_inline
+from mnft.search.choose import list_best
 from mnft.search.rungs import find_front
 from mnft.search.study import Search
 from mnft.text import guard_cell
@@ -46,12 +47,20 @@ def write_table(search: Search) -> None:
                 *(facts.get("figures", {}).get(n, "") for n in figures),
                 *("" if measured.get(n) is None else measured[n] for n in costs),
                 *(facts.get(n, "") for n in ("best_epoch", "epochs", "seconds")),
-                guard_cell(facts.get("error") or facts.get("stopped", "")),
-                search.folder.trial(trial.number).name,
+                guard_cell(explain_end(trial)),
+                search.folder.trial(facts.get("same_as", trial.number)).name,
             ]
         )
     with files.atomic_path(search.folder.table) as temporary:
         files.write_csv(temporary, rows)
+
+
+def explain_end(trial: FrozenTrial) -> str:
+    """Why a trial ended as it did; empty for one that trained to its end."""
+    facts = trial.user_attrs
+    if "same_as" in facts:
+        return f"the point of trial {facts['same_as']}"
+    return str(facts.get("error") or facts.get("stopped", ""))
 
 
 def build_table(
@@ -87,7 +96,7 @@ def _format(value: object) -> str:
 
 def list_front(search: Search) -> list[FrozenTrial]:
     """The trials that no other one dominates, by their first objective."""
-    complete = [t for t in search.list_trials() if t.state is TrialState.COMPLETE]
+    complete = list_best(search)
     signed = [
         [-v if low else v for v, low in zip(trial.values, search.lower, strict=True)]
         for trial in complete

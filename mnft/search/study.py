@@ -120,6 +120,16 @@ class Search:
             for name, value in excess.items():
                 job.asked.set_constraint(name, value)
 
+    def report(self, job: Job, epoch: int, value: float) -> None:
+        """Tell the figure after an epoch, for samplers and the dashboard.
+
+        Optuna takes none of a search with several objectives.
+        """
+        if len(self.objectives) == 1:
+            with explaining(self.storage), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # told before by a process that is gone
+                job.asked.report(value, epoch)
+
     def read_study(self) -> Mapping[str, Any]:
         """The facts that belong to no single trial."""
         with explaining(self.storage):
@@ -270,6 +280,17 @@ def take(search: Search) -> Job | None:
             lock.release()
             return None
         return _make_job(search, trial, lock, again=False)
+
+
+def find_twin(search: Search, job: Job) -> FrozenTrial | None:
+    """The trial that trained the same point before; Optuna's samplers repeat points."""
+    ended = (TrialState.COMPLETE, TrialState.PRUNED)
+    point = search.space.encode(job.point)
+    for trial in search.list_trials():
+        is_own = trial.number == job.number or "same_as" in trial.user_attrs
+        if trial.state in ended and not is_own and trial.params == point:
+            return trial
+    return None
 
 
 def is_waiting(search: Search) -> bool:

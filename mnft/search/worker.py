@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from mnft.config.source import dump_inline
 from mnft.device.ranks.distributed import Ranks
@@ -25,7 +25,7 @@ from mnft.runs.writer import draw_curve, recorded
 from mnft.search.costs import Costs, measure_costs
 from mnft.search.rungs import goes_on
 from mnft.search.space import Point, describe_point, list_overrides
-from mnft.search.study import Job, Search, is_waiting, take
+from mnft.search.study import Job, Search, find_twin, is_waiting, take
 from mnft.signals import stop_request
 from mnft.training import stages
 
@@ -88,7 +88,10 @@ def work(search: Search, display: Display) -> None:
             time.sleep(POLL_S)  # another worker may die, and leave its trial
             continue
         try:
-            _train_trial(search, job, display)
+            if (twin := find_twin(search, job)) is not None:
+                _tell_twin(search, job, twin)
+            else:
+                _train_trial(search, job, display)
             failures = 0
         except Exception as error:
             if not is_of_the_point(error):
@@ -114,6 +117,15 @@ def is_of_the_point(error: Exception) -> bool:
 
 def _any_complete(search: Search) -> bool:
     return any(trial.state is TrialState.COMPLETE for trial in search.list_trials())
+
+
+def _tell_twin(search: Search, job: Job, twin: FrozenTrial) -> None:
+    """Tell of a point that was trained before what came of it then: it would be the same again."""
+    facts = {name: twin.user_attrs[name] for name in ("figures", "costs", "epochs", "best_epoch")}
+    with stop_request.deferred():
+        search.note(job.number, **facts, same_as=twin.number)
+        values = twin.values if twin.state is TrialState.COMPLETE else None
+        search.tell(job.number, twin.state, values)
 
 
 def _train_trial(search: Search, job: Job, display: Display) -> None:
@@ -179,7 +191,7 @@ def train_run(
         try:
             if job is not None:
                 _check_limits(search, job, costs)
-                reporter = _Rungs(search, job.number, costs, reporter)
+                reporter = _Rungs(search, job, costs, reporter)
                 for result in training.state.results:  # a process that was killed may not have
                     reporter.judge(result)
             stages.train(training, checkpointer=checkpointer, reporter=reporter)
@@ -215,9 +227,10 @@ def _check_limits(search: Search, job: Job, costs: Costs) -> None:
 class _Rungs(Reporter):
     """Passes on what a training reports, and stops it at rungs."""
 
-    def __init__(self, search: Search, number: int, costs: Costs, reporter: Reporter) -> None:
+    def __init__(self, search: Search, job: Job, costs: Costs, reporter: Reporter) -> None:
         self._search = search
-        self._number = number
+        self._job = job
+        self._number = job.number
         self._costs = asdict(costs)
         self._reporter = reporter
         self.note = reporter.note  # type: ignore[method-assign]
@@ -243,6 +256,7 @@ class _Rungs(Reporter):
         """
         search, name = self._search, f"rung {result.epoch}"
         value = result.figures[f"val_{search.figure}"]
+        search.report(self._job, result.epoch, value)
         if result.epoch not in search.config.search.rungs:
             search.note(self._number, epoch=result.epoch, newest=value)
             return

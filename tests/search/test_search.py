@@ -372,3 +372,33 @@ def test_without_optuna_the_command_says_what_to_install(small, run_cli, monkeyp
     result = run_cli("search", small())
     assert result.exit_code == 2
     assert "pip install 'mnft[search]'" in result.stderr
+
+
+def test_a_point_that_a_sampler_repeats_is_not_trained_again(small, run_cli, tmp_path):
+    config = small({"method": "tpe", "trials": 5, "space": {"optim.lr": [1e-3, 3e-3]}, "seeds": 1})
+    result = run_cli("search", config)
+    assert result.exit_code == 0, result.stderr
+    folder = tmp_path / "searches" / "small"
+    rows = read_table(folder)
+    assert [row["state"] for row in rows] == ["done"] * 5
+    assert len({row["run"] for row in rows}) == 2
+    assert len([p for p in folder.glob("trial-*") if "seed" not in p.name]) == 2
+    assert sum("the point of trial" in row["reason"] for row in rows) == 3
+    values = {(row["optim.lr"], row["val_loss"]) for row in rows}
+    assert len(values) == 2
+
+
+def test_importance_finds_the_key_that_matters(small, run_cli, tmp_path):
+    space = {
+        "optim.lr": {"low": 1e-7, "high": 1e-2, "log": True},
+        "train.clip_grad": {"low": 50, "high": 60},
+    }
+    config = small({"trials": 12, "space": space, "objectives": ["loss"]}, train={"epochs": 2})
+    result = run_cli("search", config, "--json")
+    assert result.exit_code == 0, result.stderr
+    importance = json.loads(result.stdout)["importance"]
+    assert importance["optim.lr"] > 0.6 > importance["train.clip_grad"]
+    result = run_cli(
+        "search", config, "--set", "search.name=few", "--set", "search.trials=3", "--json"
+    )
+    assert json.loads(result.stdout)["importance"] is None
