@@ -73,7 +73,7 @@ def _read(key: str, value: object, place: str, method: str) -> Dimension:
         raise ValueError(f"cannot be searched over: {why}")
     dimension = read_dimension(key, value, place)
     if method == "grid" and dimension.choices is None:
-        raise ValueError("a grid needs `step`, or a list of values, expected no open range")
+        raise ValueError("found a range without step, expected step or a list for a grid")
     return dimension
 
 

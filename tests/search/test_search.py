@@ -402,3 +402,10 @@ def test_importance_finds_the_key_that_matters(small, run_cli, tmp_path):
         "search", config, "--set", "search.name=few", "--set", "search.trials=3", "--json"
     )
     assert json.loads(result.stdout)["importance"] is None
+
+
+def test_torchrun_is_refused(small, run_cli, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = run_cli("search", small())
+    assert result.exit_code == 2
+    assert "--workers N" in result.stderr
