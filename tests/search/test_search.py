@@ -261,6 +261,7 @@ def test_a_folder_of_something_else_is_left_alone(small, run_cli, tmp_path):
     assert "is not a search" in result.stderr
 
 
+@pytest.mark.slow
 def test_twenty_trials_decode_and_compute_features_once(small, run_cli, tmp_path, monkeypatch):
     from mnft.data.store.store import Store
     from mnft.training import stages
