@@ -9,7 +9,7 @@ from mnft.config.schema import Config
 from mnft.config.source import Source, dump_inline
 from mnft.errors import ConfigError
 from mnft.runs.resume import RESUMABLE
-from mnft.search.space import Space
+from mnft.search.points.space import Space
 
 # May change between two calls of one search, beside what may change when a run is resumed.
 _FREE = {"run", *AFTER_TRAINING}

@@ -21,8 +21,8 @@ from mnft.errors import ConfigError
 from mnft.runs.lock import RunLock
 from mnft.search.folder import SearchFolder
 from mnft.search.identity import check_same, identify
-from mnft.search.sampler import Points, build_distribution, build_sampler
-from mnft.search.space import Point, Space
+from mnft.search.points.sampler import Points, build_distribution, build_sampler
+from mnft.search.points.space import Point, Space
 from mnft.search.storage import explaining, open_journal, open_storage, silence
 from mnft.seeding import derive_seed
 from mnft.tasks import open_task

@@ -345,7 +345,7 @@ def test_the_password_of_a_url_is_not_shown():
 
 def test_init_writes_a_search_that_its_checks_accept(run_cli, make_folder, tmp_path):
     from mnft.config.load import load_config
-    from mnft.search.checks import build_space
+    from mnft.search.points.checks import build_space
 
     make_folder("photos")
     for model in ("mobilenetv2_100", "lenet5"):

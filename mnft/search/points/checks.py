@@ -11,8 +11,8 @@ from mnft.config.load import suggest_key, validate
 from mnft.config.schema import Config
 from mnft.config.source import Source
 from mnft.errors import ConfigError
-from mnft.search.effects import find_override, find_refusal
-from mnft.search.space import Dimension, Point, Space, flatten, read_dimension
+from mnft.search.points.effects import find_override, find_refusal
+from mnft.search.points.space import Dimension, Point, Space, flatten, read_dimension
 
 # Rules over several keys are tried on so many combinations; the others are refused as they come.
 _MAX_COMBINATIONS = 400
