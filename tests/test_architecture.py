@@ -217,6 +217,7 @@ EARLY = {
     "mnft.errors",
     "mnft.cli.exits",
     "mnft.cli.options",
+    "mnft.cli.search",
     "mnft.cli.starting",
     "mnft.cli.usage",
 }

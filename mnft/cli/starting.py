@@ -110,6 +110,12 @@ def starting_search(config: Path, overrides: Sequence[str]) -> Iterator[None]:
         raise ConfigError(
             "mnft search needs optuna, which is not installed", hint="pip install 'mnft[search]'"
         )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        with main_rank_reports():
+            raise ConfigError(
+                "mnft search trains each model in one process, and starts its workers itself",
+                hint="run it without torchrun: mnft search CONFIG --workers N",
+            )
     with starting(config=config, overrides=overrides):
         yield
 

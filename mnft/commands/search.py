@@ -21,7 +21,6 @@ from mnft.reporter import Reporter
 from mnft.results import EpochResult, StepProgress
 from mnft.runs.begin import check_early
 from mnft.runs.folder import default_name
-from mnft.search.checks import build_space
 from mnft.search.choose import (
     Choice,
     choose,
@@ -34,6 +33,8 @@ from mnft.search.choose import (
 from mnft.search.costs import check_exports
 from mnft.search.folder import make_folder
 from mnft.search.plot import plot_front
+from mnft.search.points.checks import build_space
+from mnft.search.points.space import Point, describe_point
 from mnft.search.processes import count_workers, end_with_parent, run_workers
 from mnft.search.report import (
     build_table,
@@ -43,7 +44,6 @@ from mnft.search.report import (
     list_front,
     write_table,
 )
-from mnft.search.space import Point, describe_point
 from mnft.search.study import Search, open_search
 from mnft.search.worker import Display, work
 from mnft.text import count

@@ -20,8 +20,8 @@ from mnft.evaluation.checkpoint import open_checkpoint
 from mnft.evaluation.images import load_image_set
 from mnft.evaluation.outputs import compute_image_outputs
 from mnft.reporter import Reporter
-from mnft.search.checks import apply
-from mnft.search.space import Point, describe_point
+from mnft.search.points.checks import apply
+from mnft.search.points.space import Point, describe_point
 from mnft.search.study import Search
 from mnft.search.worker import POLL_S, Display, free_memory, is_of_the_point, train_run
 from mnft.tasks import open_task

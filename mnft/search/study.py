@@ -16,21 +16,19 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from mnft import files
 from mnft.config.schema import Config
-from mnft.config.source import Source, dump_inline, dump_yaml
+from mnft.config.source import Source, dump_yaml
 from mnft.errors import ConfigError
 from mnft.runs.lock import RunLock
-from mnft.runs.resume import RESUMABLE
 from mnft.search.folder import SearchFolder
-from mnft.search.sampler import Points, build_distribution, build_sampler
-from mnft.search.space import Point, Space
+from mnft.search.identity import check_same, identify
+from mnft.search.points.sampler import Points, build_distribution, build_sampler
+from mnft.search.points.space import Point, Space
 from mnft.search.storage import explaining, open_journal, open_storage, silence
 from mnft.seeding import derive_seed
 from mnft.tasks import open_task
 
 RANDOM_TRIALS = 30
 _IDENTITY = "mnft"  # the attribute that tells what a study is of
-# May change between two calls of one search, beside what may change when a run is resumed.
-_FREE = {"run", "export", "quantize", "prune", "search"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,12 +177,12 @@ def open_search(config: Config, source: Source, space: Space, folder: SearchFold
                 load_if_exists=True,
             )
             known = study.user_attrs.get(_IDENTITY)
-        identity = _identify(config, source, space, objectives)
+        identity = identify(config, source, space, objectives)
         if known is None:
             with explaining(place):
                 study.set_user_attr(_IDENTITY, identity)
         else:
-            _check_same(known, identity, place)
+            check_same(known, identity, place)
         values = {key: value for key, value in source.values.items() if key != "search"}
         files.write_text(folder.base, dump_yaml(values))
     points = None
@@ -213,45 +211,6 @@ def _count_trials(config: Config, space: Space) -> int | None:
     if settings.method in {"grid", "random"} and space.size is not None:
         total = space.size if total is None else min(total, space.size)
     return total
-
-
-def _identify(
-    config: Config, source: Source, space: Space, objectives: tuple[str, ...]
-) -> dict[str, str]:
-    """What makes this search another one if it changes, by keys of the config."""
-    found = {
-        f"search.{name}": dump_inline(getattr(config.search, name))
-        for name in ("method", "seed", "rungs")
-    }
-    found["search.objectives"] = dump_inline(list(objectives))
-    for key, what in space.describe().items():
-        found[f"search.space: {key}"] = dump_inline(what)
-    for section, values in source.values.items():
-        if section in _FREE:
-            continue
-        for name, value in values.items() if isinstance(values, dict) else (("", values),):
-            key = f"{section}.{name}".rstrip(".")
-            if key not in RESUMABLE or key == "train.epochs":
-                found[key] = dump_inline(value)
-    return found
-
-
-def _check_same(known: Mapping[str, str], now: Mapping[str, str], place: str) -> None:
-    """Refuse to continue the search of another config.
-
-    Raises:
-        ConfigError: naming what differs.
-    """
-    lines = [
-        f"  {key}: {now.get(key, 'not written')}, was {known.get(key, 'not written')}"
-        for key in sorted(known.keys() | now.keys())
-        if known.get(key) != now.get(key)
-    ]
-    if lines:
-        raise ConfigError(
-            f"{place} holds another search of this name, with other values:\n" + "\n".join(lines),
-            hint="put the values back to continue it, or begin another: --set search.name=NAME",
-        )
 
 
 def take(search: Search) -> Job | None:

@@ -23,8 +23,8 @@ from mnft.runs.begin import Run, opened_run
 from mnft.runs.folder import RunFolder, log_event
 from mnft.runs.writer import draw_curve, recorded
 from mnft.search.costs import Costs, measure_costs
+from mnft.search.points.space import Point, describe_point, list_overrides
 from mnft.search.rungs import goes_on
-from mnft.search.space import Point, describe_point, list_overrides
 from mnft.search.study import Job, Search, find_twin, is_waiting, take
 from mnft.signals import stop_request
 from mnft.training import stages

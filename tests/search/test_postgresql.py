@@ -7,7 +7,7 @@ import os
 import pwd
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,8 +20,8 @@ BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 
 
 @pytest.fixture(scope="module")
-def database() -> Iterator[tuple[str, Path]]:
-    """The URL of a new database, and the folder of its server."""
+def database() -> Iterator[tuple[str, Path, Callable[[], None]]]:
+    """The URL of a new database, the folder of its server, and a function that ends it."""
     pytest.importorskip("psycopg", reason="the driver psycopg is not installed")
     if not BINARIES:
         pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
@@ -55,10 +55,14 @@ def database() -> Iterator[tuple[str, Path]]:
             log = Path(data, "log")
             reason = log.read_text()[-200:] if log.exists() else "pg_ctl failed"
             pytest.skip(f"PostgreSQL does not start: {reason}")
-        try:
-            yield f"postgresql+psycopg://mnft@/postgres?host={folder}", folder
-        finally:
+
+        def stop() -> None:
             call("pg_ctl", "-D", data, "-m", "immediate", "stop")
+
+        try:
+            yield f"postgresql+psycopg://mnft@/postgres?host={folder}", folder, stop
+        finally:
+            stop()
 
 
 def _exists(user: str) -> bool:
@@ -70,7 +74,7 @@ def _exists(user: str) -> bool:
 
 
 def test_two_machines_share_the_trials_of_a_search(database, train, run_cli, tmp_path):
-    url, _ = database
+    url, _, _ = database
     config = yaml.safe_load(train.config.read_text())
     config["train"] |= {"epochs": 1}
     config["search"] = {"seeds": 0, "trials": 4, "name": "shared", "storage": url}
@@ -94,7 +98,7 @@ def test_two_machines_share_the_trials_of_a_search(database, train, run_cli, tmp
 
 
 def test_a_database_that_is_gone_is_one_clear_error(database, train, run_cli):
-    url, folder = database
+    url, folder, _ = database
     gone = url.replace(str(folder), str(folder / "nobody"))
     result = run_cli(
         "search",
@@ -107,3 +111,26 @@ def test_a_database_that_is_gone_is_one_clear_error(database, train, run_cli):
     assert result.exit_code == 2
     assert sum(line.startswith("error:") for line in result.stderr.splitlines()) == 1
     assert "cannot be opened" in result.stderr
+
+
+def test_a_database_that_ends_during_a_search_is_one_clear_error(
+    database, train, run_cli, monkeypatch, tmp_path
+):
+    from mnft.search import worker
+
+    url, _, stop = database
+    train_run = worker.train_run
+
+    def train_and_stop(*args, **more):
+        outcome = train_run(*args, **more)
+        stop()
+        return outcome
+
+    monkeypatch.setattr(worker, "train_run", train_and_stop)
+    sets = ("search.space.optim.lr=[1e-3, 1e-2]", f"search.storage={url}", "search.seeds=0")
+    options = [part for value in sets for part in ("--set", value)]
+    result = run_cli("search", train.config, *options)
+    assert result.exit_code == 1
+    assert sum(line.startswith("error:") for line in result.stderr.splitlines()) == 1
+    assert "is gone" in result.stderr
+    assert (tmp_path / "searches" / "small" / "trial-0000" / "best").is_dir()

@@ -261,6 +261,7 @@ def test_a_folder_of_something_else_is_left_alone(small, run_cli, tmp_path):
     assert "is not a search" in result.stderr
 
 
+@pytest.mark.slow
 def test_twenty_trials_decode_and_compute_features_once(small, run_cli, tmp_path, monkeypatch):
     from mnft.data.store.store import Store
     from mnft.training import stages
@@ -344,7 +345,7 @@ def test_the_password_of_a_url_is_not_shown():
 
 def test_init_writes_a_search_that_its_checks_accept(run_cli, make_folder, tmp_path):
     from mnft.config.load import load_config
-    from mnft.search.checks import build_space
+    from mnft.search.points.checks import build_space
 
     make_folder("photos")
     for model in ("mobilenetv2_100", "lenet5"):
@@ -402,3 +403,10 @@ def test_importance_finds_the_key_that_matters(small, run_cli, tmp_path):
         "search", config, "--set", "search.name=few", "--set", "search.trials=3", "--json"
     )
     assert json.loads(result.stdout)["importance"] is None
+
+
+def test_torchrun_is_refused(small, run_cli, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = run_cli("search", small())
+    assert result.exit_code == 2
+    assert "--workers N" in result.stderr

@@ -18,7 +18,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
 from mnft.config.source import dump_inline
-from mnft.search.space import Dimension, Space
+from mnft.search.points.space import Dimension, Space
 from mnft.seeding import derive_seed
 
 _POPULATIONS = 5  # generations of NSGA-II in a search, so that some learn from others

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import optuna
 import pytest
 
-from mnft.search.sampler import Points, build_distribution, build_sampler
-from mnft.search.space import Dimension, Space
+from mnft.search.points.sampler import Points, build_distribution, build_sampler
+from mnft.search.points.space import Dimension, Space
 
 NAMES = Dimension("model.name", "", ("lenet5", "mobilenetv2_035", "mobilenetv2_050"))
 MIXUP = Dimension("augment.mixup", "", (0, 0.1, 0.2, 0.3))

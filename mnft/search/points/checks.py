@@ -11,8 +11,8 @@ from mnft.config.load import suggest_key, validate
 from mnft.config.schema import Config
 from mnft.config.source import Source
 from mnft.errors import ConfigError
-from mnft.search.effects import find_override, find_refusal
-from mnft.search.space import Dimension, Point, Space, flatten, read_dimension
+from mnft.search.points.effects import find_override, find_refusal
+from mnft.search.points.space import Dimension, Point, Space, flatten, read_dimension
 
 # Rules over several keys are tried on so many combinations; the others are refused as they come.
 _MAX_COMBINATIONS = 400
@@ -73,7 +73,7 @@ def _read(key: str, value: object, place: str, method: str) -> Dimension:
         raise ValueError(f"cannot be searched over: {why}")
     dimension = read_dimension(key, value, place)
     if method == "grid" and dimension.choices is None:
-        raise ValueError("a grid needs `step`, or a list of values, expected no open range")
+        raise ValueError("found a range without step, expected step or a list for a grid")
     return dimension
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from mnft.config.load import load_config
 from mnft.errors import ConfigError
-from mnft.search.checks import build_space
-from mnft.search.space import Dimension, Space, list_overrides
+from mnft.search.points.checks import build_space
+from mnft.search.points.space import Dimension, Space, list_overrides
 
 HEAD = "data:\n  root: photos\nsearch:\n  method: {method}\n  space:\n"
 
