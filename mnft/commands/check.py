@@ -142,7 +142,8 @@ def _advise(report: CheckReport) -> str:
     """What to do about the problems."""
     problems = [finding for finding in report.findings if finding.is_problem]
     if not any(finding.leave_out for finding in problems):
-        return "fix them"
+        rows = any(finding.kind == "unusable_row" for finding in problems)
+        return "fix them" + (", or train without the rows: data.on_bad_image: skip" if rows else "")
     cures = list_cures(f.message for f in report.findings if f.kind == "unreadable")
     cure = "".join(f"{command}; else " for command in cures)
     skip = ""

@@ -72,7 +72,7 @@ def run(request: Request, *, as_json: bool) -> None:
         raise ExportError(f"none of the {len(rows)} models can be compared:{reasons}")
     warnings += describe_slow_int8(rows)
     setting = Setting(
-        data=printable(portable_path(images.root)),
+        data=printable(portable_path(images.source)),
         split=images.split,
         num_images=len(images.samples),
         threads=plan.threads or count_cores(),

@@ -62,7 +62,7 @@ def run(request: Request, *, as_json: bool) -> None:
     images = load_image_set(opened, request.data, request.split, console.REPORTER)
     header = {
         "checkpoint": portable_path(bundle.folder),
-        "data": portable_path(images.root),
+        "data": portable_path(images.source),
         "split": images.split,
         "test_time_augmentation": "flip" if request.flip else "none",
     }
@@ -148,13 +148,13 @@ def _show_evaluation(
 ) -> None:
     """Print the figures; `target` is where they were written, or None."""
     if as_json:
-        head = {"checkpoint": str(bundle.folder), "data": str(images.root), "split": images.split}
+        head = {"checkpoint": str(bundle.folder), "data": str(images.source), "split": images.split}
         output = {"output": None if target is None else str(target), "images_trained_on": seen}
         console.show_json({**head, **output, **evaluation.as_record()})
         return
     facts = {
         "model": f"{bundle.folder} ({bundle.architecture})",
-        "images": f"{evaluation.num_images:,} of {images.root}, split {images.split}",
+        "images": f"{evaluation.num_images:,} of {images.source}, split {images.split}",
     }
     console.show_facts(facts | evaluation.describe())
     table = evaluation.build_table()

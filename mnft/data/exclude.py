@@ -49,9 +49,12 @@ def exclude(scan: FolderScan, list_path: str | None, rules: LabelRules) -> Exclu
     left = {(image.split, name) for image in images for name in rules.parse(image.label)}
     emptied = {(i.split, name) for i in excluded for name in rules.parse(i.label)} - left
     empty = tuple(sorted({*scan.empty_classes, *emptied}, key=str))
+    unusable = tuple(row for row in scan.unusable if row.path not in wanted)
     found = [image.path for image in excluded]
+    found += [row.path for row in scan.unusable if row.path in wanted]
     unknown = sorted(wanted - set(found))
-    return Exclusion(replace(scan, images=images, empty_classes=empty), found, unknown)
+    scan = replace(scan, images=images, empty_classes=empty, unusable=unusable)
+    return Exclusion(scan, found, unknown)
 
 
 def read_list(path: Path) -> list[str]:

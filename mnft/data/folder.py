@@ -74,6 +74,7 @@ class FolderScan:
         task: the task that the labels are for, as far as the reader can tell.
         unusable: entries of a table that cannot be used, such as rows without a file.
         table: the file with the labels; None where folders are the labels.
+        grouped_by: the column with the groups; None where there is none.
     """
 
     root: Path
@@ -84,6 +85,7 @@ class FolderScan:
     task: str = "classify"
     unusable: tuple[LeftOut, ...] = ()
     table: Path | None = None
+    grouped_by: str | None = None
 
     @property
     def splits(self) -> tuple[str, ...]:

@@ -83,6 +83,7 @@ def prepare_manifest(
     if len(manifest.left_out) > _SHOWN:
         _log.warning("left out: %d more, see split.json", len(manifest.left_out) - _SHOWN)
     _warn_of_conflicts(manifest)
+    _warn_of_groups(manifest)
     if exclusion.unknown:
         _log.warning(
             "data.exclude: %d paths of %s are no image of the folder: %s",
@@ -116,6 +117,20 @@ def _warn_of_conflicts(manifest: Manifest) -> None:
             "what data.exclude can leave out",
             count(len(conflicts), "image stands", "images stand"),
             " and ".join(sample.path for sample in conflicts[0][:2]),
+        )
+
+
+def _warn_of_groups(manifest: Manifest) -> None:
+    """Warn of groups in two splits, as given splits may have them."""
+    splits: dict[str, set[str]] = defaultdict(set)
+    for sample in manifest.samples:
+        if sample.group is not None:
+            splits[sample.group].add(sample.split)
+    if shared := sorted(name for name, found in splits.items() if len(found) > 1):
+        _log.warning(
+            "%s in two splits, such as %s; `mnft data check` lists them",
+            count(len(shared), "group stands", "groups stand"),
+            shared[0],
         )
 
 

@@ -64,7 +64,7 @@ def carve_units(
         what = "groups" if any(image.group for image in images) else "different images"
         raise DataError(
             f"found {len(units)} {what}, too few to split into {', '.join(wanted)}",
-            hint="add images, or lower data.val_fraction or data.test_fraction",
+            hint="make the splits yourself, or set data.test_fraction: 0",
         )
     totals = Counter[str]()
     for unit in units:

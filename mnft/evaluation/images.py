@@ -28,12 +28,14 @@ class ImageSet:
         split: name of the split, or "all".
         samples: the images.
         problems: files that cannot be decoded, with the reason.
+        source: what a person calls them: the folder, or the table with their labels.
     """
 
     root: Path
     split: str
     samples: list[Sample]
     problems: dict[str, str]
+    source: Path
 
     def take(self, positions: Sequence[int]) -> ImageSet:
         """Some of the images."""
@@ -77,8 +79,10 @@ def load_image_set(
     bundle, recorded = opened.bundle, opened.manifest
     if data is not None:
         with reporter.track("checking images") as on_progress:
-            # The run's config says which columns a table has.
-            config = load_settings(opened, [])[0].data.model_copy(update={"root": str(data)})
+            # The run's config says which columns a table has; groups do not matter here.
+            own = load_settings(opened, [])[0].data
+            columns = {k: v for k, v in own.columns.items() if k in {"path", "label", "labels"}}
+            config = own.model_copy(update={"root": str(data), "group": None, "columns": columns})
             rules = load_label_rules(bundle.task)
             found = list_images(config, rules, split, bundle.labels, recorded, on_progress)
         found = found.take_evenly(limit)
@@ -120,7 +124,9 @@ def describe_seen(opened: Checkpoint, images: ImageSet) -> str | None:
 
 
 def _find_recorded(run: RunFolder, recorded: Manifest, split: str, limit: int | None) -> ImageSet:
-    found = ImageSet(recorded.root, split, recorded.split(split), {}).take_evenly(limit)
+    found = ImageSet(recorded.root, split, recorded.split(split), {}, recorded.root).take_evenly(
+        limit
+    )
     if not (samples := found.samples):
         raise DataError(
             f"{run.split}: no {split} split, it has {', '.join(recorded.splits)}",
@@ -214,7 +220,7 @@ def list_images(
     if not samples:
         there = f"it has {', '.join(scan.splits)}" if scan.splits else "no image can be used"
         raise DataError(f"{root}: no images in the {split or 'whole'} split: {there}")
-    return ImageSet(scan.root, samples[0].split, samples, problems)
+    return ImageSet(scan.root, samples[0].split, samples, problems, scan.source)
 
 
 def every_nth(count: int, wanted: int) -> Sequence[int]:

@@ -19,7 +19,7 @@ from mnft.errors import DataError, ModelError
 from mnft.evaluation.checkpoint import open_trained
 from mnft.model.linear_head import find_linear_head, has_linear_head
 from mnft.reporter import Reporter
-from mnft.tasks import load_label_rules, open_task
+from mnft.tasks import open_task
 from mnft.training.eval_batches import EvalOptions, open_eval_batches
 from mnft.training.head.features import compute_features
 
@@ -63,7 +63,11 @@ def check_labels(checked: Checked, checkpoint: Path, reporter: Reporter) -> Labe
             "are found by"
         )
     images = [i for i in checked.images if checked.inspections[i.path].problem is None]
-    rules = load_label_rules(bundle.task)
+    rules = checked.rules
+    if bundle.task != rules.task:
+        raise ModelError(
+            f"{checkpoint} is a model of task: {bundle.task}, the images are for {rules.task}"
+        )
     known = [i for i in images if set(rules.parse(i.label)) <= set(bundle.labels)]
     if not known:
         raise DataError(

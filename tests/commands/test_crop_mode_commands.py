@@ -163,7 +163,8 @@ def test_an_export_answers_as_the_model_does(
 def test_calibration_sees_what_timm_sees(runs: Path, mode: str) -> None:
     opened = open_checkpoint(runs / mode)
     assert opened.manifest is not None
-    images = ImageSet(opened.manifest.root, "train", opened.manifest.split("train"), {})
+    root, samples = opened.manifest.root, opened.manifest.split("train")
+    images = ImageSet(root, "train", samples, {}, root)
     found = read_images(opened.bundle, images, load_config(opened.run.config)[0])
     config = opened.bundle.preprocessing.as_pretrained_cfg()
     transform = create_transform(**config, is_training=False)

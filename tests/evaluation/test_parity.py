@@ -69,7 +69,9 @@ def test_values_that_are_no_numbers_fail() -> None:
 
 
 def test_what_parity_json_says() -> None:
-    images = ImageSet(Path("d"), "val", [Sample(str(i), "a", "val", "0") for i in range(3)], {})
+    images = ImageSet(
+        Path("d"), "val", [Sample(str(i), "a", "val", "0") for i in range(3)], {}, Path("d")
+    )
     said = describe_agreement(parity(after=0.8), images)
     assert said["disagreements"] == ["0", "2"]
     assert (said["accuracy_before"], said["accuracy_after"]) == (0.9, 0.8)

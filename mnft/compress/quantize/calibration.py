@@ -77,7 +77,7 @@ def choose_calibration_images(
     if data is not None:
         images = load_image_set(opened, data, "train", reporter, judging=False)
     elif manifest is not None:
-        images = ImageSet(manifest.root, "train", manifest.split("train"), {})
+        images = ImageSet(manifest.root, "train", manifest.split("train"), {}, manifest.root)
     else:
         raise CheckpointError(
             f"{opened.bundle.folder} does not lie in a run, so its training images are not known",

@@ -59,8 +59,10 @@ def _describe_shares(
         for name, total in totals.items()
     )
     fraction = labels[split][name] / totals[name]
+    alone = sum(sample.group is None for sample in samples)
+    loose = f" ({count(alone, 'image')} in no group)" if alone else ""
     what = (
-        f"{count(num_groups, 'group')}, each in one split: {', '.join(parts)}; farthest off is "
-        f"{rules.noun} {name}: {fraction:.1%} of its images are in {split}"
+        f"{count(num_groups, 'group')}{loose}, each in one split: {', '.join(parts)}; farthest off "
+        f"is {rules.noun} {name}: {fraction:.1%} of its images are in {split}"
     )
     return Finding("group_shares", False, what, ())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -109,10 +108,12 @@ def check_dataset(
     inspections = {path: file.inspection for path, file in checked.items()}
     splits: dict[str, str | None] = {image.path: image.split for image in scan.images}
     manifest = None
-    # Where a training would refuse to split the folder, the findings say why.
-    with suppress(DataError):
+    refusal = None
+    try:
         manifest = split_folder(config, rules, scan, inspections)
         splits |= {sample.path: sample.split for sample in manifest.samples}
+    except DataError as error:
+        refusal = error
     data = CheckInput(scan, checked, config, needs or TrainingNeeds(), splits, rules)
     totals = dict.fromkeys(scan.splits or ("all",), 0)
     counts = {split: Counter[str](dict.fromkeys(scan.names, 0)) for split in totals}
@@ -136,6 +137,9 @@ def check_dataset(
         what = "in the list of data.exclude, and no image of the folder"
         findings.append(Finding("exclude_unknown", False, what, unknown))
     findings += [*list_copies(data), *list_near_copies(data)]
+    # Mostly a finding says it better; but a training must not refuse what has none.
+    if refusal and not any(finding.is_problem for finding in findings):
+        findings.append(Finding("cannot_split", True, refusal.message, ()))
     learned = [image.path for image in scan.images if image.split in (None, "train")]
     stats = [stats for path in learned if (stats := checked[path].stats)]
     mean, std = compute_mean_and_std(stats)

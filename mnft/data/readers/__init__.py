@@ -9,7 +9,7 @@ from pathlib import Path
 from mnft.config.data import DataConfig
 from mnft.data.folder import FolderScan
 from mnft.data.readers import class_folders, table
-from mnft.errors import ConfigError
+from mnft.errors import ConfigError, DataError
 
 
 def read(config: DataConfig) -> FolderScan:
@@ -27,8 +27,16 @@ def read(config: DataConfig) -> FolderScan:
     """
     root = Path(config.root).expanduser()
     tables = table.find_tables(root)
-    scan = table.read(root, tables, config) if tables else class_folders.read(root)
-    if config.group is None or any(image.group is not None for image in scan.images):
+    try:
+        scan = table.read(root, tables, config) if tables else class_folders.read(root)
+    except DataError as error:
+        if tables and root.is_dir():  # which the user may not have meant as the labels
+            name = tables[0][0].name
+            error.hint = (
+                f"{error.hint or 'fix it'}; where folders are the classes, move {name} away"
+            )
+        raise
+    if config.group is None or scan.grouped_by == config.group:
         return scan
     return _group_by_path(scan, config.group)
 

@@ -24,14 +24,16 @@ from mnft.errors import DataError
 # Tables that stand among the images: Hugging Face's ImageFolder, and Roboflow's multi-label export.
 INSIDE = ("metadata.csv", "_classes.csv")
 # Names of columns that need no `data.columns`, the likeliest first; case does not matter.
-_PATH = ("path", "file_name", "filename", "image", "image_path", "file")
+_PATH = ("path", "file_name", "filename", "image", "image_path", "image_id", "file")
 _LABEL = ("label", "class", "labels", "classes")
 _SPLIT = ("split",)
 _GROUP = ("group",)
 _PRESENT, _ABSENT = {"1", "1.0", "true"}, {"0", "0.0", "false"}
-_UNKNOWN = {"", "nan", "-1", "-1.0"}
+_NEGATIVE = {"-1", "-1.0"}
+_UNKNOWN = {"", "nan", *_NEGATIVE}
 _DELIMITERS = ",;\t|"
 _SEVERAL = "multilabel"
+_MAX_SHOWN = 80  # characters of a path that is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +78,18 @@ def find_tables(root: Path) -> list[tuple[Path, str | None]]:
     for name in INSIDE:
         if (root / name).is_file():
             return [(root / name, None)]
-        splits = {f: SPLIT_NAMES.get(f.name.lower()) for f in sorted(root.iterdir())}
-        tables = [(f / name, split) for f, split in splits.items() if (f / name).is_file()]
-        if tables and all(split for _, split in tables):
+        folders = {f: SPLIT_NAMES.get(f.name.lower()) for f in sorted(root.iterdir())}
+        splits = {f: split for f, split in folders.items() if split and f.is_dir()}
+        tables: list[tuple[Path, str | None]] = [
+            (f / name, split) for f, split in splits.items() if (f / name).is_file()
+        ]
+        if tables and len(tables) < len(splits):
+            without = next(f for f in splits if not (f / name).is_file())
+            raise DataError(
+                f"{without}: no {name}, which {tables[0][0].parent} has",
+                hint="every split folder needs one, or none",
+            )
+        if tables:
             return tables
     return []
 
@@ -109,8 +120,9 @@ def read(root: Path, tables: Sequence[tuple[Path, str | None]], config: DataConf
         names.update(columns.labels)
         inside = "" if table.parent == folder else f"{table.parent.relative_to(folder).as_posix()}/"
         for row in rows:
-            path = inside + _normalise(row.cells.get(columns.path, ""), table.parent)
+            path = row.cells.get(columns.path, "")[:_MAX_SHOWN]
             try:
+                path = _normalise(inside, row.cells.get(columns.path, ""), folder)
                 _check(row, len(header), columns, folder / path)
                 label, is_plain = _read_label(row, columns, config.separator)
             except ValueError as error:
@@ -129,6 +141,7 @@ def read(root: Path, tables: Sequence[tuple[Path, str | None]], config: DataConf
         task=_SEVERAL if several else "classify",
         unusable=(*unusable, *conflicts),
         table=tables[0][0],
+        grouped_by=columns.group,
     )
 
 
@@ -167,6 +180,8 @@ def _load(table: Path) -> tuple[list[str], list[_Row]]:
         for line, row in rows
         if any(map(_clean, row))
     ]
+    if not header:
+        raise DataError(f"{table}: is empty")
     if not found:
         raise DataError(f"{table}: found no rows below the names of the columns")
     return header, found
@@ -210,6 +225,8 @@ def _choose_columns(
     path, split, group = find("path", _PATH), find("split", _SPLIT), find("group", _GROUP)
     if config.group is not None:  # else it is a regular expression
         group = config.group if config.group in header else None
+    if split is not None and not any(row.cells.get(split) for row in rows):
+        split = None
     if path is None:
         raise _no_column(table, "for the path of the image", header, "data.columns.path")
     if labels := chosen.get("labels"):
@@ -221,32 +238,48 @@ def _choose_columns(
     if label is not None:
         return _Columns(path, label, (), split, group)
     known = _PRESENT | _ABSENT | _UNKNOWN
-    binary = tuple(
-        name
-        for name in header
-        if name
-        and name not in {path, split, group}
-        and all(row.cells.get(name, "").lower() in known for row in rows)
-        and any(row.cells.get(name, "").lower() in _PRESENT | _ABSENT for row in rows)
-    )
-    if not binary:
+    others = [name for name in header if name and name not in {path, split, group}]
+    cells = {name: {row.cells.get(name, "").lower() for row in rows} for name in others}
+    binary = tuple(name for name in others if cells[name] <= known)
+    if not any(cells[name] & (_PRESENT | _ABSENT) for name in binary):
         raise _no_column(
             table, "for the label, nor columns of 0 and 1", header, "data.columns.label"
         )
+    values = set().union(*(cells[name] for name in binary))
+    if values & _NEGATIVE and not values & _ABSENT:
+        raise DataError(
+            f"{table}: the columns {', '.join(binary[:3])} have 1 and -1, and no 0",
+            hint="write 0 where a label is absent; -1 means that it is not known",
+        )
+    if bad := next((name for name in binary if ";" in name or name.startswith("?")), None):
+        raise DataError(f"{table}: {bad!r} cannot be a label", hint="rename the column")
     return _Columns(path, None, binary, split, group)
 
 
 def _no_column(table: Path, what: str, header: Sequence[str], key: str) -> DataError:
     some = ", ".join(header[:12]) + (", ..." if len(header) > 12 else "")
-    hint = f"`{key}` names it, such as --set {key}={header[0] or 'NAME'}"
+    hint = f"`{key}` names it: --set {key}=NAME"
     return DataError(f"{table}: no column {what}; found {some}", hint=hint, key=key)
 
 
-def _normalise(path: str, folder: Path) -> str:
-    """A path as all of mnft writes it: forward slashes, no `./`."""
-    if "\\" in path and not (folder / path).exists():
-        path = path.replace("\\", "/")
-    return posixpath.normpath(path) if path else ""
+def _normalise(inside: str, path: str, folder: Path) -> str:
+    """A path as all of mnft writes it: relative to the folder, forward slashes, no `./`.
+
+    Raises:
+        ValueError: it cannot be a path.
+    """
+    if not path:
+        return ""
+    decomposed = unicodedata.normalize("NFD", path)  # which archives made on a Mac have
+    spellings = dict.fromkeys((path, decomposed, path.replace("\\", "/")))
+    try:
+        found = next((p for p in spellings if (folder / inside / p).exists()), path)
+    except (OSError, ValueError) as error:  # ValueError: a null character
+        raise ValueError(getattr(error, "strerror", None) or str(error)) from error
+    whole = posixpath.normpath(posixpath.join(inside, found))
+    if posixpath.isabs(whole) and Path(whole).is_relative_to(folder.absolute()):
+        return Path(whole).relative_to(folder.absolute()).as_posix()
+    return whole
 
 
 def _check(row: _Row, width: int, columns: _Columns, file: Path) -> None:
@@ -270,9 +303,13 @@ def _read_label(row: _Row, columns: _Columns, separator: str) -> tuple[str, bool
     """
     if columns.label is not None:
         cell = row.cells[columns.label]
+        if cell == "?":
+            raise ValueError("'?' cannot be a label; leave the cell empty")
         if not separator or separator not in cell:
             return cell, True
         names = sorted({name.strip() for name in cell.split(separator)} - {""})
+        if bad := next((name for name in names if ";" in name or name == "?"), None):
+            raise ValueError(f"{bad!r} cannot be a label")
         return ";".join(names), False
     parts = []
     for name in columns.labels:

@@ -117,6 +117,8 @@ class Evaluation:
             over = (
                 f"{self.labels_in_map} of {of}; the others lack images with the label, or without"
             )
+        if not self.labels_in_map:
+            return {"mAP": "not defined: no label has both images with it and images without it"}
         return {
             "mAP": f"{self.map:.2%}  (95% bootstrap interval {low:.2%} to {high:.2%}; over {over})",
             "macro F1": f"{self.macro_f1:.4f}  (over the {MACRO_OVER})",

@@ -179,6 +179,12 @@ class MultilabelScore:
             return compute_epoch_metrics(empty, empty, self._thresholds)._asdict()
         _, logits, targets = (column.numpy() for column in collected)
         check(logits, targets)
+        if np.isnan(compute_average_precisions(logits, targets)).all():
+            raise DataError(
+                "no label has both images with it and images without it on val, so no epoch can be "
+                "judged",
+                hint="take a larger val split, or fill in what is not known",
+            )
         self._thresholds = choose_thresholds(logits, targets, self._config)
         return compute_epoch_metrics(logits, targets, self._thresholds)._asdict()
 

@@ -277,6 +277,100 @@ def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "pip install pyarrow" in str(error.value.hint)
 
 
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["path,a,b", "x.png,1,-1", "y.png,-1,1"], "have 1 and -1, and no 0"),
+        (["path,a;b", "x.png,1", "y.png,0"], "'a;b' cannot be a label"),
+        (["path,?a", "x.png,1", "y.png,0"], "'\\?a' cannot be a label"),
+        ([""], "is empty"),
+    ],
+)
+def test_columns_that_would_be_misunderstood(write: Write, rows: list[str], message: str) -> None:
+    table = write(*rows, images=["x.png", "y.png"])
+    if rows == [""]:
+        table.write_text("")
+    with pytest.raises(DataError, match=message):
+        read(table)
+
+
+def test_cells_that_would_be_misunderstood(write: Write) -> None:
+    scan = read(write("path,labels", "a.png,?", "b.png,x;?", "c.png,x;?y"))
+    assert labels(scan) == {"c.png": "?y;x"}
+    assert (
+        reasons(scan)[0] == "a.png: labels.csv, line 2: '?' cannot be a label; leave the cell empty"
+    )
+
+
+def test_a_column_where_nothing_is_known_is_a_label_beside_others(write: Write) -> None:
+    scan = read(write("path,a,b", "x.png,1,", "y.png,0,"))
+    assert scan.names == ("a", "b")
+    assert labels(scan) == {"x.png": "a;?b", "y.png": "?b"}
+
+
+def test_a_split_column_without_splits_says_nothing(write: Write) -> None:
+    assert read(write("path,label,split", "x.png,a,", "y.png,b,")).splits == ()
+
+
+def test_names_as_a_mac_writes_them_and_names_too_long(write: Write, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "cafe\u0301.png")
+    table = write("path,label", "caf\u00e9.png,a", f"{'x' * 5000}.png,b", images=[])
+    scan = read(table)
+    assert labels(scan) == {"cafe\u0301.png": "a"}
+    assert "File name too long" in scan.unusable[0].reason
+    assert len(scan.unusable[0].path) < 100
+
+
+def test_a_split_folder_without_its_table(write: Write, tmp_path: Path) -> None:
+    write("file_name,label", "a.png,cat", name="images/train/metadata.csv")
+    (tmp_path / "images" / "test").mkdir()
+    with pytest.raises(DataError, match=r"test: no metadata.csv, which .*train has"):
+        read(tmp_path / "images")
+
+
+def test_metadata_without_labels_among_class_folders(write: Write, tmp_path: Path) -> None:
+    write("file_name,text", "a.png,hello", name="images/metadata.csv")
+    with pytest.raises(DataError, match="no column for the label") as error:
+        read(tmp_path / "images")
+    assert "where folders are the classes, move metadata.csv away" in str(error.value.hint)
+
+
+def test_an_absolute_path_is_the_same_as_a_relative_one(write: Write, tmp_path: Path) -> None:
+    table = write("path,label", "a.png,cat")
+    table.write_text(f"path,label\na.png,cat\n{tmp_path}/a.png,cat\n")
+    assert labels(read(table)) == {"a.png": "cat"}
+
+
+def test_exclude_leaves_out_rows_too(tmp_path: Path) -> None:
+    table = film(tmp_path, 5)
+    (tmp_path / "7.png").unlink()
+    (tmp_path / "out.txt").write_text("7.png\n")
+    config = DataConfig(root=str(table), exclude=str(tmp_path / "out.txt"))
+    manifest = prepare_manifest(config, RULES, lambda _done, _total: None)
+    assert [entry.path for entry in manifest.left_out] == ["7.png"]
+
+
+def test_the_check_refuses_what_a_training_would_refuse(tmp_path: Path) -> None:
+    table = film(tmp_path, 5)
+    config = DataConfig(root=str(table), group="^([0-2])")  # each image in one of three groups
+    assert "cannot_split" not in findings(config)
+    two = DataConfig(root=str(table), group="([0-9]?)[.]png$", split_seed=0)
+    assert "group_shares" in findings(two)
+    lines = table.read_text().splitlines()
+    few = [line.rpartition(",")[0] + f",g{n % 2}" for n, line in enumerate(lines[1:])]
+    table.write_text("\n".join([lines[0], *few]) + "\n")
+    (what,) = findings(DataConfig(root=str(table)))["cannot_split"]
+    assert what == "found 2 groups, too few to split into train, val, test"
+
+
+def test_training_warns_of_groups_in_two_splits(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = DataConfig(root=str(film(tmp_path, 4, splits=("train", "train", "train", "val"))))
+    prepare_manifest(config, RULES, lambda _done, _total: None)
+    assert "12 groups stand in two splits, such as film 0" in caplog.text
+
+
 # Groups
 
 
