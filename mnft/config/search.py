@@ -30,13 +30,7 @@ class SearchConfig(Section):
     rungs: list[Annotated[int, Field(ge=0)]] = Field(default=[])
     """Epochs after which the worse two thirds of the trials stop, in ascending order; 0 is the
     fitted head. Empty: every trial trains to its end."""
-    objectives: (
-        Annotated[
-            list[str],
-            Field(min_length=1, max_length=3),
-        ]
-        | None
-    ) = None
+    objectives: Annotated[list[str], Field(min_length=1, max_length=3)] | None = None
     """A figure of the val split, and then any of `latency_ms` (one image, exported file),
     `macs_m` (10^6 multiply-accumulates) and `size_mb` (10^6 bytes of the exported file). Empty:
     eval.monitor."""
