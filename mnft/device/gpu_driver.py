@@ -67,8 +67,8 @@ def explain_missing_gpu() -> str | None:
         major, minor = int(found[1]) // 1000, int(found[1]) % 1000 // 10
         return (
             f"the NVIDIA driver ({driver}) is too old: it is for CUDA {major}.{minor}, and "
-            f"{built}; update the driver, or reinstall torch and torchvision from the pip index "
-            f"(--index-url) of a CUDA {major} build, which {_SELECTOR} names"
+            f"{built}; update the driver, or install the CUDA {major} build of torch and "
+            f"torchvision, as {_SELECTOR} says"
         )
     return (
         f"there is {there}, but torch finds no GPU: {reason} ({built}); `nvidia-smi` shows whether "

@@ -207,7 +207,7 @@ def list_images(
     if split and (carved or not scan.splits):
         if recorded is None:
             raise DataError(
-                f"{root}: no {split} folder, and the model folder does not lie in a run that "
+                f"{root}: no {split} split, and the model folder does not lie in a run that "
                 "recorded a split",
                 hint="leave --split out to take all images",
             )

@@ -22,8 +22,8 @@ def read(config: DataConfig) -> FolderScan:
 
     Raises:
         DataError: the data set cannot be used.
-        ConfigError: `data.group` is neither a column nor a regular expression with one bracket that
-            matches a path.
+        ConfigError: `data.group` is an empty column, or neither a column nor a regular expression
+            with one bracket that matches a path.
     """
     root = Path(config.root).expanduser()
     tables = table.find_tables(root)
@@ -36,7 +36,12 @@ def read(config: DataConfig) -> FolderScan:
                 f"{error.hint or 'fix it'}; where folders are the classes, move {name} away"
             )
         raise
-    if config.group is None or scan.grouped_by == config.group:
+    if config.group is None:
+        return scan
+    if scan.grouped_by == config.group:
+        if scan.images and all(image.group is None for image in scan.images):
+            what = f"the column {config.group!r} of {scan.source} is empty"
+            raise ConfigError(what, key="data.group")
         return scan
     return _group_by_path(scan, config.group)
 

@@ -223,7 +223,7 @@ def _choose_columns(
         return next((by_name[name] for name in usual if name in by_name), None)
 
     path, split, group = find("path", _PATH), find("split", _SPLIT), find("group", _GROUP)
-    if config.group is not None:  # else it is a regular expression
+    if config.group is not None:  # a column, or a regular expression on the path
         group = config.group if config.group in header else None
     if split is not None and not any(row.cells.get(split) for row in rows):
         split = None

@@ -406,6 +406,12 @@ def test_groups_that_cannot_be(write: Write, group: str, message: str) -> None:
     assert "a column of labels.csv" in str(error.value.hint)
 
 
+def test_a_column_of_groups_that_is_empty(write: Write) -> None:
+    table = write("path,label,film", "a.png,cat,", "b.png,dog,")
+    with pytest.raises(ConfigError, match=r"the column 'film' of .*labels.csv is empty"):
+        read(table, group="film")
+
+
 def film(tmp_path: Path, per_film: int, splits: Sequence[str] = ()) -> Path:
     """Twelve films in two classes; with splits, each image of a film in another split."""
     rows = [["path", "label", "group", *(["split"] if splits else [])]]
