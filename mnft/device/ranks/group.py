@@ -80,7 +80,9 @@ class Group:
 def joined(reporter: Reporter) -> Iterator[Group]:
     """Run a command in all processes that torchrun has started.
 
-    With several processes, an error does not leave this block: it is shown, and the process ends.
+    With several processes this block is the last of the process: at its end, or after an error has
+    been shown, the process ends without the cleanup of the interpreter. A thread of gloo that still
+    waits for the interpreter then would end a finished command with SIGABRT.
     """
     with process_group() as ranks:
         if ranks.world_size == 1:
@@ -111,6 +113,7 @@ def joined(reporter: Reporter) -> Iterator[Group]:
             stop_request.ignore_signals()
             watch.stop()
             group.end(error)
+    leave(0)
 
 
 def _tell_torchrun(error: BaseException) -> None:
