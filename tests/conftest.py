@@ -146,6 +146,7 @@ QUICK_FAULTS = (
     "test_two_runs_of_one_name_at_the_same_moment",
     "test_memory_runs_out_in_one",
     "test_a_signal_to_one[1]",
+    "test_another_worker_resumes_the_trial_of_a_killed_one",
     "test_a_failure_of_both_is_said_once",
     "test_the_main_process_cannot_hear_of_it[signal]",
 )

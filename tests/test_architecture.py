@@ -24,8 +24,9 @@ MAX_USED_ONCE = 8.0  # in 1,000 lines
 
 # One row a package. A module imports lower layers and its own package, nothing else.
 LAYERS = {
-    "mnft.cli": 9,
-    "mnft.commands": 8,
+    "mnft.cli": 10,
+    "mnft.commands": 9,
+    "mnft.search": 8,
     "mnft.compare": 7,
     "mnft.compress": 7,
     "mnft.evaluation": 6,
@@ -216,6 +217,7 @@ EARLY = {
     "mnft.errors",
     "mnft.cli.exits",
     "mnft.cli.options",
+    "mnft.cli.search",
     "mnft.cli.starting",
     "mnft.cli.usage",
 }

@@ -22,6 +22,7 @@ from mnft.cli.options import (
     Workers,
     flag_of,
 )
+from mnft.cli.search import search_app
 from mnft.cli.starting import check_split, starting, starting_training
 from mnft.cli.usage import SettingsCommand, choose_model, find_missing_model
 from mnft.errors import ConfigError
@@ -38,6 +39,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(edge_app)
+app.add_typer(search_app)
 
 
 def _show_version(show: bool) -> None:
@@ -70,6 +72,9 @@ def init(
     ] = None,
     model: Annotated[str, typer.Option("--model", help="A timm model.")] = "mobilenetv2_100",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    search: Annotated[
+        bool, typer.Option("--search", help="Write a section for `mnft search` as well.")
+    ] = False,
 ) -> None:
     """Write a commented config for a folder of images.
 
@@ -82,7 +87,7 @@ def init(
         from mnft.commands import init as command
 
     with flag_of("model.name", f"--model {model}"):
-        command.run(images, output, model, force=force)
+        command.run(images, output, model, force=force, search=search)
 
 
 @app.command(cls=SettingsCommand)

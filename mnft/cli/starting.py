@@ -6,6 +6,7 @@ import difflib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 from mnft.errors import CheckpointError, ConfigError, MnftError
@@ -90,6 +91,31 @@ def starting_training(
                     f"{resume} does not exist", hint="runs are the folders that `mnft train` makes"
                 )
             _check_overrides(resume, overrides)
+    with starting(config=config, overrides=overrides):
+        yield
+
+
+@contextmanager
+def starting_search(config: Path, overrides: Sequence[str]) -> Iterator[None]:
+    """As `starting`, for a search, which needs a package of its own.
+
+    Args:
+        config: a YAML config.
+        overrides: values of `--set`.
+
+    Raises:
+        MnftError: something is wrong.
+    """
+    if find_spec("optuna") is None:
+        raise ConfigError(
+            "mnft search needs optuna, which is not installed", hint="pip install 'mnft[search]'"
+        )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        with main_rank_reports():
+            raise ConfigError(
+                "mnft search trains each model in one process, and starts its workers itself",
+                hint="run it without torchrun: mnft search CONFIG --workers N",
+            )
     with starting(config=config, overrides=overrides):
         yield
 

@@ -15,8 +15,13 @@ from mnft.errors import ConfigError, DataError
 from mnft.tasks import load_label_rules
 from mnft.text import count
 
+_BACKBONES = ("mobilenetv3_large_100", "mobilenetv4_conv_small")
+_FEW_IMAGES, _MANY_IMAGES = 2_000, 20_000
 
-def run(images: Path, output: Path | None, model: str, *, force: bool) -> None:
+
+def run(
+    images: Path, output: Path | None, model: str, *, force: bool, search: bool = False
+) -> None:
     """Look at the folder and write a config for it.
 
     Raises:
@@ -45,10 +50,13 @@ def run(images: Path, output: Path | None, model: str, *, force: bool) -> None:
     values: dict[str, Any] = {"recipe": "auto", "data": {"root": str(images)}, "model": chosen}
     if scan.task != Config.model_fields["task"].default:
         values = {"task": scan.task, **values}
+    if search:
+        pretrained = chosen.get("pretrained", True)
+        values["search"] = _propose_search(model, len(scan.images), pretrained=pretrained)
     head = [
         f"{images}: {rules.describe(scan)}",
         f"{rules.plural}: {', '.join(rules.list_names(scan))}",
-        f"launch:  mnft train {output}",
+        f"launch:  mnft {'search' if search else 'train'} {output}",
         "Lines that begin with # show defaults; take the # away to change one. What you do not",
         "write the recipe chooses for a pretrained model; the run says what, and why.",
     ]
@@ -67,5 +75,28 @@ def run(images: Path, output: Path | None, model: str, *, force: bool) -> None:
     for missing in list_missing_support(image.path for image in scan.images):
         console.warn(missing)
     console.done(f"wrote    {output}")
-    console.note(f"next: mnft data check {output}, then mnft train {output}")
+    verb = "search" if search else "train"
+    console.note(f"next: mnft data check {output}, then mnft {verb} {output}")
     console.show_data(str(output))
+
+
+def _propose_search(model: str, num_images: int, *, pretrained: bool) -> dict[str, Any]:
+    """A first search for a folder: what mostly matters, in about the time of four trainings."""
+    space: dict[str, Any] = {}
+    if pretrained:
+        # Backbones of about one cost, which differ in what they know.
+        space["model.name"] = list(dict.fromkeys([model, *_BACKBONES]))
+        space["optim.lr"] = {"low": 3e-4, "high": 3e-3, "log": True}
+    else:
+        space["optim.lr"] = {"low": 3e-4, "high": 1e-2, "log": True}
+        space["optim.weight_decay"] = {"low": 1e-3, "high": 1e-1, "log": True}
+    space["augment.mixup"] = [0, 0.2]
+    if num_images < _FEW_IMAGES:
+        space["augment.scale"] = [[0.35, 1.0], [0.7, 1.0]]
+    return {
+        "method": "random",
+        "trials": 12,
+        "seeds": 2,
+        "rungs": [1, 3] if num_images < _MANY_IMAGES else [1],
+        "space": space,
+    }

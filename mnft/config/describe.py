@@ -52,13 +52,22 @@ def expected(key_path: str) -> str | None:
     return None if field is None else in_words(field)
 
 
-def choices(key_path: str) -> list[str]:
-    """The words that a key allows as values; empty if it allows none."""
+def branches(key_path: str) -> list[dict[str, Any]]:
+    """The JSON Schema of each kind of value that a key allows; an empty one if it is unknown."""
     section, _, key = key_path.partition(".")
     field = sections().get(section, {}).get("properties", {}).get(key, {})
     field = top_keys().get(key_path, field)
-    branches = field.get("anyOf", [field])
-    return [str(c) for b in branches for c in b.get("enum", [b["const"]] if "const" in b else [])]
+    kinds: list[dict[str, Any]] = field.get("anyOf", [field])
+    return kinds
+
+
+def choices(key_path: str) -> list[str]:
+    """The words that a key allows as values; empty if it allows none."""
+    return [
+        str(c)
+        for b in branches(key_path)
+        for c in b.get("enum", [b["const"]] if "const" in b else [])
+    ]
 
 
 def in_words(field: dict[str, Any]) -> str:

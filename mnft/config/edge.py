@@ -11,8 +11,8 @@ from pydantic import Field
 
 from mnft.config.section import Positive, Section, UnitInterval
 
-# The names of these sections in the config.
-AFTER_TRAINING = ("export", "quantize", "prune")
+# The names of these sections in the config, and of the other one that does not affect training.
+AFTER_TRAINING = ("export", "quantize", "prune", "search")
 
 
 class ExportConfig(Section):

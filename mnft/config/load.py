@@ -172,7 +172,7 @@ def _problems(error: ValidationError, source: Source) -> list[str]:
 
 def _what(item: Any, key_path: str) -> str:
     if item["type"] == "extra_forbidden":
-        return f"unknown key{_suggest_key(key_path)}"
+        return f"unknown key{suggest_key(key_path)}"
     if item["type"] == "missing":
         return f"missing, expected {describe.expected(key_path)}"
     if item["type"] == "value_error":
@@ -208,7 +208,8 @@ def _suggest_value(value: Any, key_path: str) -> str:
     return ""
 
 
-def _suggest_key(key_path: str) -> str:
+def suggest_key(key_path: str) -> str:
+    """The end of a message about an unknown key: which one was probably meant, or nothing."""
     section, _, key = key_path.rpartition(".")
     known = describe.key_paths()
     siblings = {k.rpartition(".")[2]: k for k in known if k.startswith(f"{section}.")}

@@ -14,10 +14,10 @@ from pydantic import (
 
 from mnft.config.data import DataConfig
 from mnft.config.edge import ExportConfig, PruneConfig, QuantizeConfig
-from mnft.config.evaluation import MONITORS, choose_monitor
-from mnft.config.evaluation import EvalConfig as EvalConfig  # others import it from here
+from mnft.config.evaluation import MONITORS, EvalConfig, choose_monitor
 from mnft.config.multilabel import MultilabelConfig
-from mnft.config.run import RunConfig as RunConfig
+from mnft.config.run import RunConfig
+from mnft.config.search import SearchConfig
 from mnft.config.section import NotNegative, Positive, Section, UnitInterval, UnitIntervalOpen
 
 
@@ -238,6 +238,7 @@ class Config(Section):
     export: ExportConfig = ExportConfig()
     quantize: QuantizeConfig = QuantizeConfig()
     prune: PruneConfig = PruneConfig()
+    search: SearchConfig = SearchConfig()
     run: RunConfig = RunConfig()
 
     @model_validator(mode="before")

@@ -1,5 +1,6 @@
 """What a person sees: messages and progress on stderr, data on stdout; the only user of rich."""
 
+from mnft.console.live import LiveTable
 from mnft.console.messages import (
     clean,
     clean_line,
@@ -18,6 +19,7 @@ from mnft.console.progress import REPORTER, TrainingDisplay, progress
 
 __all__ = [
     "REPORTER",
+    "LiveTable",
     "TrainingDisplay",
     "clean",
     "clean_line",

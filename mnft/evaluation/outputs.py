@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mnft.config.schema import EvalConfig
+from mnft.config.evaluation import EvalConfig
 from mnft.device.machine import open_machine
 from mnft.device.select import keep_freed_memory
 from mnft.evaluation.images import ImageSet

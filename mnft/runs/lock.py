@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mnft.errors import CheckpointError
@@ -87,6 +87,26 @@ def locked(path: Path) -> Iterator[RunLock]:
         yield lock
     finally:
         lock.release()
+
+
+@contextmanager
+def waiting(path: Path) -> Iterator[int]:
+    """Hold the lock on a file inside the block, after whoever holds it now.
+
+    Gives the descriptor of the open file, -1 where the system has no locks.
+    """
+    if sys.platform == "win32":
+        yield -1
+        return
+    handle = os.open(path, os.O_RDWR)
+    _open.add(handle)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield handle
+    finally:
+        _open.discard(handle)
+        os.close(handle)
 
 
 def _close_in_child() -> None:

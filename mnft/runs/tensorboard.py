@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from mnft.config.schema import RunConfig
+from mnft.config.run import RunConfig
 from mnft.errors import ConfigError
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mnft.config.schema import EvalConfig
+from mnft.config.evaluation import EvalConfig
 from mnft.data.batches.batch import Batches, LoaderOptions
 from mnft.data.batches.raw import DecodedImages
 from mnft.data.batches.samplers import EvalSampler

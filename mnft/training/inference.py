@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mnft.config.schema import EvalConfig
+from mnft.config.evaluation import EvalConfig
 from mnft.data.batches.batch import Batch
 from mnft.data.decode import BadImage
 from mnft.device.machine import Machine

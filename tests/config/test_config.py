@@ -472,10 +472,12 @@ def test_a_config_of_the_repository(path):
     launches = [line for line in lines if line.startswith("# Launch:")]
     assert len(launches) == 1
     words = shlex.split(launches[0].removeprefix("# Launch:"))
-    assert words[:2] == ["mnft", "train"]
+    verb = "search" if path.stem.startswith("search_") else "train"
+    assert words[:2] == ["mnft", verb]
     assert words[2] == str(path.relative_to(ROOT))
     config, _ = load_config(path, [words[i + 1] for i, w in enumerate(words) if w == "--set"])
     assert config.data.root
+    assert bool(config.search.space) == (verb == "search")
 
 
 @pytest.mark.parametrize(("other", "ours"), sorted(_OTHER_NAMES.items()))

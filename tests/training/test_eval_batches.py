@@ -9,7 +9,8 @@ import pytest
 import torch
 from support.images import MakeFolder
 
-from mnft.config.schema import Config, EvalConfig
+from mnft.config.evaluation import EvalConfig
+from mnft.config.schema import Config
 from mnft.data.batches.stored import StoredBatches
 from mnft.data.batches.workers import LoadedBatches
 from mnft.data.prepare import prepare_manifest

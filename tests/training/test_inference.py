@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mnft.config.schema import Config, EvalConfig
+from mnft.config.evaluation import EvalConfig
+from mnft.config.schema import Config
 from mnft.data.batches.batch import Batch
 from mnft.device.machine import Machine
 from mnft.device.ranks import rows

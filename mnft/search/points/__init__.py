@@ -1,0 +1,1 @@
+"""What a search may try, and which point each trial tries."""
