@@ -37,6 +37,9 @@ class Checkpointer(Protocol):
     def snapshot(self, state: TrainState) -> None:
         """Save only the resume state, within an epoch."""
 
+    def save_interpolated(self, state: TrainState, weights: Mapping[str, Tensor]) -> None:
+        """Log the result of interpolation, and save the state and the best model."""
+
 
 @dataclass(frozen=True, slots=True)
 class FitOptions:

@@ -53,6 +53,7 @@ _OF_EPOCHS = (
     "train.ema_decay",
     "train.epochs",
     "train.label_smoothing",
+    "train.passes",
     "train.sampler",
     "train.start_size",
 )

@@ -1,0 +1,86 @@
+"""The stage after fine-tuning: weights between those of the fitted head and the fine-tuned ones.
+
+Fine-tuning on few images may lose more than it finds. On the straight line between the weights that
+it began with and those that it ended with there are models that are better than both (Wortsman et
+al. 2022, "Robust fine-tuning of zero-shot models"). Fixed BatchNorm statistics make them valid.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mnft.results import EpochResult
+from mnft.training.fit import evaluate, join_figures
+from mnft.training.training import Training
+
+# Of the fine-tuned weights. 0 is the fitted head and 1 the last epoch, which are evaluated already.
+_SHARES = (0.25, 0.5, 0.75)
+
+
+class _Tried(NamedTuple):
+    weights: Mapping[str, Tensor]
+    figures: Mapping[str, float]
+    settings: Mapping[str, Any]
+
+
+def interpolate(training: Training) -> tuple[EpochResult, Mapping[str, Tensor]]:
+    """Evaluate models between the fitted head and the last epoch; the best has the least val loss.
+
+    Args:
+        training: the training after its last epoch; it is not changed.
+
+    Returns:
+        The result of the best model, and its weights.
+    """
+    state, options = training.state, training.options
+    started = time.perf_counter()
+    begin, end = state.head_weights, state.evaluated_model.state_dict()
+    assert begin is not None
+    assert state.head is not None
+    model = copy.deepcopy(state.evaluated_model)
+    tried = {0.0: _Tried(begin, _val_figures(state.head), state.head.settings)}
+    for share in _SHARES:
+        weights = mix(begin, end, share)
+        model.load_state_dict(weights)
+        tried[share] = _Tried(weights, *evaluate(model, training.val, options.loop))
+    last = state.history[-1]
+    tried[1.0] = _Tried(end, _val_figures(last), last.settings)
+    share = min(tried, key=lambda share: tried[share].figures["loss"])
+    seconds = time.perf_counter() - started
+    result = EpochResult(
+        epoch=len(state.history),
+        epochs=options.epochs,
+        figures=join_figures({}, tried[share].figures),
+        lr=0.0,
+        images_per_s=len(_SHARES) * len(training.contents["val"]) / max(seconds, 1e-9),
+        seconds=seconds,
+        is_best=True,
+        stage="interpolate",
+        settings=tried[share].settings,
+        share=share,
+    )
+    return result, tried[share].weights
+
+
+def _val_figures(result: EpochResult) -> dict[str, float]:
+    return {
+        name.removeprefix("val_"): value
+        for name, value in result.figures.items()
+        if name.startswith("val_")
+    }
+
+
+def mix(begin: Mapping[str, Tensor], end: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Interpolate linearly; counters, which have no values between, are those of `end`."""
+    return {
+        name: torch.lerp(begin[name].to(value.device), value, share)
+        if value.is_floating_point()
+        else value
+        for name, value in end.items()
+    }
