@@ -166,6 +166,8 @@ def test_rungs_stop_the_worse_trials(small, run_cli, tmp_path):
     assert {row["state"] for row in rows} == {"done", "stopped"}
     for row in rows:
         assert row["epochs"] == ("3" if row["state"] == "done" else "1")
+    told = json.loads((tmp_path / "searches" / "small" / "result.json").read_text())
+    assert (told["trials"], told["complete"]) == (6, [row["state"] for row in rows].count("done"))
     stopped = next(row for row in rows if row["state"] == "stopped")
     assert "worse two thirds after epoch 1" in stopped["reason"]
     # An ordinary run, which may be resumed by hand.
