@@ -56,12 +56,12 @@ def fit_head(
     thresholds = choose_thresholds(logits, val.targets.numpy(), config)
     fitted = train.values @ weight + bias
     sums = count_exact(MultilabelLoss(_BCE)(fitted, train.targets), fitted, train.targets)
-    figures = (sums.double() / len(fitted)).tolist()
+    loss, exact, known = sums.double().tolist()
     return LinearFit(
         weight=weight.T.contiguous(),
         bias=bias,
         weight_decay=WEIGHT_DECAYS[best],
-        train=dict(zip(("loss", "exact"), figures, strict=True)),
+        train={"loss": loss / len(fitted), "exact": exact / max(known, 1)},
         val=compute_epoch_metrics(logits, val.targets.numpy(), thresholds)._asdict(),
         settings=as_settings(thresholds, labels),
     )
