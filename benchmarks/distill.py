@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -69,6 +70,7 @@ def train(folder: Path, name: str, weights: str, seed: int, *words: str) -> None
         )
     if (folder / "runs" / name / "seconds").exists():
         return
+    shutil.rmtree(folder / "runs" / name, ignore_errors=True)  # of an attempt that was stopped
     started = time.perf_counter()
     verb = "distill" if "--teacher" in words else "train"
     sets = [f"train.seed={seed}", f"run.name={name}"]

@@ -1,0 +1,165 @@
+"""What a learning curve says of more images: a power law, and a band by resampling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from mnft.training.head.curve import CurvePoint, Floats
+
+# Exponents that are tried. Measured curves of classifiers lie between 0.1 and 1 (Hestness et al.,
+# 2017, "Deep Learning Scaling is Predictable, Empirically", section 4).
+_EXPONENTS = np.linspace(0.1, 1.2, 23)
+_RESAMPLES = 1000
+_LEVEL = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """An expected value and its 95% band."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What is expected of more images.
+
+    Attributes:
+        images: their number.
+        figure: the figure that they are expected to give; the band holds the chance of the val
+            images, too.
+        gain: how much more that is than the figure of all images that there are, on the same val
+            images.
+        floor: the error that the law leaves with any number of images.
+        scale: the law is floor + scale * images^-exponent.
+        exponent: how fast the error falls.
+    """
+
+    images: float
+    figure: Range
+    gain: Range
+    floor: float
+    scale: float
+    exponent: float
+
+    def as_record(self) -> dict[str, Any]:
+        """All values as JSON values."""
+        return asdict(self)
+
+    def predict(self, images: Floats) -> Floats:
+        """The figure by the law, for numbers of images."""
+        return 1 - self.floor - self.scale * images**-self.exponent
+
+
+def forecast(points: Sequence[CurvePoint], *, factor: float = 2.0, seed: int = 0) -> Forecast:
+    """Extrapolate a learning curve by 1 - figure = floor + scale * images^-exponent.
+
+    The band is that of many curves, each with its own law: the draws of each size are drawn again,
+    with replacement, and the val images vary by the delete-a-group jackknife (Kott, 2001, "The
+    Delete-a-Group Jackknife", Journal of Official Statistics 17), alike for all sizes.
+
+    Args:
+        points: three points or more, the fewest images first; the last is one draw of all images.
+        factor: how many times as many images are asked for.
+        seed: seed of the resampling.
+    """
+    rng = np.random.default_rng(seed)
+    sizes = np.array([point.images for point in points])
+    spread = estimate_spread(points)
+    # Errors of the mean; a law is no better than about 1% of the error, however many draws agree.
+    means = np.array([point.figures.mean() for point in points])
+    draws = np.array([len(point.figures) for point in points])
+    sigma = np.hypot(spread / np.sqrt(draws), 0.01 * (1 - means))
+    curves = np.stack([_resample(point, rng) for point in points], axis=1)
+    curves[:, -1] += spread[-1] * rng.standard_normal(_RESAMPLES)
+    curves[:, :-1] += (0.01 * (1 - means))[:-1] * rng.standard_normal((_RESAMPLES, len(points) - 1))
+    # Val images: (B, G) weights for the deviations of all sizes.
+    deviations = np.stack(
+        [(p.without_part - p.without_part.mean(1, keepdims=True)).mean(0) for p in points]
+    )
+    parts = deviations.shape[1]
+    chances = rng.standard_normal((_RESAMPLES, parts)) * np.sqrt((parts - 1) / parts)
+    curves += chances @ deviations.T
+    floors, scales, exponents = fit_law(sizes, 1 - curves, sigma)
+    wanted = factor * sizes[-1]
+    later = spread[-1] / np.sqrt(factor) * rng.standard_normal(_RESAMPLES)
+    figures = 1 - floors - scales * wanted**-exponents + later
+    gains = figures - curves[:, -1]
+    floor, scale, exponent = (float(values[0]) for values in fit_law(sizes, 1 - means[None], sigma))
+    expected = 1 - floor - scale * wanted**-exponent
+    return Forecast(
+        images=wanted,
+        figure=_range(expected, figures),
+        gain=_range(expected - means[-1], gains),
+        floor=floor,
+        scale=scale,
+        exponent=exponent,
+    )
+
+
+def estimate_spread(points: Sequence[CurvePoint]) -> Floats:
+    """Standard deviation of the figure over training sets of each size, also where there is one.
+
+    Draws from the same images overlap, so their spread is divided by the square root of the
+    fraction that each leaves out. It falls with the square root of the size.
+    """
+    sizes = np.array([point.images for point in points])
+    found = [
+        (p.figures.var(ddof=1) / (1 - p.images / sizes[-1]) * p.images, len(p.figures) - 1)
+        for p in points
+        if len(p.figures) > 1
+    ]
+    variance, freedom = np.array(found).T
+    spread: Floats = np.sqrt(np.average(variance, weights=freedom) / sizes)
+    return spread
+
+
+def fit_law(sizes: Floats, errors: Floats, sigma: Floats) -> tuple[Floats, Floats, Floats]:
+    """Fit errors = floor + scale * sizes^-exponent, floor and scale not negative.
+
+    Args:
+        sizes: (S,) numbers of images.
+        errors: (B, S) errors of B curves.
+        sigma: (S,) standard errors of them, for the weights.
+
+    Returns:
+        (B,) floors, scales and exponents.
+    """
+    best = np.full(len(errors), np.inf)
+    results = np.zeros((3, len(errors)))
+    weights = 1 / sigma**2
+    for exponent in _EXPONENTS:
+        falling = sizes**-exponent
+        mean_x, mean_y = np.average(falling, weights=weights), np.average(errors, 1, weights)
+        moved = falling - mean_x
+        scales = ((errors - mean_y[:, None]) * moved) @ weights / (moved**2 @ weights)
+        scales = np.maximum(scales, 0)
+        floors = mean_y - scales * mean_x
+        # Where the floor would be negative, the law is a pure power.
+        pure = errors @ (falling * weights) / (falling**2 @ weights)
+        scales, floors = np.where(floors < 0, pure, scales), np.maximum(floors, 0)
+        misfit = ((errors - floors[:, None] - scales[:, None] * falling) ** 2) @ weights
+        better = misfit < best
+        best = np.where(better, misfit, best)
+        found = np.stack([floors, scales, np.full(len(errors), exponent)])
+        results = np.where(better, found, results)
+    return results[0], results[1], results[2]
+
+
+def _resample(point: CurvePoint, rng: np.random.Generator) -> Floats:
+    """(B,) means of the draws, drawn again with replacement."""
+    chosen = rng.integers(0, len(point.figures), (_RESAMPLES, len(point.figures)))
+    means: Floats = point.figures[chosen].mean(1)
+    return means
+
+
+def _range(value: float, values: Floats) -> Range:
+    tail = (1 - _LEVEL) / 2
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return Range(value, float(min(low, value)), float(max(high, value)))
