@@ -12,10 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mnft.data.folder import ImageFile
 from mnft.data.labels import LabelRules
 from mnft.data.manifest import Sample
-from mnft.data.splits import carve
 from mnft.device.ranks.distributed import Ranks
 from mnft.errors import DataError
 from mnft.reporter import Progress
@@ -101,7 +99,7 @@ def compute_curve(
     for size in sizes:
         figures, without_part, images = [], [], []
         for draw in range(_DRAWS if size < len(train.samples) else 1):
-            chosen = draw_part(train.samples, rules, size, derive_seed(seed, draw))
+            chosen = draw_part(train.samples, rules, size, derive_seed(seed, size, draw))
             drawn = Features(train.features.values[chosen], train.features.targets[chosen])
             head = task.fit_head(drawn, val.features, balanced=balanced, seed=seed, device=device)
             outputs = val.features.values @ head.weight.T + head.bias
@@ -126,9 +124,11 @@ def choose_sizes(num_images: int, num_labels: int, rules: LabelRules) -> list[in
     Raises:
         DataError: a curve would have fewer than three points.
     """
-    sizes = [num_images]
-    while len(sizes) < _MOST_SIZES and sizes[-1] / 2 >= LEAST_PER_LABEL * num_labels:
-        sizes.append(math.ceil(sizes[-1] / 2))
+    sizes = [
+        math.ceil(num_images / 2**halvings)
+        for halvings in range(_MOST_SIZES)
+        if num_images / 2**halvings >= LEAST_PER_LABEL * num_labels
+    ]
     if len(sizes) < _LEAST_SIZES:
         least = LEAST_PER_LABEL * 2 ** (_LEAST_SIZES - 1)
         raise DataError(
@@ -154,10 +154,25 @@ def draw_part(samples: Sequence[Sample], rules: LabelRules, size: int, seed: int
     """
     if size >= len(samples):
         return list(range(len(samples)))
-    images = [ImageFile(s.path, s.label, None, s.group) for s in samples]
-    contents = {sample.path: sample.sha256 for sample in samples}
-    drawn = carve(images, contents, {"drawn": size / len(samples)}, seed, {}, rules)
-    return [i for i, s in enumerate(samples) if drawn.get(s.sha256) == "drawn"]
+    units: dict[str, list[int]] = {}  # positions of the images that must stay together
+    for position, sample in enumerate(samples):
+        units.setdefault(sample.group or sample.sha256, []).append(position)
+    names = [rules.parse(sample.label) or ("",) for sample in samples]
+    wanted = {
+        name: max(1, round(number * size / len(samples)))
+        for name, number in Counter(name for of_image in names for name in of_image).items()
+    }
+    together, drawn = list(units.values()), list[int]()
+    found: Counter[str] = Counter()
+    for place in np.random.default_rng(seed).permutation(len(units)):
+        unit = together[place]
+        own = Counter(name for position in unit for name in names[position])
+        fits = len(drawn) + len(unit) <= 1.05 * size
+        # A group that is too large is taken only for a label that nothing else has brought so far.
+        if (any(found[n] < wanted[n] for n in own) and fits) or any(not found[n] for n in own):
+            drawn += unit
+            found += own
+    return sorted(drawn)
 
 
 def _check_each_label(samples: Sequence[Sample], rules: LabelRules) -> None:

@@ -10,9 +10,12 @@ import numpy as np
 
 from mnft.training.head.curve import CurvePoint, Floats
 
-# Exponents that are tried. Measured curves of classifiers lie between 0.1 and 1 (Hestness et al.,
-# 2017, "Deep Learning Scaling is Predictable, Empirically", section 4).
+# Exponents that are tried, and those that are likely before anything is measured. A few noisy sizes
+# alone would often choose the steepest law, with a floor at which nothing more is to be gained.
 _EXPONENTS = np.linspace(0.1, 1.2, 23)
+_USUAL, _USUAL_SPREAD = 0.4, 0.2
+# No curve is a power law exactly: what it may be off by, as a fraction of the error.
+_MISFIT = 0.02
 _RESAMPLES = 1000
 _LEVEL = 0.95
 
@@ -72,31 +75,37 @@ def forecast(points: Sequence[CurvePoint], *, factor: float = 2.0, seed: int = 0
     rng = np.random.default_rng(seed)
     sizes = np.array([point.images for point in points])
     spread = estimate_spread(points)
-    # Errors of the mean; a law is no better than about 1% of the error, however many draws agree.
     means = np.array([point.figures.mean() for point in points])
     draws = np.array([len(point.figures) for point in points])
-    sigma = np.hypot(spread / np.sqrt(draws), 0.01 * (1 - means))
+    misfit = _MISFIT * (1 - means)
+    sigma = np.hypot(spread / np.sqrt(draws), misfit)
     curves = np.stack([_resample(point, rng) for point in points], axis=1)
     curves[:, -1] += spread[-1] * rng.standard_normal(_RESAMPLES)
-    curves[:, :-1] += (0.01 * (1 - means))[:-1] * rng.standard_normal((_RESAMPLES, len(points) - 1))
-    # Val images: (B, G) weights for the deviations of all sizes.
+    curves += misfit * rng.standard_normal(curves.shape)
+    # The chance of the val images, alike for all sizes: (B, G) weights of what each part changes.
     deviations = np.stack(
         [(p.without_part - p.without_part.mean(1, keepdims=True)).mean(0) for p in points]
     )
     parts = deviations.shape[1]
     chances = rng.standard_normal((_RESAMPLES, parts)) * np.sqrt((parts - 1) / parts)
-    curves += chances @ deviations.T
-    floors, scales, exponents = fit_law(sizes, 1 - curves, sigma)
+    on_other_val_images = curves + chances @ deviations.T
+    usual = _USUAL + _USUAL_SPREAD * rng.standard_normal(_RESAMPLES)
     wanted = factor * sizes[-1]
+    # The luck of the training set that will be there.
     later = spread[-1] / np.sqrt(factor) * rng.standard_normal(_RESAMPLES)
-    figures = 1 - floors - scales * wanted**-exponents + later
-    gains = figures - curves[:, -1]
-    floor, scale, exponent = (float(values[0]) for values in fit_law(sizes, 1 - means[None], sigma))
-    expected = 1 - floor - scale * wanted**-exponent
+
+    def extrapolate(curves: Floats, usual: Floats) -> tuple[Floats, tuple[Floats, Floats, Floats]]:
+        law = floors, scales, exponents = fit_law(sizes, 1 - curves, sigma, usual)
+        return 1 - floors - scales * wanted**-exponents, law
+
+    figures = extrapolate(on_other_val_images, usual)[0] + later
+    gains = extrapolate(curves, usual)[0] + later - means[-1]
+    expected, law = extrapolate(means[None], np.array([_USUAL]))
+    floor, scale, exponent = (float(value[0]) for value in law)
     return Forecast(
         images=wanted,
-        figure=_range(expected, figures),
-        gain=_range(expected - means[-1], gains),
+        figure=_range(float(expected[0]), figures),
+        gain=_range(float(expected[0] - means[-1]), gains),
         floor=floor,
         scale=scale,
         exponent=exponent,
@@ -120,13 +129,16 @@ def estimate_spread(points: Sequence[CurvePoint]) -> Floats:
     return spread
 
 
-def fit_law(sizes: Floats, errors: Floats, sigma: Floats) -> tuple[Floats, Floats, Floats]:
+def fit_law(
+    sizes: Floats, errors: Floats, sigma: Floats, usual: Floats
+) -> tuple[Floats, Floats, Floats]:
     """Fit errors = floor + scale * sizes^-exponent, floor and scale not negative.
 
     Args:
         sizes: (S,) numbers of images.
         errors: (B, S) errors of B curves.
         sigma: (S,) standard errors of them, for the weights.
+        usual: (B,) exponents that are likely beforehand.
 
     Returns:
         (B,) floors, scales and exponents.
@@ -145,6 +157,7 @@ def fit_law(sizes: Floats, errors: Floats, sigma: Floats) -> tuple[Floats, Float
         pure = errors @ (falling * weights) / (falling**2 @ weights)
         scales, floors = np.where(floors < 0, pure, scales), np.maximum(floors, 0)
         misfit = ((errors - floors[:, None] - scales[:, None] * falling) ** 2) @ weights
+        misfit += ((exponent - usual) / _USUAL_SPREAD) ** 2
         better = misfit < best
         best = np.where(better, misfit, best)
         found = np.stack([floors, scales, np.full(len(errors), exponent)])
