@@ -21,6 +21,17 @@ _KEY = "distill.images"
 _log = logging.getLogger(__name__)
 
 
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that is not there.
+
+    Raises:
+        DataError: blames `distill.images`.
+    """
+    if not folder.is_dir():
+        what = "is a file, expected a folder of images" if folder.exists() else "no such folder"
+        raise DataError(f"{folder}: {what}", key=_KEY)
+
+
 def add_unlabelled(
     manifest: Manifest,
     folder: Path,
@@ -46,9 +57,7 @@ def add_unlabelled(
         DataError: no such folder, no image left in it, or files that do not decode and
             `data.on_bad_image` is "fail"; blames `distill.images`.
     """
-    if not folder.is_dir():
-        what = "is a file, expected a folder of images" if folder.exists() else "no such folder"
-        raise DataError(f"{folder}: {what}", key=_KEY)
+    check_folder(folder)
     try:
         paths = [_name(file, manifest.root) for file in list_images(folder)]
         known = list_known(config, manifest.root, everything=check_later)

@@ -14,7 +14,7 @@ from mnft.config.source import dump_yaml
 from mnft.data.fetch import catalog
 from mnft.data.manifest import UNLABELLED, Manifest, list_changes, load_manifest, save_manifest
 from mnft.data.prepare import prepare_manifest
-from mnft.data.unlabelled import add_unlabelled
+from mnft.data.unlabelled import add_unlabelled, check_folder
 from mnft.device.machine import Machine, open_machine
 from mnft.device.ranks.distributed import Ranks, broadcast
 from mnft.errors import DataError
@@ -146,6 +146,8 @@ def check_early(config: Config, ranks: Ranks, *, new_run: bool) -> Machine:
     wants_writer(config.run)  # called here for its errors only, as is `with_precision` above
     for teacher in config.distill.teachers:
         check_teacher(teacher)
+    if config.distill.images is not None:
+        check_folder(Path(config.distill.images).expanduser())
     if config.data.fetch:
         catalog.describe(config.data.fetch)
     if new_run:

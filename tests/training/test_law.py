@@ -20,7 +20,9 @@ def errors_of(floor: float, scale: float, exponent: float, sizes: np.ndarray) ->
 )
 def test_a_law_is_found_in_its_own_values(floor: float, scale: float, exponent: float) -> None:
     errors = errors_of(floor, scale, exponent, SIZES)
-    found = [float(value[0]) for value in fit_law(SIZES, errors[None], 1e-4 * errors, np.array([0.4]))]
+    found = [
+        float(value[0]) for value in fit_law(SIZES, errors[None], 1e-4 * errors, np.array([0.4]))
+    ]
     assert found == pytest.approx([floor, scale, exponent], abs=1e-3)
 
 

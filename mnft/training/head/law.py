@@ -13,9 +13,9 @@ from mnft.training.head.curve import CurvePoint, Floats
 # Exponents that are tried, and those that are likely before anything is measured. A few noisy sizes
 # alone would often choose the steepest law, with a floor at which nothing more is to be gained.
 _EXPONENTS = np.linspace(0.1, 1.2, 23)
-_USUAL, _USUAL_SPREAD = 0.4, 0.2
+_USUAL, _USUAL_SPREAD = 0.35, 0.2
 # No curve is a power law exactly: what it may be off by, as a fraction of the error.
-_MISFIT = 0.02
+_MISFIT = 0.03
 _RESAMPLES = 1000
 _LEVEL = 0.95
 
