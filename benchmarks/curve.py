@@ -15,12 +15,15 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from mnft.data.manifest import Sample
+from mnft.errors import DataError
 from mnft.tasks import open_task
 from mnft.tasks.classify.labels import RULES
 from mnft.tasks.linear_fit import LinearFit
@@ -65,7 +68,9 @@ def load(name: str) -> tuple[HeadImages, HeadImages, tuple[str, ...]]:
 def draw_synthetic(rng: np.random.Generator) -> tuple[HeadImages, HeadImages, tuple[str, ...]]:
     """Five Gaussian clouds in 60 dimensions, most of which say little."""
     classes, width = 5, 60
-    centres = rng.normal(size=(classes, width)) * np.linspace(0.6, 0.02, width) * rng.uniform(0.6, 1.2)
+    centres = (
+        rng.normal(size=(classes, width)) * np.linspace(0.6, 0.02, width) * rng.uniform(0.6, 1.2)
+    )
 
     def draw(number: int, name: str) -> HeadImages:
         targets = np.arange(number) % classes
@@ -77,9 +82,7 @@ def draw_synthetic(rng: np.random.Generator) -> tuple[HeadImages, HeadImages, tu
     return draw(2 * max(SIZES), "train"), draw(20_400, "val"), tuple(map(str, range(classes)))
 
 
-def fit_ridge(
-    train: Features, val: Features, *, num_labels: int, **_options: object
-) -> LinearFit:
+def fit_ridge(train: Features, _val: Features, *, num_labels: int, **_options: object) -> LinearFit:
     """Least squares to targets of 0 and 1, with a penalty that suits standardised features."""
     mean, std = train.values.mean(0), train.values.std(0, correction=0).clamp(min=1e-3)
     x = ((train.values - mean) / std).double()
@@ -101,7 +104,9 @@ def main() -> None:
     repetitions = int(sys.argv[3]) if len(sys.argv) > 3 else 30
     real = None if name == "synthetic" else load(name)
     options = {"balanced": False, "seed": 0, "device": torch.device("cpu")}
-    print("N, expected - came, covered figure, covered gain, half width of figure and gain (points)")
+    print(
+        "N, expected - came, covered figure, covered gain, half width of figure and gain (points)"
+    )
     everything = []
     for size in SIZES:
         rows = []
@@ -110,11 +115,7 @@ def main() -> None:
             train, val, labels = real or draw_synthetic(rng)
             task = open_task(labels, "classify")
             if kind == "ridge":
-                object.__setattr__(
-                    task,
-                    "fit_head",
-                    lambda a, b, number=len(labels), **more: fit_ridge(a, b, num_labels=number),
-                )
+                task = replace(task, fit_head=partial(fit_ridge, num_labels=len(labels)))
             if len(train.samples) < 2 * size or size < 20 * len(labels):
                 continue
             twice = curve_module.draw_part(train.samples, RULES, 2 * size, repetition)
@@ -122,7 +123,10 @@ def main() -> None:
             half = curve_module.draw_part(later.samples, RULES, size, repetition + 1)
             now = take(later, np.array(half))
             first = curve_module.draw_part(
-                val.samples, RULES, 400 if name == "synthetic" else len(val.samples) // 2, repetition
+                val.samples,
+                RULES,
+                400 if name == "synthetic" else len(val.samples) // 2,
+                repetition,
             )
             mine = take(val, np.array(first))
             other = take(val, np.setdiff1d(np.arange(len(val.samples)), first))
@@ -130,10 +134,15 @@ def main() -> None:
                 points = compute_curve(
                     task, RULES, now, mine, on_progress=lambda _done, _all: None, **options
                 )
-            except Exception as error:  # a class of one image, where so few are drawn
+            except DataError as error:  # a class of one image, where so few are drawn
                 print(f"skipped: {error}")
                 continue
-            expected = forecast(points, factor=len(twice) / len(half), seed=repetition)
+            expected = forecast(
+                points,
+                val_images=len(mine.samples),
+                factor=len(twice) / len(half),
+                seed=repetition,
+            )
             head = task.fit_head(later.features, mine.features, **options)
 
             def score(images: HeadImages, head: LinearFit = head, task=task) -> float:

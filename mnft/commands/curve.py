@@ -27,8 +27,7 @@ _NOT_FINE_TUNING = (
     "this is the curve of a head on frozen features, not of fine-tuning, which changes the "
     "features as well and may gain more from more images"
 )
-# Gains that are worth collecting as many images again for, and those that are not.
-_WORTH, _LITTLE = 0.01, 0.005
+_LITTLE = 0.01  # a gain that is hardly worth collecting as many images again
 
 
 def run(config_path: Path, overrides: Sequence[str], *, as_json: bool) -> None:
@@ -75,7 +74,7 @@ def run(config_path: Path, overrides: Sequence[str], *, as_json: bool) -> None:
                 device=machine.device,
                 on_progress=on_progress,
             )
-    expected = forecast(points, seed=config.train.seed)
+    expected = forecast(points, val_images=len(val.samples), seed=config.train.seed)
     verdict = describe(expected, task.title)
     names = [folder / f"{default_name(config_path)}-curve.{end}" for end in ("json", "csv", "png")]
     record = {
@@ -99,7 +98,11 @@ def run(config_path: Path, overrides: Sequence[str], *, as_json: bool) -> None:
     files.write_json(names[0], record)
     files.write_text(names[1], _tabulate(points, task.figure))
     plot_curve(
-        points, expected, names[2], figure=task.title, title=f"{verdict}\n{card.architecture}"
+        points,
+        expected,
+        names[2],
+        figure=task.title,
+        title=f"{card.architecture}: a head on frozen features, not fine-tuned",
     )
     if as_json:
         console.show_json(record | {"files": [str(path) for path in names]})
@@ -137,11 +140,12 @@ def describe(expected: Forecast, title: str) -> str:
         f"{100 * figure.high:.1f}), {100 * gain.value:+.1f} points ({100 * gain.low:+.1f} to "
         f"{100 * gain.high:+.1f})"
     )
-    if gain.low >= _LITTLE or gain.value >= _WORTH:
-        return f"{sentence}. More images help"
-    if gain.high <= _WORTH:
-        return f"{sentence}. More of the same images help little"
-    return f"{sentence}. More images may help a little"
+    if gain.high <= _LITTLE:
+        return f"{sentence}: more of the same images help little"
+    if gain.low > 0:
+        return f"{sentence}: more images help"
+    likely = "may help a little" if gain.value <= _LITTLE else "probably help"
+    return f"{sentence}: more images {likely}, but nothing is within the band, too"
 
 
 def _show(

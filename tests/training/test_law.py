@@ -62,7 +62,9 @@ def test_the_band_covers_what_came_about_as_often_as_it_says() -> None:
     gained = errors_of(*law, SIZES[-1]) - errors_of(*law, 2 * SIZES[-1])
     figures, gains, widths = [], [], []
     for seed in range(120):
-        expected = forecast(draw_points(np.random.default_rng(seed), law), seed=seed)
+        expected = forecast(
+            draw_points(np.random.default_rng(seed), law), val_images=400, seed=seed
+        )
         figures.append(expected.figure.low <= truth <= expected.figure.high)
         gains.append(expected.gain.low <= gained <= expected.gain.high)
         widths.append(expected.figure.high - expected.figure.low)
@@ -75,7 +77,7 @@ def test_the_band_covers_what_came_about_as_often_as_it_says() -> None:
 def test_more_val_images_and_a_flat_curve_narrow_the_band() -> None:
     def width(**changes: int) -> float:
         points = draw_points(np.random.default_rng(1), (0.1, 0.5, 0.7), **changes)
-        expected = forecast(points)
+        expected = forecast(points, val_images=changes.get("val_images", 400))
         return expected.figure.high - expected.figure.low
 
     assert width(val_images=6400) < 0.6 * width(val_images=400)
@@ -83,7 +85,7 @@ def test_more_val_images_and_a_flat_curve_narrow_the_band() -> None:
 
 def test_the_forecast_is_the_same_for_the_same_seed_and_inside_its_band() -> None:
     points = draw_points(np.random.default_rng(3), (0.06, 1.5, 0.5))
-    first, again, other = forecast(points), forecast(points), forecast(points, seed=1)
+    first, again, other = (forecast(points, val_images=400, seed=seed) for seed in (0, 0, 1))
     assert first == again
     assert first.figure.value == other.figure.value
     assert first != other
@@ -100,3 +102,14 @@ def test_the_spread_of_draws_that_overlap_is_that_of_separate_training_sets() ->
         for p in draw_points(rng, (0.1, 1.0, 0.5), draws=400, val_images=20_000, spread=0.3)
     ]
     assert estimate_spread(points) == pytest.approx(0.3 / np.sqrt(SIZES), rel=0.1)
+
+
+def test_a_curve_without_an_error_leaves_room_for_one() -> None:
+    points = [
+        CurvePoint(size, np.ones(n), np.ones((n, 20))) for size, n in ((25, 5), (50, 5), (100, 1))
+    ]
+    expected = forecast(points, val_images=60)
+    assert expected.figure.value == pytest.approx(1)
+    assert expected.figure.low == pytest.approx(1 - 3 / 60)
+    assert expected.figure.high == pytest.approx(1)
+    assert abs(expected.gain.value) < 1e-6

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -60,7 +60,9 @@ class Forecast:
         return 1 - self.floor - self.scale * images**-self.exponent
 
 
-def forecast(points: Sequence[CurvePoint], *, factor: float = 2.0, seed: int = 0) -> Forecast:
+def forecast(
+    points: Sequence[CurvePoint], *, val_images: int, factor: float = 2.0, seed: int = 0
+) -> Forecast:
     """Extrapolate a learning curve by 1 - figure = floor + scale * images^-exponent.
 
     The band is that of many curves, each with its own law: the draws of each size are drawn again,
@@ -69,6 +71,7 @@ def forecast(points: Sequence[CurvePoint], *, factor: float = 2.0, seed: int = 0
 
     Args:
         points: three points or more, the fewest images first; the last is one draw of all images.
+        val_images: number of val images.
         factor: how many times as many images are asked for.
         seed: seed of the resampling.
     """
@@ -77,7 +80,8 @@ def forecast(points: Sequence[CurvePoint], *, factor: float = 2.0, seed: int = 0
     spread = estimate_spread(points)
     means = np.array([point.figures.mean() for point in points])
     draws = np.array([len(point.figures) for point in points])
-    misfit = _MISFIT * (1 - means)
+    # Not 0 where every image is right.
+    misfit = _MISFIT * np.maximum(1 - means, 1 / val_images)
     sigma = np.hypot(spread / np.sqrt(draws), misfit)
     curves = np.stack([_resample(point, rng) for point in points], axis=1)
     curves[:, -1] += spread[-1] * rng.standard_normal(_RESAMPLES)
@@ -102,9 +106,12 @@ def forecast(points: Sequence[CurvePoint], *, factor: float = 2.0, seed: int = 0
     gains = extrapolate(curves, usual)[0] + later - means[-1]
     expected, law = extrapolate(means[None], np.array([_USUAL]))
     floor, scale, exponent = (float(value[0]) for value in law)
+    figure = _range(float(expected[0]), np.clip(figures, 0, 1))
+    # Where all images are right, the error may still be 3 / images (the rule of three).
+    figure = replace(figure, low=min(figure.low, 1 - 3 / val_images))
     return Forecast(
         images=wanted,
-        figure=_range(float(expected[0]), figures),
+        figure=figure,
         gain=_range(float(expected[0] - means[-1]), gains),
         floor=floor,
         scale=scale,
