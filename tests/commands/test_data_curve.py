@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from mnft.commands.curve import describe
-from mnft.training.head.law import Forecast, Range
+from mnft.tasks.outputs import Rate
+from mnft.training.head.law import Forecast
 
 
 @pytest.fixture
@@ -101,7 +102,7 @@ def test_what_gives_no_curve_is_refused(
     ],
 )
 def test_the_words_follow_the_band(gain: tuple[float, float, float], words: str) -> None:
-    expected = Forecast(3200, Range(0.924, 0.916, 0.931), Range(*gain), 0.05, 1.0, 0.4)
+    expected = Forecast(3200, Rate(0.924, 0.916, 0.931), Rate(*gain), 0.05, 1.0, 0.4)
     text = describe(expected, "accuracy")
     assert text.startswith("Twice as many images: accuracy 92.4% expected (91.6 to 93.1), ")
     assert words in text

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mnft.tasks.outputs import Rate
 from mnft.training.head.curve import CurvePoint, Floats
 
 # Exponents that are tried, and those that are likely before anything is measured. A few noisy sizes
@@ -18,15 +19,6 @@ _USUAL, _USUAL_SPREAD = 0.35, 0.2
 _MISFIT = 0.03
 _RESAMPLES = 1000
 _LEVEL = 0.95
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """An expected value and its 95% band."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +37,8 @@ class Forecast:
     """
 
     images: float
-    figure: Range
-    gain: Range
+    figure: Rate
+    gain: Rate
     floor: float
     scale: float
     exponent: float
@@ -83,16 +75,7 @@ def forecast(
     # Not 0 where every image is right.
     misfit = _MISFIT * np.maximum(1 - means, 1 / val_images)
     sigma = np.hypot(spread / np.sqrt(draws), misfit)
-    curves = np.stack([_resample(point, rng) for point in points], axis=1)
-    curves[:, -1] += spread[-1] * rng.standard_normal(_RESAMPLES)
-    curves += misfit * rng.standard_normal(curves.shape)
-    # The chance of the val images, alike for all sizes: (B, G) weights of what each part changes.
-    deviations = np.stack(
-        [(p.without_part - p.without_part.mean(1, keepdims=True)).mean(0) for p in points]
-    )
-    parts = deviations.shape[1]
-    chances = rng.standard_normal((_RESAMPLES, parts)) * np.sqrt((parts - 1) / parts)
-    on_other_val_images = curves + chances @ deviations.T
+    curves, of_other_val_images = _vary(points, spread[-1], misfit, rng)
     usual = _USUAL + _USUAL_SPREAD * rng.standard_normal(_RESAMPLES)
     wanted = factor * sizes[-1]
     # The luck of the training set that will be there.
@@ -102,7 +85,7 @@ def forecast(
         law = floors, scales, exponents = fit_law(sizes, 1 - curves, sigma, usual)
         return 1 - floors - scales * wanted**-exponents, law
 
-    figures = extrapolate(on_other_val_images, usual)[0] + later
+    figures = extrapolate(of_other_val_images, usual)[0] + later
     gains = extrapolate(curves, usual)[0] + later - means[-1]
     expected, law = extrapolate(means[None], np.array([_USUAL]))
     floor, scale, exponent = (float(value[0]) for value in law)
@@ -117,6 +100,36 @@ def forecast(
         scale=scale,
         exponent=exponent,
     )
+
+
+def _vary(
+    points: Sequence[CurvePoint], luck: float, misfit: Floats, rng: np.random.Generator
+) -> tuple[Floats, Floats]:
+    """Curves that might have come out as well, (B, S) figures.
+
+    Args:
+        points: S points.
+        luck: standard deviation of the figure over training sets of the last size.
+        misfit: (S,) what the law is off by.
+        rng: source of the draws.
+
+    Returns:
+        The curves on the same val images, and on others.
+    """
+    curves = np.empty((_RESAMPLES, len(points)))
+    for place, point in enumerate(points):
+        number = len(point.figures)
+        curves[:, place] = point.figures[rng.integers(0, number, (_RESAMPLES, number))].mean(1)
+    curves[:, -1] += luck * rng.standard_normal(_RESAMPLES)
+    curves += misfit * rng.standard_normal(curves.shape)
+    # The chance of the val images is the same for all sizes: (B, G) weights of what each part
+    # changes.
+    deviations = np.stack(
+        [(p.without_part - p.without_part.mean(1, keepdims=True)).mean(0) for p in points]
+    )
+    parts = deviations.shape[1]
+    chances = rng.standard_normal((_RESAMPLES, parts)) * np.sqrt((parts - 1) / parts)
+    return curves, curves + chances @ deviations.T
 
 
 def estimate_spread(points: Sequence[CurvePoint]) -> Floats:
@@ -172,14 +185,7 @@ def fit_law(
     return results[0], results[1], results[2]
 
 
-def _resample(point: CurvePoint, rng: np.random.Generator) -> Floats:
-    """(B,) means of the draws, drawn again with replacement."""
-    chosen = rng.integers(0, len(point.figures), (_RESAMPLES, len(point.figures)))
-    means: Floats = point.figures[chosen].mean(1)
-    return means
-
-
-def _range(value: float, values: Floats) -> Range:
+def _range(value: float, values: Floats) -> Rate:
     tail = (1 - _LEVEL) / 2
     low, high = np.quantile(values, [tail, 1 - tail])
-    return Range(value, float(min(low, value)), float(max(high, value)))
+    return Rate(value, float(min(low, value)), float(max(high, value)))
