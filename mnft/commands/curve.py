@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mnft import console, files
 from mnft.config.load import load_config
@@ -76,41 +77,25 @@ def run(config_path: Path, overrides: Sequence[str], *, as_json: bool) -> None:
             )
     expected = forecast(points, val_images=len(val.samples), seed=config.train.seed)
     verdict = describe(expected, task.title)
-    names = [folder / f"{default_name(config_path)}-curve.{end}" for end in ("json", "csv", "png")]
+    stem = folder / f"{default_name(config_path)}-curve"
     record = {
         "figure": task.figure,
         "model": card.architecture,
         "labels": len(task.labels),
         "val_images": len(val.samples),
-        "points": [
-            {
-                "images": point.images,
-                "mean": float(point.figures.mean()),
-                "sd": float(point.figures.std(ddof=1)) if len(point.figures) > 1 else None,
-                "figures": point.figures.tolist(),
-            }
-            for point in points
-        ],
+        "points": [point.as_record() for point in points],
         "expected": expected.as_record(),
         "in_words": verdict,
         "about": _NOT_FINE_TUNING,
     }
-    files.write_json(names[0], record)
-    files.write_text(names[1], _tabulate(points, task.figure))
-    plot_curve(
-        points,
-        expected,
-        names[2],
-        figure=task.title,
-        title=f"{card.architecture}: a head on frozen features, not fine-tuned",
-    )
+    names = _write(stem, record, points, expected, task.title)
     if as_json:
         console.show_json(record | {"files": [str(path) for path in names]})
         return
     _show(points, expected, rules, labels=len(task.labels), title=task.title)
     console.done(verdict)
     console.note(_NOT_FINE_TUNING)
-    console.note(f"curve    {names[2]}, {names[1].name} and {names[0].name}")
+    console.note(f"curve    {names[0]}, {names[1].name} and {names[2].name}")
 
 
 def _check(config: Config, *, processes: int) -> None:
@@ -146,6 +131,22 @@ def describe(expected: Forecast, title: str) -> str:
         return f"{sentence}: more images help"
     likely = "may help a little" if gain.value <= _LITTLE else "probably help"
     return f"{sentence}: more images {likely}, but nothing is within the band, too"
+
+
+def _write(
+    stem: Path,
+    record: Mapping[str, Any],
+    points: Sequence[CurvePoint],
+    expected: Forecast,
+    title: str,
+) -> list[Path]:
+    """Write the plot, the table and the record; gives their paths."""
+    names = [stem.with_name(f"{stem.name}.{end}") for end in ("png", "csv", "json")]
+    files.write_json(names[2], record)
+    files.write_text(names[1], _tabulate(points, record["figure"]))
+    heading = f"{record['model']}: a head on frozen features, not fine-tuned"
+    plot_curve(points, expected, names[0], figure=title, title=heading)
+    return names
 
 
 def _show(

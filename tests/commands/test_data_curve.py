@@ -60,7 +60,7 @@ def test_the_curve_is_shown_and_written(config: Path, run_cli) -> None:
     again = run_cli("data", "curve", config, "--json")
     assert again.exit_code == 0, again.stderr
     found = json.loads(again.stdout)
-    assert found.pop("files")[0].endswith("photos-curve.json")
+    assert found.pop("files")[0].endswith("photos-curve.png")
     assert found == record
 
 

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,6 +46,16 @@ class CurvePoint:
     images: float
     figures: Floats
     without_part: Floats
+
+    def as_record(self) -> dict[str, Any]:
+        """The figures as JSON values."""
+        several = len(self.figures) > 1
+        return {
+            "images": self.images,
+            "mean": float(self.figures.mean()),
+            "sd": float(self.figures.std(ddof=1)) if several else None,
+            "figures": self.figures.tolist(),
+        }
 
 
 @dataclass(frozen=True, slots=True)
