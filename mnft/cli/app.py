@@ -136,26 +136,33 @@ def train(
 @handle_errors
 def distill(
     config: Annotated[Path, typer.Argument(help="A YAML config of the student.")],
-    teacher: Annotated[
-        str | None,
-        typer.Option("--teacher", help="A run, a model folder or a timm name."),
+    teachers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--teacher",
+            help="A run, a model folder or a timm name; may be repeated: of several, the "
+            "probabilities are averaged.",
+        ),
     ] = None,
     overrides: Overrides = [],  # noqa: B006 - Typer copies it
     as_json: Json = False,
 ) -> None:
-    """Train a small model to answer as a larger one does; everything else is as in `mnft train`.
+    """Train a small model to answer as larger ones do; everything else is as in `mnft train`.
 
-    The teacher is a run or model folder that knows the same labels, or a pretrained timm model,
+    A teacher is a run or model folder that knows the same labels, or a pretrained timm model,
     whose head is then fitted to the training images first. `--teacher X` is the same as
-    `distill.teacher: X` in the config.
+    `distill.teacher: X` in the config. `distill.images` names a folder of images without labels to
+    learn from as well.
 
-    Example: `mnft distill configs/flowers.yaml --teacher runs/large --set
-    model.name=mobilenetv3_small_075`
+    Examples: `mnft distill configs/flowers.yaml --teacher runs/large --set
+    model.name=mobilenetv3_small_075`, `mnft distill my.yaml --teacher runs/a --teacher runs/b
+    --set distill.images=unlabelled/`
     """
     from mnft.config.source import dump_inline
 
-    if teacher is not None:
-        overrides = [*overrides, f"distill.teacher={dump_inline(teacher)}"]
+    if teachers:
+        named = teachers if len(teachers) > 1 else teachers[0]
+        overrides = [*overrides, f"distill.teacher={dump_inline(named)}"]
     with starting(config=config, overrides=overrides, needs_teacher=True):
         from mnft.commands import train as command
 

@@ -213,16 +213,33 @@ class TrainConfig(Section):
 
 
 class DistillConfig(Section):
-    """Distillation: learning from a larger model and the labels (Hinton, Vinyals, Dean 2015)."""
+    """Distillation: learning from larger models and the labels (Hinton, Vinyals, Dean 2015)."""
 
-    teacher: str | None = None
+    teacher: str | Annotated[list[str], Field(min_length=1)] | None = None
     """A run or model folder with the same classes, or a name as in model.name, whose model first
-    gets a head fitted to the training images. Empty: no distillation."""
+    gets a head fitted to the training images. The probabilities of several are averaged. Empty: no
+    distillation."""
+    images: str | None = None
+    """A folder of images without labels, with or without folders in it, from which the student
+    learns what the teacher says of them. They are used for nothing else."""
     temperature: Positive = 2.0
     """Both models' logits are divided by this before they are compared. Values above 1 show more of
     how the teacher ranks the other classes."""
     weight: UnitInterval = 0.5
     """Weight of the comparison with the teacher in the loss; the rest is the loss on the labels."""
+
+    @property
+    def teachers(self) -> list[str]:
+        """The teachers; none where there is no distillation."""
+        return [self.teacher] if isinstance(self.teacher, str) else self.teacher or []
+
+    @field_validator("teacher")
+    @classmethod
+    def _teachers_differ(cls, value: str | list[str] | None) -> str | list[str] | None:
+        if isinstance(value, list) and len(set(value)) < len(value):
+            twice = next(name for name in value if value.count(name) > 1)
+            raise ValueError(f"found {twice} twice, expected different teachers")
+        return value
 
 
 class Config(Section):
@@ -274,6 +291,15 @@ class Config(Section):
             )
         if self.task != "multilabel" and self.multilabel != MultilabelConfig():
             raise ValueError(f"multilabel: found with task: {self.task}, expected task: multilabel")
+        return self
+
+    @model_validator(mode="after")
+    def _unlabelled_images_have_a_teacher(self) -> Config:
+        if self.distill.images is not None and self.distill.teacher is None:
+            raise ValueError(
+                f"distill.images: found {self.distill.images}, but no distill.teacher that could "
+                "say what they show"
+            )
         return self
 
     @model_validator(mode="after")

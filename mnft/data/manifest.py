@@ -19,6 +19,7 @@ from mnft.errors import CheckpointError, DataError
 
 FORMAT = 1
 SPLIT_FILE = "split.json"
+UNLABELLED = "unlabelled"  # the split of images from which a student learns without labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,8 @@ class Manifest:
     @property
     def trained_on(self) -> frozenset[str]:
         """Shortened SHA-256 of all images that the weights of the run have learned from."""
-        return self.inherited | {shorten(sample.sha256) for sample in self.split("train")}
+        learned = self.split("train") + self.split(UNLABELLED)
+        return self.inherited | {shorten(sample.sha256) for sample in learned}
 
     @property
     def fingerprint(self) -> str:

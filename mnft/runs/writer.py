@@ -163,6 +163,8 @@ def recorded(run: Run) -> Iterator[RunWriter]:
         "monitor": training.config.eval.monitor,
         "trained_on": pack(run.manifest.trained_on),
     }
+    if teachers := training.facts["teachers_sha256"]:
+        facts["teachers_sha256"] = teachers
     tensorboard = open_writer(folder.path, training.config.run)
     try:
         _log_beginning(run)

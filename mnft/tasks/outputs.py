@@ -47,7 +47,7 @@ class Outputs:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """A figure in [0, 1] with its 95% interval."""
+    """A figure, or a difference of two, with its 95% interval."""
 
     value: float
     low: float

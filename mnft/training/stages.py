@@ -87,12 +87,7 @@ def train_head(training: Training, reporter: Reporter = SILENT) -> EpochResult:
     state.threads = options.threads.choose()
     reset_peak_memory(machine.device)
     computing = time.perf_counter()
-    # The val features are computed in the precision of evaluation, so that the head's figures are
-    # those that `mnft eval` gives.
-    features = (
-        _load_features(training, training.train_view, machine.train_dtype, "train", reporter),
-        _load_features(training, training.val, machine.eval_dtype, "val", reporter),
-    )
+    features = load_features(training, reporter)
     seconds = time.perf_counter() - computing
     # Only the main process fits, and the others get its head: GPUs that differ by a rounding may
     # choose different regularisation, and DistributedDataParallel, which made the weights equal,
@@ -129,7 +124,20 @@ def train_head(training: Training, reporter: Reporter = SILENT) -> EpochResult:
     )
 
 
-def _load_features(
+def load_features(training: Training, reporter: Reporter) -> tuple[Features, Features]:
+    """Load the features of train and val, or compute and keep them.
+
+    Those of val are computed in the precision of evaluation, so that the head's figures are those
+    that `mnft eval` gives.
+    """
+    machine = training.machine
+    return (
+        _load_split(training, training.train_view, machine.train_dtype, "train", reporter),
+        _load_split(training, training.val, machine.eval_dtype, "val", reporter),
+    )
+
+
+def _load_split(
     training: Training, batches: Batches, dtype: torch.dtype, split: str, reporter: Reporter
 ) -> Features:
     """Load the features of a split from the cache of an earlier run, or compute them."""

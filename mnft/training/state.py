@@ -35,7 +35,8 @@ class PartialEpoch:
         epoch: number of the epoch.
         updates: number of updates done in it.
         lr: learning rate that it began with.
-        totals: sums of the task's training figures so far, and the number of images.
+        totals: sums of the task's training figures so far, the number of images that have a label,
+            and the number of all images.
         seconds: time that it has taken.
         waited: part of `seconds` that was spent waiting for data.
         accumulation_steps: number of parts that batches are cut into now.

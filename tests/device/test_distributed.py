@@ -591,6 +591,23 @@ def test_more_settings(config: Path, run_cli: Cli, sets: tuple[str, ...]) -> Non
 
 
 @pytest.mark.slow
+def test_images_without_labels_in_two_processes(config: Path, run_cli: Cli) -> None:
+    """34 images in batches of 9: the processes have different numbers of labelled ones."""
+    for index in range(10):
+        colour = (25 * index, 90, 40)
+        write_noise(config.parent / "more" / f"{index}.png", colour, seed=900 + index)
+    assert run_cli("train", config, *options("run.name=teacher")).exit_code == 0
+    sets = options("distill.teacher=./runs/teacher", "distill.images=more")
+    assert run_cli("train", config, *sets, *options("run.name=one")).exit_code == 0
+    two = torchrun(
+        "-m", "mnft", "train", config, *sets, *options("run.name=two"), cwd=config.parent
+    )
+    assert two.returncode == 0, two.stderr
+    runs = config.parent / "runs"
+    assert_same_curve(runs / "one", runs / "two")
+
+
+@pytest.mark.slow
 def test_two_processes_resume(config: Path, run_cli: Cli) -> None:
     train = ("-m", "mnft", "train")
     for name, epochs in (("whole", 3), ("cut", 2)):

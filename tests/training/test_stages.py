@@ -26,7 +26,8 @@ from mnft.results import EpochResult, FitResult
 from mnft.tasks import open_task
 from mnft.tasks.classify import task as classify_task
 from mnft.tasks.classify.labels import RULES
-from mnft.tasks.classify.linear_fit import WEIGHT_DECAYS, fit_head
+from mnft.tasks.classify.linear_fit import fit_head
+from mnft.tasks.linear_fit import WEIGHT_DECAYS
 from mnft.tasks.outputs import Features
 from mnft.training import stages
 from mnft.training.build import build_training

@@ -82,7 +82,7 @@ def find_override(key: str, config: Config) -> str | None:
     rules: tuple[tuple[tuple[str, ...], Callable[[Config], bool], str], ...] = (
         (_OF_EPOCHS, lambda c: c.train.stages == ["head"], "train.stages is [head]"),
         (
-            ("distill.temperature", "distill.weight"),
+            ("distill.images", "distill.temperature", "distill.weight"),
             lambda c: c.distill.teacher is None,
             "distill.teacher is empty",
         ),

@@ -24,6 +24,7 @@ from mnft.tasks.classify.linear_fit import fit_head
 from mnft.tasks.classify.metrics import ClassifyScore, compute_evaluation, softmax
 from mnft.tasks.classify.predictions import EVALUATION_FILES, Predictions, write_evaluation
 from mnft.tasks.classify.targets import (
+    NO_CLASS,
     build_mix,
     compute_balanced_weights,
     count_correct,
@@ -70,6 +71,7 @@ def build(
         explanation=EXPLANATION,
         encode=partial(encode, class_names=labels),
         weigh=partial(weigh, class_names=labels),
+        no_label=NO_CLASS,
         build_loss=partial(_build_loss, class_names=labels),
         build_mix=partial(build_mix, num_classes=num_classes),
         sum_batch=count_correct,
