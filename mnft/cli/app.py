@@ -210,6 +210,9 @@ def evaluate(
     flip: Annotated[
         bool, typer.Option("--flip", help="Average each image with its mirror image.")
     ] = False,
+    robustness: Annotated[
+        bool, typer.Option("--robustness", help="Also blur, darken, turn... the images.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Evaluate a trained model on images that it was not trained on.
@@ -228,7 +231,7 @@ def evaluate(
 
     with flag_of("train.device", f"--device {device}"):
         request = command.Request(
-            chosen, data, split, output, device, batch_size, workers, flip=flip
+            chosen, data, split, output, device, batch_size, workers, flip, robustness
         )
         command.run(request, as_json=as_json)
 
