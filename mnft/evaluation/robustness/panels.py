@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from mnft.data.corruptions import CORRUPTIONS, LEVELS
+from mnft.errors import DataError
 from mnft.evaluation.images import ImageSet
 from mnft.evaluation.robustness.batches import (
     VARIANTS,
@@ -118,9 +119,6 @@ def plot_examples(robustness: Robustness, images: ImageSet, task: Task, path: Pa
 
     Returns:
         Whether there are any; nothing is written where no image becomes wrong.
-
-    Raises:
-        DataError: an image cannot be read any more.
     """
     examples = find_examples(robustness)
     if not examples:
@@ -133,7 +131,10 @@ def plot_examples(robustness: Robustness, images: ImageSet, task: Task, path: Pa
     answers = task.build_answers(1)
     for row, (position, numbers) in enumerate(examples):
         sample = images.samples[position]
-        pixels = decode_for_corruption(images, sample)
+        try:
+            pixels = decode_for_corruption(images, sample)
+        except DataError:  # gone since it was evaluated: no reason to lose the figures
+            continue
         wrong = int((robustness.ratings[:, position] < 1.0).sum())
         often = f"wrong in {wrong} of {len(VARIANTS)}"
         tiles = [(pixels, [sample.label or "no label", often, Path(sample.path).name])]
