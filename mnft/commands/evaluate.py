@@ -73,28 +73,13 @@ def run(request: Request, *, as_json: bool) -> None:
     }
     _check_same(target, header)
     config = load_settings(opened, [])[0]
-    outputs = compute_image_outputs(
-        bundle,
-        images,
-        config.eval,
-        device=request.device,
-        options=EvalOptions(request.batch_size, request.workers),
-        reporter=console.REPORTER,
-        flip=request.flip,
-    )
-    evaluation = task.evaluate(outputs)
-    robustness = None
+    how: Any = {"device": request.device, "flip": request.flip, "reporter": console.REPORTER}
+    options = EvalOptions(request.batch_size, request.workers)
+    outputs = compute_image_outputs(bundle, images, config.eval, options=options, **how)
+    evaluation, robustness = task.evaluate(outputs), None
     if request.robustness:
         robustness = measure_robustness(
-            bundle,
-            images,
-            outputs,
-            config.eval,
-            device=request.device,
-            batch_size=request.batch_size,
-            flip=request.flip,
-            trained=None if opened.manifest is None else config.augment.device,
-            reporter=console.REPORTER,
+            bundle, images, outputs, config, batch_size=request.batch_size, **how
         )
     paths = [images.samples[position].path for position in outputs.positions]
     seen = count_seen(opened, images)

@@ -42,9 +42,9 @@ class AugmentConfig(Section):
     random_erasing: UnitInterval = 0.0
     """Probability that a random rectangle is replaced by the mean colour."""
     device: UnitInterval = 0.0
-    """Probability that one or two random corruptions of `mnft eval --robustness` happen to an
-    image: blur, noise, JPEG, darkness, warm light, distance and so on, from nothing up to strong.
-    It pays where a device's images are worse than those to train on; 0 is off."""
+    """Probability that an image gets one or two random corruptions of `mnft eval --robustness`
+    (blur, noise, JPEG, darkness, warm light, distance...), from nothing up to strong. It pays
+    where a device's images are worse than those to train on; 0 is off."""
     mixup: NotNegative = 0.0
     """Alpha of mixup, which blends pairs of images and targets (0.2 is common); 0 is off."""
     cutmix: NotNegative = 0.0

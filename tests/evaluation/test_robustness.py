@@ -13,7 +13,7 @@ from PIL import Image
 from support.images import COLOURS, draw
 from torch import nn
 
-from mnft.config.evaluation import EvalConfig
+from mnft.config.schema import Config
 from mnft.data.corruptions import CORRUPTIONS, corrupt
 from mnft.data.decode import decode
 from mnft.data.manifest import Sample
@@ -125,11 +125,10 @@ def test_figures_are_those_of_the_corrupted_images(tmp_path: Path) -> None:
         bundle,
         images,
         Outputs(np.arange(6), logits, targets, {}),
-        EvalConfig(),
+        Config.model_validate({"data": {"root": "."}}),
         device="cpu",
         batch_size=4,
         flip=False,
-        trained=0.0,
         reporter=SILENT,
     )
     by_name = {
@@ -147,7 +146,7 @@ def test_figures_are_those_of_the_corrupted_images(tmp_path: Path) -> None:
     assert [CORRUPTIONS[number].name for number in found.worst[:2]] == ["dark", "bright"]
 
 
-def make(clean: list[float], corrupted: list[float], trained: float | None = 0.0) -> Robustness:
+def make(clean: list[float], corrupted: list[float], trained: float = 0.0) -> Robustness:
     """The same ratings under each variant."""
     value = float(np.mean(corrupted))
     return Robustness(

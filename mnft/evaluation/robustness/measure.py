@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mnft.config.evaluation import EvalConfig
+from mnft.config.schema import Config
 from mnft.data.corruptions import CORRUPTIONS, LEVELS
 from mnft.device.machine import open_machine
 from mnft.evaluation.images import ImageSet
@@ -40,7 +40,7 @@ class Robustness:
         clean_ratings: (N,) float in [0, 1], how good the outputs for each image are.
         ratings: (V, N), the same for each variant.
         outputs: (V, N, K) float32, the model's outputs.
-        trained: value of `augment.device` in the model's training; None if it is not known.
+        trained: value of `augment.device` in the model's training; 0 if it is not known.
     """
 
     figure: str
@@ -50,7 +50,7 @@ class Robustness:
     clean_ratings: NDArray[Any]
     ratings: NDArray[Any]
     outputs: NDArray[Any]
-    trained: float | None
+    trained: float
 
     @property
     def num_images(self) -> int:
@@ -152,12 +152,11 @@ def measure_robustness(
     bundle: Bundle,
     images: ImageSet,
     clean: Outputs,
-    config: EvalConfig,
+    config: Config,
     *,
     device: str,
     batch_size: int | None,
     flip: bool,
-    trained: float | None,
     reporter: Reporter,
 ) -> Robustness:
     """Compute the figures of a model on corrupted images.
@@ -166,20 +165,19 @@ def measure_robustness(
         bundle: the model.
         images: the images.
         clean: the model's outputs for the images as they are.
-        config: the `eval` section.
+        config: the config of the model's run, or the defaults.
         device: name of the device: auto, cpu, cuda, cuda:N or mps.
         batch_size: images in a batch; None takes that of the config.
         flip: whether to average each corrupted image with its mirror image, as `clean` is.
-        trained: value of `augment.device` in the model's training; None if it is not known.
         reporter: told of progress.
 
     Raises:
         MnftError: there is no such device, an image does not decode, or the model gives outputs
             that are not finite.
     """
-    machine = open_machine(device).with_precision("fp32", config.precision, img_size=None)
+    machine = open_machine(device).with_precision("fp32", config.eval.precision, img_size=None)
     task = open_task(bundle.labels, bundle.task, bundle.settings)
-    size = batch_size or choose_eval_batch_size(config, bundle.preprocessing)
+    size = batch_size or choose_eval_batch_size(config.eval, bundle.preprocessing)
     targets = task.encode(images.samples)
     batches = CorruptedBatches(images, targets, bundle.preprocessing, machine, size)
     total = len(VARIANTS) * len(images.samples)
@@ -203,7 +201,7 @@ def measure_robustness(
         clean_ratings=_rate_each(task, clean.values, clean.targets),
         ratings=np.stack([_rate_each(task, own, clean.targets) for own in values]),
         outputs=values,
-        trained=trained,
+        trained=config.augment.device,
     )
 
 
