@@ -192,7 +192,7 @@ CORRUPTIONS = (
     Corruption("out of focus", "radius, 1/256", 0.0, (1.5, 3, 5), _defocus),
     Corruption("motion", "length, 1/256", 0.0, (8, 15, 25), _shake),
     Corruption("noise", "deviation, 1/255", 0.0, (12, 25, 50), _add_noise),
-    Corruption("low resolution", "lines", LINES, (112, 56, 28), _reduce),
+    Corruption("low resolution", "lines", 224, (112, 56, 28), _reduce),
     Corruption("low contrast", "contrast", 1.0, (0.6, 0.4, 0.2), _flatten),
     Corruption("grey", "colour", 1.0, (0.5, 0.2, 0.0), _desaturate),
     Corruption("JPEG", "quality", 100, (30, 15, 7), _compress),
