@@ -211,7 +211,7 @@ def evaluate(
         bool, typer.Option("--flip", help="Average each image with its mirror image.")
     ] = False,
     robustness: Annotated[
-        bool, typer.Option("--robustness", help="Also blur, darken, turn... the images.")
+        bool, typer.Option("--robustness", help="Also judge blurred, dark, noisy... images.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -222,7 +222,8 @@ def evaluate(
     Writes metrics.json, predictions.csv, per_class.csv, the confusion matrix, and plots of the
     worst mistakes and of how reliable the model's confidence is.
 
-    Examples: `mnft eval runs/flowers`, `mnft eval --ckpt runs/flowers/best --data photos/`
+    Examples: `mnft eval runs/flowers`, `mnft eval --ckpt runs/flowers/best --data photos/`,
+    `mnft eval runs/flowers --robustness` (how far figures fall on 14 kinds of worse images)
     """
     check_split(split)
     chosen = choose_model(model, checkpoint, "eval")

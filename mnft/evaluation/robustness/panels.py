@@ -24,8 +24,8 @@ from mnft.evaluation.robustness.measure import Robustness
 from mnft.figures import (
     DPI,
     MARK,
+    draw_caption,
     draw_title,
-    find_fonts,
     replace_missing,
     save_figure,
     shorten,
@@ -154,14 +154,4 @@ def plot_examples(robustness: Robustness, images: ImageSet, task: Task, path: Pa
 def _draw_tile(axes: Axes, pixels: NDArray[Any], lines: list[str]) -> None:
     axes.axis("off")
     axes.imshow(ImageOps.pad(Image.fromarray(pixels), (_TILE, _TILE), color="white"))
-    caption = "\n".join(shorten(replace_missing(line), _LINE_CHARS) for line in lines)
-    axes.text(
-        0,
-        -0.03,
-        caption,
-        transform=axes.transAxes,
-        va="top",
-        fontsize=7.5,
-        fontfamily=find_fonts([caption]),
-        parse_math=False,
-    )
+    draw_caption(axes, [shorten(replace_missing(line), _LINE_CHARS) for line in lines])
