@@ -97,7 +97,10 @@ class Robustness:
                 f"augment.device is {self.trained:g} already; images of the device in the training "
                 "set help more"
             )
-        return "train against it: mnft train CONFIG --set augment.device=0.5"
+        return (
+            "train against it: mnft train CONFIG --set augment.device=0.5, and compare both runs "
+            "with --split val"
+        )
 
     def as_record(self) -> dict[str, Any]:
         """All figures as JSON values."""
