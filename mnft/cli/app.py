@@ -217,6 +217,9 @@ def evaluate(
     flip: Annotated[
         bool, typer.Option("--flip", help="Average each image with its mirror image.")
     ] = False,
+    robustness: Annotated[
+        bool, typer.Option("--robustness", help="Also judge blurred, dark, noisy... images.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Evaluate a trained model on images that it was not trained on.
@@ -226,7 +229,8 @@ def evaluate(
     Writes metrics.json, predictions.csv, per_class.csv, the confusion matrix, and plots of the
     worst mistakes and of how reliable the model's confidence is.
 
-    Examples: `mnft eval runs/flowers`, `mnft eval --ckpt runs/flowers/best --data photos/`
+    Examples: `mnft eval runs/flowers`, `mnft eval --ckpt runs/flowers/best --data photos/`,
+    `mnft eval runs/flowers --robustness` (how far figures fall on 14 kinds of worse images)
     """
     check_split(split)
     chosen = choose_model(model, checkpoint, "eval")
@@ -235,7 +239,7 @@ def evaluate(
 
     with flag_of("train.device", f"--device {device}"):
         request = command.Request(
-            chosen, data, split, output, device, batch_size, workers, flip=flip
+            chosen, data, split, output, device, batch_size, workers, flip, robustness
         )
         command.run(request, as_json=as_json)
 

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from mnft import console, files
+from mnft.data.corruptions import LEVELS
 from mnft.errors import ConfigError
 from mnft.evaluation.checkpoint import Checkpoint, load_settings, open_checkpoint, portable_path
 from mnft.evaluation.images import ImageSet, choose_split, count_seen, load_image_set
 from mnft.evaluation.outputs import compute_image_outputs
+from mnft.evaluation.robustness.files import ROBUSTNESS_FILES, write_robustness
+from mnft.evaluation.robustness.measure import Robustness, measure_robustness
 from mnft.model.bundle import Bundle
 from mnft.tasks import open_task
 from mnft.tasks.outputs import METRICS, Evaluation
@@ -31,6 +34,7 @@ class Request:
         batch_size: images in a batch; None for that of the run's config.
         workers: loading processes; None chooses their number.
         flip: whether to average each image with its mirror image.
+        robustness: whether to evaluate on corrupted images as well.
     """
 
     checkpoint: Path
@@ -41,6 +45,7 @@ class Request:
     batch_size: int | None
     workers: int | None
     flip: bool
+    robustness: bool = False
 
 
 def run(request: Request, *, as_json: bool) -> None:
@@ -57,7 +62,7 @@ def run(request: Request, *, as_json: bool) -> None:
     files.check_replaceable(
         target,
         "evaluation",
-        lambda folder: files.holds_only(folder, task.evaluation_files, METRICS),
+        lambda folder: files.holds_only(folder, task.evaluation_files | ROBUSTNESS_FILES, METRICS),
     )
     images = load_image_set(opened, request.data, request.split, console.REPORTER)
     header = {
@@ -67,17 +72,15 @@ def run(request: Request, *, as_json: bool) -> None:
         "test_time_augmentation": "flip" if request.flip else "none",
     }
     _check_same(target, header)
-    settings = load_settings(opened, [])[0].eval
-    outputs = compute_image_outputs(
-        bundle,
-        images,
-        settings,
-        device=request.device,
-        options=EvalOptions(request.batch_size, request.workers),
-        reporter=console.REPORTER,
-        flip=request.flip,
-    )
-    evaluation = task.evaluate(outputs)
+    config = load_settings(opened, [])[0]
+    how: Any = {"device": request.device, "flip": request.flip, "reporter": console.REPORTER}
+    options = EvalOptions(request.batch_size, request.workers)
+    outputs = compute_image_outputs(bundle, images, config.eval, options=options, **how)
+    evaluation, robustness = task.evaluate(outputs), None
+    if request.robustness:
+        robustness = measure_robustness(
+            bundle, images, outputs, config, batch_size=request.batch_size, **how
+        )
     paths = [images.samples[position].path for position in outputs.positions]
     seen = count_seen(opened, images)
     try:
@@ -90,11 +93,13 @@ def run(request: Request, *, as_json: bool) -> None:
             unreadable=images.problems,
             root=images.root,
         )
+        if robustness is not None:
+            write_robustness(target, robustness, images, task)
     except OSError:
         # The figures are shown even if the folder cannot be written.
-        _show_evaluation(bundle, images, evaluation, None, seen=seen, as_json=as_json)
+        _show_evaluation(bundle, images, evaluation, robustness, None, seen=seen, as_json=as_json)
         raise
-    _show_evaluation(bundle, images, evaluation, target, seen=seen, as_json=as_json)
+    _show_evaluation(bundle, images, evaluation, robustness, target, seen=seen, as_json=as_json)
 
 
 def _check_same(target: Path, header: dict[str, str]) -> None:
@@ -141,6 +146,7 @@ def _show_evaluation(
     bundle: Bundle,
     images: ImageSet,
     evaluation: Evaluation,
+    robustness: Robustness | None,
     target: Path | None,
     *,
     seen: int,
@@ -150,7 +156,8 @@ def _show_evaluation(
     if as_json:
         head = {"checkpoint": str(bundle.folder), "data": str(images.source), "split": images.split}
         output = {"output": None if target is None else str(target), "images_trained_on": seen}
-        console.show_json({**head, **output, **evaluation.as_record()})
+        more = {} if robustness is None else {"robustness": robustness.as_record()}
+        console.show_json({**head, **output, **evaluation.as_record(), **more})
         return
     facts = {
         "model": f"{bundle.folder} ({bundle.architecture})",
@@ -161,6 +168,12 @@ def _show_evaluation(
     console.show_table(table.headings, table.rows)
     if table.remark:
         console.note(table.remark + (f"; all: {table.file}" if target else ""))
+    if robustness is not None:
+        headings = ["corruption", "amounts", *LEVELS, "mean"]
+        console.show_table(headings, robustness.build_rows())
+        console.show_facts(robustness.describe())
+        if robustness.advice:
+            console.note(robustness.advice)
     if target is None:
         return
     console.note(f"written to {target}")

@@ -41,6 +41,10 @@ class AugmentConfig(Section):
     """Strength of RandAugment's operations, 0 to 30. AugMix uses a third of it, at most 10."""
     random_erasing: UnitInterval = 0.0
     """Probability that a random rectangle is replaced by the mean colour."""
+    device: UnitInterval = 0.0
+    """Probability that an image gets one or two random corruptions of `mnft eval --robustness`
+    (blur, noise, JPEG, darkness, warm light, distance...), from nothing up to strong. It pays
+    where a device's images are worse than those to train on; 0 is off."""
     mixup: NotNegative = 0.0
     """Alpha of mixup, which blends pairs of images and targets (0.2 is common); 0 is off."""
     cutmix: NotNegative = 0.0

@@ -68,8 +68,8 @@ def open_inputs(
     """Bring the images of the train and val splits into the store; the main process decodes.
 
     If they fit, they are also copied into the memory of a GPU, except training images that an
-    automatic policy augments one by one. Where the store cannot be used, a warning says why, and
-    images are decoded in every epoch: slower, but to the same batches.
+    automatic policy or `augment.device` varies one by one. Where the store cannot be used, a
+    warning says why, and images are decoded in every epoch: slower, but to the same batches.
 
     Raises:
         DataError: an image has changed since the manifest was made.
@@ -107,8 +107,8 @@ def open_inputs(
             )
         return Inputs(None, None, f"none: {error}")
     if fits_on_device([train, val], machine.device):
-        whole_batches = config.augment.policy == "none"
-        placed = DeviceImages(train, machine.device) if whole_batches else train
+        one_by_one = config.augment.policy != "none" or config.augment.device > 0
+        placed = train if one_by_one else DeviceImages(train, machine.device)
         note = f"{note}, in the memory of {machine.device}"
         return Inputs(placed, DeviceImages(val, machine.device), note, train.path.parent)
     return Inputs(train, val, note, train.path.parent)

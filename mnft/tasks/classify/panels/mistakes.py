@@ -17,6 +17,7 @@ from PIL import ImageOps
 from mnft.data.decode import decode_bytes, read_content
 from mnft.errors import DataError
 from mnft.figures import (
+    draw_caption,
     find_fonts,
     make_drawable,
     replace_missing,
@@ -111,17 +112,7 @@ def plot_mistakes(
             f"true: {shorten(names[target], _LINE_CHARS - 12)} {likely[target]:.1%}",
             shorten(replace_missing(Path(paths[position]).name), _LINE_CHARS),
         ]
-        caption = "\n".join(lines)
-        axes.text(
-            0,
-            -0.03,
-            caption,
-            transform=axes.transAxes,
-            va="top",
-            fontsize=7.5,
-            fontfamily=find_fonts([caption]),
-            parse_math=False,
-        )
+        draw_caption(axes, lines)
     save_figure(figure, path)
     return True
 
