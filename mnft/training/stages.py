@@ -70,7 +70,8 @@ def train(
                 with stop_request.deferred():
                     checkpointer.save_interpolated(state, weights)
             reporter.on_epoch(state.interpolated)
-        return replace(result, best=state.best)
+            result = replace(result, best=state.best)
+        return result
     finally:
         training.options.threads.release()
 
