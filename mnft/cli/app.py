@@ -210,16 +210,21 @@ def evaluate(
     flip: Annotated[
         bool, typer.Option("--flip", help="Average each image with its mirror image.")
     ] = False,
+    unknown: Annotated[
+        Path | None,
+        typer.Option("--unknown", help="Images of none of the classes: how many get a name?"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate a trained model on images that it was not trained on.
 
     Prints accuracy (mAP for several labels an image) with its 95% interval, precision, recall and
-    F1 of each class, and calibration.
-    Writes metrics.json, predictions.csv, per_class.csv, the confusion matrix, and plots of the
-    worst mistakes and of how reliable the model's confidence is.
+    F1 of each class, calibration, and how many images the model's threshold names a class for.
+    Writes metrics.json, predictions.csv, per_class.csv, the confusion matrix, the risk-coverage
+    curve, and plots of the worst mistakes and of how reliable the model's confidence is.
 
-    Examples: `mnft eval runs/flowers`, `mnft eval --ckpt runs/flowers/best --data photos/`
+    Examples: `mnft eval runs/flowers`, `mnft eval --ckpt runs/flowers/best --data photos/`, `mnft
+    eval runs/flowers --unknown street/`
     """
     check_split(split)
     chosen = choose_model(model, checkpoint, "eval")
@@ -228,7 +233,7 @@ def evaluate(
 
     with flag_of("train.device", f"--device {device}"):
         request = command.Request(
-            chosen, data, split, output, device, batch_size, workers, flip=flip
+            chosen, data, split, output, device, batch_size, workers, flip=flip, unknown=unknown
         )
         command.run(request, as_json=as_json)
 

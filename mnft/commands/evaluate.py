@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mnft import console, files
 from mnft.errors import ConfigError
 from mnft.evaluation.checkpoint import Checkpoint, load_settings, open_checkpoint, portable_path
-from mnft.evaluation.images import ImageSet, choose_split, count_seen, load_image_set
+from mnft.evaluation.images import (
+    ImageSet,
+    choose_split,
+    count_seen,
+    describe_seen,
+    load_image_set,
+    load_unknown_images,
+)
 from mnft.evaluation.outputs import compute_image_outputs
 from mnft.model.bundle import Bundle
 from mnft.tasks import open_task
-from mnft.tasks.outputs import METRICS, Evaluation
+from mnft.tasks.outputs import METRICS, Evaluation, Outputs, UnknownImages
 from mnft.training.eval_batches import EvalOptions
 
 
@@ -31,6 +40,7 @@ class Request:
         batch_size: images in a batch; None for that of the run's config.
         workers: loading processes; None chooses their number.
         flip: whether to average each image with its mirror image.
+        unknown: a folder of images of nothing that the model knows, or None.
     """
 
     checkpoint: Path
@@ -41,6 +51,7 @@ class Request:
     batch_size: int | None
     workers: int | None
     flip: bool
+    unknown: Path | None = None
 
 
 def run(request: Request, *, as_json: bool) -> None:
@@ -53,7 +64,12 @@ def run(request: Request, *, as_json: bool) -> None:
     opened = open_checkpoint(request.checkpoint)
     bundle = opened.bundle
     task = open_task(bundle.labels, bundle.task, bundle.settings)
-    target = request.output or _default_output(opened, request.data, request.split)
+    if request.unknown is not None and not task.judges_unknown:
+        raise ConfigError(
+            f"--unknown: a model of task: {task.name} gives an image no label where it finds none",
+            hint="put such images into the data set, without labels: then the figures count them",
+        )
+    target = request.output or _default_output(opened, request)
     files.check_replaceable(
         target,
         "evaluation",
@@ -66,18 +82,24 @@ def run(request: Request, *, as_json: bool) -> None:
         "split": images.split,
         "test_time_augmentation": "flip" if request.flip else "none",
     }
+    if request.unknown is not None:
+        header["unknown_images"] = portable_path(request.unknown)
     _check_same(target, header)
     settings = load_settings(opened, [])[0].eval
-    outputs = compute_image_outputs(
+    compute = partial(
+        compute_image_outputs,
         bundle,
-        images,
-        settings,
+        config=settings,
         device=request.device,
         options=EvalOptions(request.batch_size, request.workers),
         reporter=console.REPORTER,
         flip=request.flip,
     )
-    evaluation = task.evaluate(outputs)
+    outputs = compute(images)
+    if request.unknown is None:
+        evaluation = task.evaluate(outputs)
+    else:
+        evaluation = task.evaluate(outputs, _answer_unknown(request.unknown, opened, compute))
     paths = [images.samples[position].path for position in outputs.positions]
     seen = count_seen(opened, images)
     try:
@@ -95,6 +117,17 @@ def run(request: Request, *, as_json: bool) -> None:
         _show_evaluation(bundle, images, evaluation, None, seen=seen, as_json=as_json)
         raise
     _show_evaluation(bundle, images, evaluation, target, seen=seen, as_json=as_json)
+
+
+def _answer_unknown(
+    folder: Path, opened: Checkpoint, compute: Callable[..., Outputs]
+) -> UnknownImages:
+    """The model's outputs for a folder of images of nothing that it knows."""
+    images = load_unknown_images(folder, console.REPORTER)
+    if warning := describe_seen(opened, images):
+        console.warn(f"{folder}: {warning}")
+    outputs = compute(images, what="unknown images", labelled=False)
+    return UnknownImages(outputs, [images.samples[i].path for i in outputs.positions])
 
 
 def _check_same(target: Path, header: dict[str, str]) -> None:
@@ -121,9 +154,10 @@ def _check_same(target: Path, header: dict[str, str]) -> None:
         )
 
 
-def _default_output(opened: Checkpoint, data: Path | None, split: str | None) -> Path:
+def _default_output(opened: Checkpoint, request: Request) -> Path:
     """RUN/eval for the best model on the default split, else a name that says what differs."""
-    folder, recorded = opened.bundle.folder, opened.manifest
+    folder, recorded, data = opened.bundle.folder, opened.manifest, request.data
+    split, unknown = request.split, request.unknown
     if recorded is None:
         resolved = Path(portable_path(folder))
         return resolved.with_name(f"{resolved.name}-eval")
@@ -134,6 +168,8 @@ def _default_output(opened: Checkpoint, data: Path | None, split: str | None) ->
         parts.append(data.resolve().stem if data.is_file() else data.resolve().name)
     if split is not None and (data is not None or split != choose_split(recorded)):
         parts.append(split)
+    if unknown is not None:
+        parts.append(unknown.resolve().name)
     return opened.run.path / "-".join(parts)
 
 
@@ -161,6 +197,10 @@ def _show_evaluation(
     console.show_table(table.headings, table.rows)
     if table.remark:
         console.note(table.remark + (f"; all: {table.file}" if target else ""))
+    if (unknown := evaluation.build_unknown_table()) is not None:
+        console.show_table(unknown.headings, unknown.rows)
+        if unknown.remark:
+            console.note(unknown.remark + (f"; all: {unknown.file}" if target else ""))
     if target is None:
         return
     console.note(f"written to {target}")

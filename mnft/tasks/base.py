@@ -25,7 +25,7 @@ from mnft.tasks.outputs import (
     Evaluation,
     Features,
     FindLabelErrors,
-    Outputs,
+    Remark,
     WriteEvaluation,
 )
 
@@ -156,7 +156,10 @@ class Task:
             teacher, the `distill` section, the student's preprocessing and the teacher's dtype.
         format_figures: figures of the `monitors` as text for people, by names for people.
         plot_training: draws the curve of a training.
-        evaluate: the full evaluation of a model's outputs.
+        describe_settings: what was fitted to the val split besides the weights, for people.
+        evaluate: the full evaluation of a model's outputs; where `judges_unknown`, it takes the
+            outputs for images of nothing that the model knows as well.
+        judges_unknown: whether an answer may be that the model knows nothing of an image.
         write_evaluation: writes the files of an evaluation.
         evaluation_files: names of these files.
         compare: compares the outputs of two models.
@@ -186,7 +189,9 @@ class Task:
     build_distillation: Callable[[Loss, Teacher, DistillConfig, Preprocessing, torch.dtype], Loss]
     format_figures: Callable[[Mapping[str, float]], dict[str, str]]
     plot_training: Callable[[Sequence[EpochResult], Path, str], None]
-    evaluate: Callable[[Outputs], Evaluation]
+    describe_settings: Callable[[Mapping[str, Any]], list[Remark]]
+    evaluate: Callable[..., Evaluation]
+    judges_unknown: bool
     write_evaluation: WriteEvaluation
     evaluation_files: frozenset[str]
     compare: Compare

@@ -43,7 +43,7 @@ from mnft.model.profile import profile_model
 from mnft.preprocessing import Preprocessing
 from mnft.tasks import open_task
 from mnft.tasks.classify.evaluation import Averages, Evaluation
-from mnft.tasks.classify.metrics import compute_wilson_interval
+from mnft.tasks.classify.intervals import compute_wilson_interval
 
 Cli = Callable[..., Result]
 CLASSES = tuple(COLOURS)  # blue, green, red

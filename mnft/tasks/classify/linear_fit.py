@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mnft.config.decision import DecisionConfig
+from mnft.tasks.classify.decision.fit import fit_decision
+from mnft.tasks.classify.decision.record import as_settings
 from mnft.tasks.classify.metrics import compute_epoch_metrics
 from mnft.tasks.classify.targets import compute_balanced_weights
 from mnft.tasks.outputs import Features
@@ -31,6 +35,7 @@ class LinearFit:
         weight_decay: the one of WEIGHT_DECAYS that was chosen on the val split.
         train: figures on the training features.
         val: figures on the validation features.
+        settings: the temperature and the threshold that fit the validation features.
     """
 
     weight: Tensor
@@ -38,11 +43,7 @@ class LinearFit:
     weight_decay: float
     train: dict[str, float]
     val: dict[str, float]
-
-    @property
-    def settings(self) -> dict[str, float]:
-        """Nothing: the most probable class needs no threshold."""
-        return {}
+    settings: dict[str, Any]
 
     @property
     def description(self) -> str:
@@ -58,6 +59,8 @@ def fit_head(
     balanced: bool,
     seed: int,
     device: torch.device,
+    decision: DecisionConfig | None = None,
+    other: int | None = None,
 ) -> LinearFit:
     """Multinomial logistic regression by Adam, for several weight decays side by side.
 
@@ -73,6 +76,8 @@ def fit_head(
         balanced: whether each class weighs as much as any other, however many images it has.
         seed: seed of the order in which features are used.
         device: where to compute.
+        decision: what is fitted to the validation features besides; None fits nothing.
+        other: the output for images of none of the classes, or None.
     """
     values, targets = train.values.to(device), train.targets.to(device)
     class_weights = None
@@ -94,12 +99,18 @@ def fit_head(
     biases = biases - torch.einsum("d,mdk->mk", mean, weights)
     best = _choose_decay(val, weights, biases)
     weight, bias = weights[best].cpu(), biases[best].cpu()
+    figures = [_compute_figures(part, weight, bias, other) for part in (train, val)]
+    settings = {}
+    if decision is not None:
+        logits = (val.values @ weight + bias).numpy()
+        settings = as_settings(fit_decision(logits, val.targets.numpy(), decision, other))
     return LinearFit(
         weight=weight.T.contiguous(),
         bias=bias,
         weight_decay=WEIGHT_DECAYS[best],
-        train=_compute_figures(train, weight, bias),
-        val=_compute_figures(val, weight, bias),
+        train=figures[0],
+        val=figures[1],
+        settings=settings,
     )
 
 
@@ -148,6 +159,9 @@ def _choose_decay(val: Features, weights: Tensor, biases: Tensor) -> int:
     return int(torch.nonzero(means <= means[best] + error).max())
 
 
-def _compute_figures(features: Features, weight: Tensor, bias: Tensor) -> dict[str, float]:
+def _compute_figures(
+    features: Features, weight: Tensor, bias: Tensor, other: int | None
+) -> dict[str, float]:
     logits = features.values @ weight + bias
-    return compute_epoch_metrics(logits.numpy(), features.targets.numpy())._asdict()
+    targets = features.targets.numpy()
+    return compute_epoch_metrics(logits.numpy(), targets, other=other)._asdict()

@@ -61,17 +61,25 @@ def build_mix(augment: AugmentConfig, num_classes: int) -> v2.Transform | None:
     return mixes[0] if len(mixes) == 1 else v2.RandomChoice(mixes)
 
 
-def count_correct(loss: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
+def count_correct(
+    loss: Tensor, logits: Tensor, targets: Tensor, other: int | None = None
+) -> Tensor:
     """The running sums that a batch adds to, left on the device: reading them waits for it.
 
     Args:
         loss: scalar, summed over the images.
         logits: (B, C).
         targets: (B,) int64 labels, or (B, C) float probabilities of mixed images.
+        other: the output for images of none of the classes, or None.
 
     Returns:
-        (2,) float: summed loss, and the number of images whose class is right.
+        (2,) float: summed loss, and the number of images whose class is right; with `other`, the
+        accuracy on the images that have a class, times B.
     """
     labels = targets.argmax(1) if targets.ndim == 2 else targets
-    correct = (logits.argmax(1) == labels).sum()
-    return torch.stack([loss.detach(), correct.float()])
+    correct = logits.argmax(1) == labels
+    if other is None:
+        return torch.stack([loss.detach(), correct.sum().float()])
+    known = labels != other
+    accuracy = (correct & known).sum() / known.sum().clamp_min(1)
+    return torch.stack([loss.detach(), accuracy * len(labels)])

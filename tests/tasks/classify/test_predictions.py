@@ -29,6 +29,8 @@ FILES = {
     "confusion_matrix.csv",
     "confusion_matrix.png",
     "reliability.png",
+    "risk_coverage.csv",
+    "risk_coverage.png",
 }
 HEADER = {"checkpoint": "runs/flowers/best", "split": "test"}
 
