@@ -110,7 +110,7 @@ def measure_unknown(folder: Path) -> None:
                 shutil.copytree(source, known / split / source.name)
     with (CLOTHES / "images.csv").open() as file:
         rows = list(csv.DictReader(file))
-    clothes = [p for p in sorted(CLOTHES.rglob("*.jpg"))][:: max(1, len(rows) // 140)]
+    clothes = sorted(CLOTHES.rglob("*.jpg"))[:: max(1, len(rows) // 140)]
     tulips = sorted((FLOWERS / "train" / "tulips").iterdir())[:40]
     folders = {
         "other-clothes": clothes[:40],

@@ -54,7 +54,7 @@ def fit_decision(
         if known.any() and not known.all():
             unknown = judge_unknown(scores[known], scores[~known], threshold)
             val["other"] = {"images": unknown.num_images, "accepted": unknown.accepted}
-    return Decision(temperature, threshold, config.target_accuracy, val)
+    return Decision(temperature, threshold, config.target_accuracy, other, val)
 
 
 def describe_decision(settings: Mapping[str, Any]) -> list[Remark]:

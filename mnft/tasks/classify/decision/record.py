@@ -24,12 +24,14 @@ class Decision:
         threshold: least probability of the most probable class with which it is named; None where
             a class is always named.
         target_accuracy: the accuracy that the threshold was chosen for, or could not reach.
+        other: the output for images of none of the classes, which is never named; None without one.
         val: how the val split was answered when this was fitted; JSON values.
     """
 
     temperature: float = 1.0
     threshold: float | None = None
     target_accuracy: float | None = None
+    other: int | None = None
     val: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -43,6 +45,7 @@ def as_settings(decision: Decision) -> dict[str, Any]:
             "temperature": decision.temperature,
             "threshold": decision.threshold,
             "target_accuracy": decision.target_accuracy,
+            "other_index": decision.other,
             "val": dict(decision.val),
         }
     }
@@ -62,6 +65,7 @@ def read_settings(settings: Mapping[str, Any]) -> Decision:
             temperature,
             None if threshold is None else float(threshold),
             None if target is None else float(target),
+            found.get("other_index"),
             val,
         )
     except (AttributeError, TypeError, ValueError):
