@@ -57,8 +57,8 @@ class Setting:
         threads: the threads of every model.
         plan: how latency was measured.
         task: the task of the models.
-        more_columns: headings of figures that only some of the models have.
         warnings: the warnings that were given.
+        more_columns: headings of figures that only some of the models have.
     """
 
     data: str
@@ -67,8 +67,8 @@ class Setting:
     threads: int
     plan: Plan
     task: Task
-    more_columns: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    more_columns: tuple[str, ...] = ()
 
     @property
     def figures(self) -> tuple[str, ...]:

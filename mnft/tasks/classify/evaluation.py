@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mnft.tasks.classify.decision.calibration import Calibration
+from mnft.tasks.classify.decision.calibration import ECE_BINS, Calibration
 from mnft.tasks.classify.decision.record import UNKNOWN
 from mnft.tasks.classify.decision.threshold import Kept
 from mnft.tasks.classify.decision.unknown import UnknownFigures, UnknownRow
@@ -161,8 +161,8 @@ class Evaluation:
         def describe(of: Calibration) -> str:
             low, high = of.ece_interval
             return (
-                f"expected calibration error {of.ece:.4f}  (95% bootstrap interval {low:.4f} to "
-                f"{high:.4f}), NLL {of.nll:.4f}, Brier {of.brier:.4f}"
+                f"expected calibration error {of.ece:.4f}  ({ECE_BINS} bins; 95% bootstrap "
+                f"interval {low:.4f} to {high:.4f}), NLL {of.nll:.4f}, Brier {of.brier:.4f}"
             )
 
         facts = {"calibration": describe(self.calibration)}
