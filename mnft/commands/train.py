@@ -156,6 +156,11 @@ def _show_result(run: Run, result: FitResult, seconds: float, *, as_json: bool) 
         ],
         to_stderr=True,
     )
+    for said in training.task.describe_settings(best.settings):
+        say = console.warn if said.is_warning else console.note
+        say(said.text)
+        if said.hint is not None:
+            console.note(f"hint: {said.hint}")
     if (remark := stages.compare_with_head(result, training)) is not None:
         console.note(remark)
     console.done(f"the best model is {folder.best}")

@@ -13,6 +13,7 @@ from pydantic import (
 )
 
 from mnft.config.data import DataConfig
+from mnft.config.decision import DecisionConfig
 from mnft.config.edge import ExportConfig, PruneConfig, QuantizeConfig
 from mnft.config.evaluation import MONITORS, EvalConfig, choose_monitor
 from mnft.config.multilabel import MultilabelConfig
@@ -263,6 +264,7 @@ class Config(Section):
     schedule: ScheduleConfig = ScheduleConfig()
     train: TrainConfig = TrainConfig()
     multilabel: MultilabelConfig = MultilabelConfig()
+    decision: DecisionConfig = DecisionConfig()
     distill: DistillConfig = DistillConfig()
     eval: EvalConfig = EvalConfig()
     export: ExportConfig = ExportConfig()
@@ -279,8 +281,7 @@ class Config(Section):
     @model_serializer(mode="wrap")
     def _without_other_tasks(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = dump(self)
-        if self.task != "multilabel":
-            values.pop("multilabel", None)
+        values.pop("multilabel" if self.task != "multilabel" else "decision", None)
         return values
 
     # The message of a rule over several keys starts with the key to blame; `load` finds the line
@@ -295,6 +296,16 @@ class Config(Section):
             )
         if self.task != "multilabel" and self.multilabel != MultilabelConfig():
             raise ValueError(f"multilabel: found with task: {self.task}, expected task: multilabel")
+        if self.task == "multilabel" and self.decision != DecisionConfig():
+            raise ValueError(
+                "decision: found with task: multilabel, whose labels have thresholds of their own "
+                "(multilabel.threshold); expected task: classify"
+            )
+        if self.task == "multilabel" and self.data.other is not None:
+            raise ValueError(
+                "data.other: found with task: multilabel, where an image of nothing is one without "
+                "labels: a row of the table with an empty cell; expected task: classify"
+            )
         return self
 
     @model_validator(mode="after")

@@ -25,7 +25,7 @@ from mnft.tasks.outputs import (
     Evaluation,
     Features,
     FindLabelErrors,
-    Outputs,
+    Remark,
     WriteEvaluation,
 )
 
@@ -159,7 +159,10 @@ class Task:
             teachers, the `distill` section, the student's preprocessing and the teachers' dtype.
         format_figures: figures of the `monitors` as text for people, by names for people.
         plot_training: draws the curve of a training.
-        evaluate: the full evaluation of a model's outputs.
+        describe_settings: what was fitted to the val split besides the weights, for people.
+        evaluate: the full evaluation of a model's outputs; where `judges_unknown`, it takes the
+            outputs for images of nothing that the model knows as well.
+        judges_unknown: whether an answer may be that the model knows nothing of an image.
         write_evaluation: writes the files of an evaluation.
         evaluation_files: names of these files.
         compare: compares the outputs of two models.
@@ -192,7 +195,9 @@ class Task:
     ]
     format_figures: Callable[[Mapping[str, float]], dict[str, str]]
     plot_training: Callable[[Sequence[EpochResult], Path, str], None]
-    evaluate: Callable[[Outputs], Evaluation]
+    describe_settings: Callable[[Mapping[str, Any]], list[Remark]]
+    evaluate: Callable[..., Evaluation]
+    judges_unknown: bool
     write_evaluation: WriteEvaluation
     evaluation_files: frozenset[str]
     compare: Compare

@@ -21,7 +21,7 @@ from mnft.config.multilabel import MultilabelConfig
 from mnft.device.ranks.distributed import Ranks
 from mnft.device.ranks.rows import Rows
 from mnft.errors import DataError, ModelError
-from mnft.tasks.classify.metrics import compute_wilson_interval
+from mnft.tasks.classify.intervals import compute_wilson_interval
 from mnft.tasks.multilabel.average_precision import (
     Interval,
     bootstrap,
