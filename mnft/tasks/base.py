@@ -59,6 +59,12 @@ class Score(Protocol):
     def fit_settings(self) -> dict[str, Any]:
         """Fit what the task keeps with a model to the images of `result`, such as thresholds."""
 
+    def fitted_loss(self) -> float:
+        """The loss of `result` with what `fit_settings` fits: models of one training compare by it.
+
+        Without it a model that is right but too modest, as label smoothing makes it, would lose.
+        """
+
 
 class FittedHead(Protocol):
     """A linear head that was fitted to features."""

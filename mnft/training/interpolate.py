@@ -10,27 +10,22 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mnft.results import EpochResult
-from mnft.training.fit import evaluate, join_figures
+from mnft.training.fit import Judged, join_figures, judge
 from mnft.training.training import Training
 
-# Of the fine-tuned weights. 0 is the fitted head and 1 the last epoch, which are evaluated already.
-_SHARES = (0.25, 0.5, 0.75)
-
-
-class _Tried(NamedTuple):
-    weights: Mapping[str, Tensor]
-    figures: Mapping[str, float]
-    settings: Mapping[str, Any]
+_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the fine-tuned weights
 
 
 def interpolate(training: Training) -> tuple[EpochResult, Mapping[str, Tensor]]:
     """Evaluate models between the fitted head and the last epoch; the best has the least val loss.
+
+    The loss is that of the calibrated models (`Score.fitted_loss`): accuracy on a few hundred
+    images is too coarse, and fine-tuned models with label smoothing are too modest.
 
     Args:
         training: the training after its last epoch; it is not changed.
@@ -42,16 +37,14 @@ def interpolate(training: Training) -> tuple[EpochResult, Mapping[str, Tensor]]:
     started = time.perf_counter()
     begin, end = state.head_weights, state.evaluated_model.state_dict()
     assert begin is not None
-    assert state.head is not None
     model = copy.deepcopy(state.evaluated_model)
-    tried = {0.0: _Tried(begin, _val_figures(state.head), state.head.settings)}
-    for share in _SHARES:
-        weights = mix(begin, end, share)
-        model.load_state_dict(weights)
-        tried[share] = _Tried(weights, *evaluate(model, training.val, options.loop))
-    last = state.history[-1]
-    tried[1.0] = _Tried(end, _val_figures(last), last.settings)
-    share = min(tried, key=lambda share: tried[share].figures["loss"])
+
+    def try_out(share: float) -> Judged:
+        model.load_state_dict(mix(begin, end, share))
+        return judge(model, training.val, options.loop)
+
+    tried = {share: try_out(share) for share in _SHARES}
+    share = min(tried, key=lambda share: tried[share].fitted_loss)
     seconds = time.perf_counter() - started
     result = EpochResult(
         epoch=len(state.history),
@@ -65,15 +58,7 @@ def interpolate(training: Training) -> tuple[EpochResult, Mapping[str, Tensor]]:
         settings=tried[share].settings,
         share=share,
     )
-    return result, tried[share].weights
-
-
-def _val_figures(result: EpochResult) -> dict[str, float]:
-    return {
-        name.removeprefix("val_"): value
-        for name, value in result.figures.items()
-        if name.startswith("val_")
-    }
+    return result, mix(begin, end, share)
 
 
 def mix(begin: Mapping[str, Tensor], end: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from mnft.reporter import SILENT
 from mnft.runs.begin import begin_training
 from mnft.training import interpolate as module
 from mnft.training import stages
-from mnft.training.fit import evaluate
+from mnft.training.fit import judge
 
 STAGES = "train.stages=[head, finetune, interpolate]"
 
@@ -50,11 +50,12 @@ def test_the_best_model_is_the_one_with_the_smallest_val_loss(train: Trainer) ->
     losses = {}
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         training.state.model.load_state_dict(module.mix(begin, end, share))
-        figures, _ = evaluate(training.state.model, training.val, training.options.loop)
-        losses[share] = figures["loss"]
+        judged = judge(training.state.model, training.val, training.options.loop)
+        losses[share] = judged.fitted_loss
+        temperature = judged.settings.get("decision", {}).get("temperature", 1.0)
+        assert judged.fitted_loss <= judged.figures["loss"] or temperature == 1
     told = result_of(run)
     assert told["share"] == min(losses, key=lambda share: losses[share])
-    assert told["val_loss"] == pytest.approx(losses[told["share"]], rel=1e-5)
     assert_equal(weights_of(run / "best"), module.mix(begin, end, told["share"]))
     assert f"{told['share']:.0%} tuned" in result.stderr
     assert f"{told['share']:.0%} fine-tuned" in result.stderr
@@ -65,13 +66,10 @@ def test_either_end_may_be_the_best(
     share: float, train: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert train("train.stages=[head]", name="head").exit_code == 0
-    real = module._val_figures
-
-    def lower(result: Any) -> dict[str, float]:
-        wanted = (result.stage == "head") == (share == 0.0)
-        return real(result) | ({"loss": 0.0} if wanted else {})
-
-    monkeypatch.setattr(module, "_val_figures", lower)
+    losses = iter([abs(share - other) for other in (0.0, 0.25, 0.5, 0.75, 1.0)])
+    monkeypatch.setattr(
+        module, "judge", lambda *args: judge(*args)._replace(fitted_loss=next(losses))
+    )
     assert train(STAGES, name="run").exit_code == 0
     run = train.run("run")
     assert result_of(run)["share"] == share
