@@ -11,10 +11,9 @@ from mnft.config.schema import Config
 # With fewer images BatchNorm keeps its statistics. This was compared with 1,600 and 1,200 images
 # only; that it also helps with fewer, and no longer with many more, is an assumption.
 _FEW_IMAGES = 20_000
-# With fewer images the rate falls with the root of their number, the weights after fine-tuning are
-# mixed with those before it, and an epoch has several passes: benchmarks/few-images.md.
-_ENOUGH_FOR_THE_RATE = 1_200
-_FEW_FOR_MIXING = 2_000
+# With fewer images the rate falls with the root of their number, and weights are interpolated. An
+# epoch passes over at least so many images. Measured with 100 images: benchmarks/few-images.md.
+_VERY_FEW_IMAGES = 1_000
 _LEAST_PER_EPOCH = 300
 
 
@@ -78,7 +77,7 @@ def _propose(config: Config, num_images: int, linear_head: bool) -> list[Choice]
         else:
             stages = ["head", "finetune"]
             why = "a head fitted to the frozen features first keeps the pretrained layers from harm"
-            if num_images < _FEW_FOR_MIXING:
+            if num_images < _VERY_FEW_IMAGES:
                 stages.append("interpolate")
                 why += "; with few images, weights between those before and after are safer"
         choices.append(Choice("train.stages", stages, why))
@@ -124,7 +123,7 @@ def _propose(config: Config, num_images: int, linear_head: bool) -> list[Choice]
 
 
 def _choose_rate(num_images: int) -> tuple[float, str]:
-    rate = 1e-3 * min(1.0, math.sqrt(num_images / _ENOUGH_FOR_THE_RATE))
+    rate = 1e-3 * min(1.0, math.sqrt(num_images / _VERY_FEW_IMAGES))
     why = "for the top layer; a higher one would undo the fitted head"
     return float(f"{rate:.1g}"), why
 

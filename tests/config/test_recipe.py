@@ -19,7 +19,7 @@ def resolve(values=None, *, num_images=1600, linear_head=True, **sections):
 
 def test_auto_chooses_and_says_why():
     config, choices = resolve()
-    assert config.train.stages == ["head", "finetune", "interpolate"]
+    assert config.train.stages == ["head", "finetune"]
     assert config.optim.name == "adamw"
     assert config.optim.layer_decay
     assert config.schedule.name == "cosine"
@@ -96,7 +96,7 @@ def test_fewer_images_get_more_passes_lower_rates_and_smaller_batches():
     for config, num_images in zip(found, (20, 100, 300), strict=False):
         assert 300 <= config.train.passes * num_images < 2 * 300
     assert [config.optim.lr for config in found] == [1e-4, 3e-4, 5e-4, 1e-3, 1e-3]
-    assert [len(config.train.stages) for config in found] == [3, 3, 3, 3, 2]
+    assert [len(config.train.stages) for config in found] == [3, 3, 3, 2, 2]
     sizes = [choose_batch_size(n) for n in (1, 100, 1600, 10_000, 10**6)]
     assert sizes == sorted(sizes)
     assert (sizes[0], sizes[-1]) == (16, 256)
