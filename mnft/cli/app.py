@@ -11,20 +11,17 @@ import typer
 from mnft import __version__
 from mnft.cli.data import data_app
 from mnft.cli.edge import edge_app
+from mnft.cli.evaluate import evaluate_app
 from mnft.cli.exits import handle_errors
 from mnft.cli.options import (
-    Checkpoint,
     ConfigArgument,
-    Device,
     Json,
     Overrides,
-    RunArgument,
-    Workers,
     flag_of,
 )
 from mnft.cli.search import search_app
-from mnft.cli.starting import check_split, starting, starting_training
-from mnft.cli.usage import SettingsCommand, choose_model, find_missing_model
+from mnft.cli.starting import starting, starting_training
+from mnft.cli.usage import SettingsCommand
 from mnft.errors import ConfigError
 
 app = typer.Typer(
@@ -37,6 +34,7 @@ app = typer.Typer(
     "Start with `mnft data fetch digits`, `mnft train configs/digits.yaml` and "
     "`mnft eval --ckpt runs/digits`; for your own images with `mnft init IMAGES`.",
 )
+app.add_typer(evaluate_app)
 app.add_typer(data_app, name="data")
 app.add_typer(edge_app)
 app.add_typer(search_app)
@@ -188,98 +186,6 @@ def bench(
         from mnft.commands import bench as command
 
     command.run(config, overrides, batches=batches, rounds=rounds, as_json=as_json)
-
-
-@app.command("eval")
-@handle_errors
-def evaluate(
-    model: RunArgument = None,
-    checkpoint: Checkpoint = None,
-    data: Annotated[
-        Path | None, typer.Option("--data", help="Other images than those of the run.")
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option("--split", help="train, val or test; default test, or else val.")
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="Folder to write; default RUN/eval, or RUN/eval-... for other images.",
-        ),
-    ] = None,
-    device: Device = "auto",
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, help="Images per batch.")
-    ] = None,
-    workers: Workers = None,
-    flip: Annotated[
-        bool, typer.Option("--flip", help="Average each image with its mirror image.")
-    ] = False,
-    robustness: Annotated[
-        bool, typer.Option("--robustness", help="Also judge blurred, dark, noisy... images.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Evaluate a trained model on images that it was not trained on.
-
-    Prints accuracy (mAP for several labels an image) with its 95% interval, precision, recall and
-    F1 of each class, and calibration.
-    Writes metrics.json, predictions.csv, per_class.csv, the confusion matrix, and plots of the
-    worst mistakes and of how reliable the model's confidence is.
-
-    Examples: `mnft eval runs/flowers`, `mnft eval --ckpt runs/flowers/best --data photos/`,
-    `mnft eval runs/flowers --robustness` (how far figures fall on 14 kinds of worse images)
-    """
-    check_split(split)
-    chosen = choose_model(model, checkpoint, "eval")
-    with starting(checkpoints=[chosen], images=data):
-        from mnft.commands import evaluate as command
-
-    with flag_of("train.device", f"--device {device}"):
-        request = command.Request(
-            chosen, data, split, output, device, batch_size, workers, flip, robustness
-        )
-        command.run(request, as_json=as_json)
-
-
-@app.command()
-@handle_errors
-def predict(
-    inputs: Annotated[
-        list[str], typer.Argument(help="Files, folders, globs, or - for a list on stdin.")
-    ],
-    checkpoint: Checkpoint = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File to write; default stdout.")
-    ] = None,
-    limit: Annotated[
-        int,
-        typer.Option("--top-k", min=1, help="Number of classes to name for each image."),
-    ] = 1,
-    json_lines: Annotated[
-        bool, typer.Option("--json", help="Write one JSON object per line instead of CSV.")
-    ] = False,
-    device: Device = "auto",
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per batch.")] = 32,
-    workers: Workers = None,
-) -> None:
-    """Predict the class of each image, or its labels; the row of an unreadable file says why.
-
-    Examples: `mnft predict --ckpt runs/flowers photo.jpg`, `mnft predict --ckpt runs/flowers
-    photos/ --top-k 3 -o out.csv`, `find . -name '*.jpg' | mnft predict --ckpt runs/flowers -`
-    """
-    if checkpoint is None:
-        raise find_missing_model(inputs)
-    with starting(checkpoints=[checkpoint]):
-        from mnft.commands import predict as command
-
-    with flag_of("train.device", f"--device {device}"):
-        request = command.Request(
-            checkpoint, inputs, output, limit, json_lines, device, batch_size, workers
-        )
-        command.run(request)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,20 @@ from mnft import console, files
 from mnft.data.corruptions import LEVELS
 from mnft.errors import ConfigError
 from mnft.evaluation.checkpoint import Checkpoint, load_settings, open_checkpoint, portable_path
-from mnft.evaluation.images import ImageSet, choose_split, count_seen, load_image_set
+from mnft.evaluation.images import (
+    ImageSet,
+    choose_split,
+    count_seen,
+    describe_seen,
+    load_image_set,
+    load_unknown_images,
+)
 from mnft.evaluation.outputs import compute_image_outputs
 from mnft.evaluation.robustness.files import ROBUSTNESS_FILES, write_robustness
 from mnft.evaluation.robustness.measure import Robustness, measure_robustness
 from mnft.model.bundle import Bundle
 from mnft.tasks import open_task
-from mnft.tasks.outputs import METRICS, Evaluation
+from mnft.tasks.outputs import METRICS, Evaluation, Outputs, UnknownImages
 from mnft.training.eval_batches import EvalOptions
 
 
@@ -35,6 +43,7 @@ class Request:
         workers: loading processes; None chooses their number.
         flip: whether to average each image with its mirror image.
         robustness: whether to evaluate on corrupted images as well.
+        unknown: a folder of images of nothing that the model knows, or None.
     """
 
     checkpoint: Path
@@ -46,6 +55,7 @@ class Request:
     workers: int | None
     flip: bool
     robustness: bool = False
+    unknown: Path | None = None
 
 
 def run(request: Request, *, as_json: bool) -> None:
@@ -58,7 +68,12 @@ def run(request: Request, *, as_json: bool) -> None:
     opened = open_checkpoint(request.checkpoint)
     bundle = opened.bundle
     task = open_task(bundle.labels, bundle.task, bundle.settings)
-    target = request.output or _default_output(opened, request.data, request.split)
+    if request.unknown is not None and not task.judges_unknown:
+        raise ConfigError(
+            f"--unknown: a model of task: {task.name} gives an image no label where it finds none",
+            hint="put such images into the data set, without labels: then the figures count them",
+        )
+    target = request.output or _default_output(opened, request)
     files.check_replaceable(
         target,
         "evaluation",
@@ -71,12 +86,19 @@ def run(request: Request, *, as_json: bool) -> None:
         "split": images.split,
         "test_time_augmentation": "flip" if request.flip else "none",
     }
+    if request.unknown is not None:
+        header["unknown_images"] = portable_path(request.unknown)
     _check_same(target, header)
     config = load_settings(opened, [])[0]
     how: Any = {"device": request.device, "flip": request.flip, "reporter": console.REPORTER}
     options = EvalOptions(request.batch_size, request.workers)
-    outputs = compute_image_outputs(bundle, images, config.eval, options=options, **how)
-    evaluation, robustness = task.evaluate(outputs), None
+
+    def compute(images: ImageSet, **more: Any) -> Outputs:
+        return compute_image_outputs(bundle, images, config.eval, options=options, **how, **more)
+
+    outputs = compute(images)
+    unknown = [_answer_unknown(request.unknown, opened, compute)] if request.unknown else []
+    evaluation, robustness = task.evaluate(outputs, *unknown), None
     if request.robustness:
         robustness = measure_robustness(
             bundle, images, outputs, config, batch_size=request.batch_size, **how
@@ -100,6 +122,17 @@ def run(request: Request, *, as_json: bool) -> None:
         _show_evaluation(bundle, images, evaluation, robustness, None, seen=seen, as_json=as_json)
         raise
     _show_evaluation(bundle, images, evaluation, robustness, target, seen=seen, as_json=as_json)
+
+
+def _answer_unknown(
+    folder: Path, opened: Checkpoint, compute: Callable[..., Outputs]
+) -> UnknownImages:
+    """The model's outputs for a folder of images of nothing that it knows."""
+    images = load_unknown_images(folder, console.REPORTER)
+    if warning := describe_seen(opened, images):
+        console.warn(f"{folder}: {warning}")
+    outputs = compute(images, what="unknown images", labelled=False)
+    return UnknownImages(outputs, [images.samples[i].path for i in outputs.positions])
 
 
 def _check_same(target: Path, header: dict[str, str]) -> None:
@@ -126,9 +159,10 @@ def _check_same(target: Path, header: dict[str, str]) -> None:
         )
 
 
-def _default_output(opened: Checkpoint, data: Path | None, split: str | None) -> Path:
+def _default_output(opened: Checkpoint, request: Request) -> Path:
     """RUN/eval for the best model on the default split, else a name that says what differs."""
-    folder, recorded = opened.bundle.folder, opened.manifest
+    folder, recorded, data = opened.bundle.folder, opened.manifest, request.data
+    split, unknown = request.split, request.unknown
     if recorded is None:
         resolved = Path(portable_path(folder))
         return resolved.with_name(f"{resolved.name}-eval")
@@ -139,6 +173,8 @@ def _default_output(opened: Checkpoint, data: Path | None, split: str | None) ->
         parts.append(data.resolve().stem if data.is_file() else data.resolve().name)
     if split is not None and (data is not None or split != choose_split(recorded)):
         parts.append(split)
+    if unknown is not None:
+        parts.append(unknown.resolve().name)
     return opened.run.path / "-".join(parts)
 
 
@@ -174,6 +210,10 @@ def _show_evaluation(
         console.show_facts(robustness.describe())
         if robustness.advice:
             console.note(robustness.advice)
+    if (unknown := evaluation.build_unknown_table()) is not None:
+        console.show_table(unknown.headings, unknown.rows)
+        if unknown.remark:
+            console.note(unknown.remark + (f"; all: {unknown.file}" if target else ""))
     if target is None:
         return
     console.note(f"written to {target}")

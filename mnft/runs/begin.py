@@ -12,6 +12,7 @@ from mnft.config.load import load_config, save_config
 from mnft.config.schema import Config
 from mnft.config.source import dump_yaml
 from mnft.data.fetch import catalog
+from mnft.data.labels import OTHER
 from mnft.data.manifest import UNLABELLED, Manifest, list_changes, load_manifest, save_manifest
 from mnft.data.prepare import prepare_manifest
 from mnft.data.unlabelled import add_unlabelled, check_folder
@@ -199,7 +200,9 @@ def _build(
             counts += f", {without:,} without labels"
         taken = f"; split of {config.data.split_from}" if config.data.split_from else ""
         rules = load_label_rules(config.task)
-        names = count(len(manifest.labels), rules.noun, rules.plural)
+        num_others = sum(sample.label == OTHER for sample in manifest.samples)
+        names = count(len(manifest.labels) - bool(num_others), rules.noun, rules.plural)
+        names += f" and {count(num_others, 'image')} of none of them" if num_others else ""
         reporter.note(f"data     {manifest.root}: {names}, {counts}{taken}")
     return manifest, training
 

@@ -25,7 +25,7 @@ from mnft.tasks.outputs import (
     Evaluation,
     Features,
     FindLabelErrors,
-    Outputs,
+    Remark,
     WriteEvaluation,
 )
 
@@ -58,6 +58,12 @@ class Score(Protocol):
 
     def fit_settings(self) -> dict[str, Any]:
         """Fit what the task keeps with a model to the images of `result`, such as thresholds."""
+
+    def fitted_loss(self) -> float:
+        """The loss of `result` with what `fit_settings` fits: models of one training compare by it.
+
+        Without it a model that is right but too modest, as label smoothing makes it, would lose.
+        """
 
 
 class FittedHead(Protocol):
@@ -159,7 +165,10 @@ class Task:
             teachers, the `distill` section, the student's preprocessing and the teachers' dtype.
         format_figures: figures of the `monitors` as text for people, by names for people.
         plot_training: draws the curve of a training.
-        evaluate: the full evaluation of a model's outputs.
+        describe_settings: what was fitted to the val split besides the weights, for people.
+        evaluate: the full evaluation of a model's outputs; where `judges_unknown`, it takes the
+            outputs for images of nothing that the model knows as well.
+        judges_unknown: whether an answer may be that the model knows nothing of an image.
         write_evaluation: writes the files of an evaluation.
         evaluation_files: names of these files.
         compare: compares the outputs of two models.
@@ -192,7 +201,9 @@ class Task:
     ]
     format_figures: Callable[[Mapping[str, float]], dict[str, str]]
     plot_training: Callable[[Sequence[EpochResult], Path, str], None]
-    evaluate: Callable[[Outputs], Evaluation]
+    describe_settings: Callable[[Mapping[str, Any]], list[Remark]]
+    evaluate: Callable[..., Evaluation]
+    judges_unknown: bool
     write_evaluation: WriteEvaluation
     evaluation_files: frozenset[str]
     compare: Compare

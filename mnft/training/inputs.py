@@ -197,6 +197,7 @@ class Loaders:
             rank=self.machine.ranks.rank,
             world_size=self.machine.ranks.world_size,
             weights=weights,
+            passes=self.config.train.passes,
         )
         mix = self.task.build_mix(self.config.augment)
         resize = ProgressiveResize(self.config.train.start_size, self.config.train.epochs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 
 import torch
 
@@ -18,6 +19,8 @@ from mnft.tasks.outputs import Features
 from mnft.training.fit import Checkpointer, fit, join_figures
 from mnft.training.head.cache import cached, compute_key
 from mnft.training.head.features import compute_features, set_head
+from mnft.training.interpolate import interpolate
+from mnft.training.state import TrainState, copy_to_cpu
 from mnft.training.training import Training
 
 _log = logging.getLogger(__name__)
@@ -42,13 +45,15 @@ def train(
     try:
         if "head" in training.stages and state.head is None:
             state.head = state.best = train_head(training, reporter)
+            if "interpolate" in training.stages:
+                state.head_weights = copy_to_cpu(state.evaluated_model.state_dict())
             if checkpointer:
                 with stop_request.deferred():
                     checkpointer.save_epoch(state, state.head)
             reporter.on_epoch(state.head)
         if "finetune" not in training.stages:
             return FitResult([], state.best, stopped_early=False)
-        return fit(
+        result = fit(
             state,
             training.forward,
             training.train,
@@ -58,8 +63,22 @@ def train(
             checkpointer=checkpointer,
             reporter=reporter,
         )
+        if "interpolate" in training.stages and not _is_interpolated(state):
+            state.interpolated, weights = interpolate(training)
+            state.best = state.interpolated
+            if checkpointer:
+                with stop_request.deferred():
+                    checkpointer.save_interpolated(state, weights)
+            reporter.on_epoch(state.interpolated)
+            result = replace(result, best=state.best)
+        return result
     finally:
         training.options.threads.release()
+
+
+def _is_interpolated(state: TrainState) -> bool:
+    """Whether that was done after the last epoch; a run can be extended."""
+    return state.interpolated is not None and state.interpolated.epoch == len(state.history)
 
 
 def train_head(training: Training, reporter: Reporter = SILENT) -> EpochResult:

@@ -83,7 +83,9 @@ class _AsProbabilities(nn.Module):
         return images, certain.masked_fill((targets == NO_CLASS)[:, None], float("nan"))
 
 
-def count_correct(loss: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
+def count_correct(
+    loss: Tensor, logits: Tensor, targets: Tensor, other: int | None = None
+) -> Tensor:
     """The running sums that a batch adds to, left on the device: reading them waits for it.
 
     Args:
@@ -91,12 +93,16 @@ def count_correct(loss: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
         logits: (B, C).
         targets: (B,) int64 labels, or (B, C) float probabilities of mixed images; NO_CLASS or NaN
             where the class is not known.
+        other: the output for images of none of the classes, which are not judged; None without it.
 
     Returns:
         (3,) float: summed loss, the number of images whose class is right, and the number of those
-        whose class is known.
+        that are judged.
     """
     mixed = targets.ndim == 2
     known = ~targets.isnan().any(1) if mixed else targets != NO_CLASS
-    correct = (logits.argmax(1) == (targets.argmax(1) if mixed else targets)) & known
+    labels = targets.argmax(1) if mixed else targets
+    if other is not None:
+        known &= labels != other
+    correct = (logits.argmax(1) == labels) & known
     return torch.stack([loss.detach(), correct.sum().float(), known.sum().float()])

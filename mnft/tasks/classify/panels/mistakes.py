@@ -25,7 +25,8 @@ from mnft.figures import (
     shorten,
     style_axes,
 )
-from mnft.tasks.classify.metrics import compute_reliability, compute_wilson_interval
+from mnft.tasks.classify.decision.calibration import compute_reliability
+from mnft.tasks.classify.intervals import compute_wilson_interval
 
 _DPI = 110
 _COLUMNS, _MAX_SHOWN = 6, 24
