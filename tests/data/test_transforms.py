@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 from torchvision import transforms as v1
-from torchvision.transforms import v2
 
 from mnft.config.schema import AugmentConfig
 from mnft.data.transforms import Transform, build_eval_transform, build_train_transform
