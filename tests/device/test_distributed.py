@@ -440,11 +440,11 @@ def check_heads(ranks):
         timm.create_model("lenet5", num_classes=3), IMAGES, False, None, None, True, "lenet5"
     )
     task = replace(TASK, load_teacher=lambda *_args: teacher)
-    _, words = teaching.add_teacher(
+    _, described = teaching.add_teachers(
         CrossEntropy(0.0, None), config, task, student=IMAGES, views=([], []), machine=machine,
         reporter=SILENT,
     )
-    assert "its head fitted" in words
+    assert "its head fitted" in described[0][1]
     of_teacher = teacher.model.get_classifier().weight.detach()
     assert fitted.weight.shape == of_teacher.shape == (3, 84)
     for weight in (fitted.weight.detach(), of_teacher):
