@@ -11,7 +11,7 @@ from mnft.config.schema import Config
 # With fewer images BatchNorm keeps its statistics. This was compared with 1,600 and 1,200 images
 # only; that it also helps with fewer, and no longer with many more, is an assumption.
 _FEW_IMAGES = 20_000
-# With fewer images the rate falls with the root of their number, and weights are interpolated. An
+# With fewer images the rate falls with the cube root of their number, and weights are interpolated. An
 # epoch passes over at least so many images. Measured with 100 images: benchmarks/few-images.md.
 _VERY_FEW_IMAGES = 1_000
 _LEAST_PER_EPOCH = 300
@@ -94,7 +94,7 @@ def _propose(config: Config, num_images: int, linear_head: bool) -> list[Choice]
             Choice("optim.layer_decay", 0.75, "lower layers are more general and learn slower"),
         ]
     images = f"{num_images:,} images"
-    epochs = min(15, max(5, round(400 / math.sqrt(num_images))))
+    epochs = min(20, max(5, round(400 / math.sqrt(num_images))))
     if not _is_written(config, "train.epochs") and num_images < _LEAST_PER_EPOCH:
         passes = math.ceil(_LEAST_PER_EPOCH / num_images)
         epochs = max(5, round(epochs / passes))
@@ -123,7 +123,7 @@ def _propose(config: Config, num_images: int, linear_head: bool) -> list[Choice]
 
 
 def _choose_rate(num_images: int) -> tuple[float, str]:
-    rate = 1e-3 * min(1.0, math.sqrt(num_images / _VERY_FEW_IMAGES))
+    rate = 1e-3 * min(1.0, math.cbrt(num_images / _VERY_FEW_IMAGES))
     why = "for the top layer; a higher one would undo the fitted head"
     return float(f"{rate:.1g}"), why
 

@@ -95,7 +95,7 @@ def test_fewer_images_get_more_passes_lower_rates_and_smaller_batches():
     assert passes[0] > passes[-1] >= 1
     for config, num_images in zip(found, (20, 100, 300), strict=False):
         assert 300 <= config.train.passes * num_images < 2 * 300
-    assert [config.optim.lr for config in found] == [1e-4, 3e-4, 5e-4, 1e-3, 1e-3]
+    assert [config.optim.lr for config in found] == [3e-4, 5e-4, 7e-4, 1e-3, 1e-3]
     assert [len(config.train.stages) for config in found] == [3, 3, 3, 2, 2]
     sizes = [choose_batch_size(n) for n in (1, 100, 1600, 10_000, 10**6)]
     assert sizes == sorted(sizes)
