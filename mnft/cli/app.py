@@ -22,6 +22,7 @@ from mnft.cli.options import (
     Workers,
     flag_of,
 )
+from mnft.cli.report import report_app
 from mnft.cli.search import search_app
 from mnft.cli.starting import check_split, starting, starting_training
 from mnft.cli.usage import SettingsCommand, choose_model, find_missing_model
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(edge_app)
+app.add_typer(report_app)
 app.add_typer(search_app)
 
 

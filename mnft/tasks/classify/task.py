@@ -30,6 +30,7 @@ from mnft.tasks.classify.targets import (
     encode,
     weigh,
 )
+from mnft.tasks.classify.report.build import build_report
 from mnft.tasks.outputs import Outputs
 
 
@@ -87,6 +88,7 @@ def build(
         rate_one=rate_one,
         find_label_errors=partial(find_label_errors, class_names=labels),
         build_answers=partial(ProbableClasses, labels),
+        build_report=build_report,
     )
 
 
