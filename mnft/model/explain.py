@@ -40,12 +40,8 @@ def compute_gradcam(model: nn.Module, images: Tensor, outputs: Sequence[int]) ->
     Raises:
         ModelError: the model has no such features.
     """
+    check_explainable(model)
     timm_model: Any = model
-    if not (hasattr(model, "forward_features") and hasattr(model, "forward_head")):
-        raise ModelError(
-            "heat maps need a PyTorch model with feature maps, which this is not",
-            hint="name the run that the file was made from",
-        )
     with evaluating(model):
         with torch.no_grad():
             features: Tensor = timm_model.forward_features(images)
@@ -61,6 +57,19 @@ def compute_gradcam(model: nn.Module, images: Tensor, outputs: Sequence[int]) ->
     weights = gradients.mean(dim=(2, 3), keepdim=True)
     heat = F.relu((weights * maps).sum(dim=1))
     return heat / heat.amax(dim=(1, 2), keepdim=True).clamp_min(torch.finfo(heat.dtype).tiny)
+
+
+def check_explainable(model: nn.Module) -> None:
+    """Refuse a model without feature maps, such as an exported file.
+
+    Raises:
+        ModelError: it has none.
+    """
+    if not (hasattr(model, "forward_features") and hasattr(model, "forward_head")):
+        raise ModelError(
+            "heat maps need a PyTorch model with feature maps, which this is not",
+            hint="name the run that the file was made from",
+        )
 
 
 def _as_maps(timm_model: Any, features: Tensor) -> Tensor:

@@ -12,19 +12,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mnft.data.decode import decode_bytes, read_content
 from mnft.errors import DataError
 from mnft.host import count_cores
 from mnft.preprocessing import Preprocessing
 
-# Pixels of the longer side and JPEG quality, tried in this order until all pictures together fit.
+# Pixels of the longer side and JPEG quality, tried in this order until all pictures together fit;
+# neighbours are half as long.
 _LARGE = ((160, 70), (160, 50), (128, 45), (96, 40), (64, 35))
-# Neighbours are half as long.
 _BUDGET_BYTES = 2_000_000  # before base64, which adds a third
 # Dark violet over red to pale yellow: its brightness rises steadily, which all eyes see.
 _HEAT_COLOURS = ((0, 0, 4), (81, 18, 124), (183, 55, 121), (252, 137, 97), (252, 253, 191))
+_OPACITY = 0.6
+_GAP = 8  # pixels between an image and its heat map
 
 
 class Thumbnail(NamedTuple):
@@ -105,13 +107,10 @@ def build_heat(
     """
     if not values.any():
         return None
-    image = Image.fromarray(np.round(255 * values).astype(np.uint8), "P")
-    stops = np.linspace(0, 255, len(_HEAT_COLOURS))
-    channels = [np.interp(np.arange(256), stops, column) for column in zip(*_HEAT_COLOURS)]
-    image.putpalette(np.round(np.stack(channels, 1)).astype(np.uint8).tobytes())
+    image = _colour(Image.fromarray(np.round(255 * values).astype(np.uint8)))
     left, top, width, height = preprocessing.locate_input(*size)
     stream = io.BytesIO()
-    image.convert("RGB").save(stream, "PNG", optimize=True)
+    image.save(stream, "PNG", optimize=True)
     uri = _as_uri("png", stream.getvalue())
     return Heat(uri, *(round(100 * value, 2) for value in (left, top, width, height)))
 
@@ -127,25 +126,29 @@ def paint_heat(
         preprocessing: which part of the image the model saw.
     """
     left, top, width, height = preprocessing.locate_input(*image.size)
-    box = [round(left * image.width), round(top * image.height)]
     size = max(1, round(width * image.width)), max(1, round(height * image.height))
-    levels = Image.fromarray(np.round(255 * values).astype(np.uint8)).resize(
-        size, Image.Resampling.BICUBIC
-    )
-    stops = np.linspace(0, 255, len(_HEAT_COLOURS))
-    colours = np.stack(
-        [np.interp(np.asarray(levels), stops, column) for column in zip(*_HEAT_COLOURS)], axis=2
-    )
-    heat = Image.fromarray(np.round(colours).astype(np.uint8))
-    marked = image.copy()
-    marked.paste(heat, (box[0], box[1]))
+    levels = Image.fromarray(np.round(255 * values).astype(np.uint8))
+    heat = _colour(levels.resize(size, Image.Resampling.BICUBIC))
+    # Grey, so that the colours are those of the heat.
+    marked = ImageOps.grayscale(image).convert("RGB")
+    corner = round(left * image.width), round(top * image.height)
+    covered = marked.copy()
+    covered.paste(heat, corner)
     both = Image.new("RGB", (2 * image.width + _GAP, image.height), "white")
     both.paste(image, (0, 0))
-    both.paste(Image.blend(image, marked, 0.5), (image.width + _GAP, 0))
+    both.paste(Image.blend(marked, covered, _OPACITY), (image.width + _GAP, 0))
     return both
 
 
-_GAP = 8  # pixels between the two
+def _colour(levels: Image.Image) -> Image.Image:
+    """Levels from 0 to 255 in the colours of heat."""
+    stops = np.linspace(0, 255, len(_HEAT_COLOURS))
+    table = [
+        np.interp(np.arange(256), stops, [colour[channel] for colour in _HEAT_COLOURS])
+        for channel in range(3)
+    ]
+    palette = np.round(np.stack(table, axis=1)).astype(np.uint8)
+    return Image.fromarray(palette[np.asarray(levels)])
 
 
 def _decode(path: Path, side: int) -> Image.Image | None:

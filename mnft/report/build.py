@@ -139,7 +139,7 @@ def _build_album(
 
 
 def _explain_pictures(panel: Panel, album: Album, heats: HeatMaps) -> Panel:
-    """Say below a gallery what its heat maps and neighbours are, and what they are not."""
+    """Say above a gallery what its heat maps and neighbours are, and what they are not."""
     if not any(isinstance(block, Gallery) for block in panel.blocks):
         return panel
     texts = []
@@ -148,7 +148,8 @@ def _explain_pictures(panel: Panel, album: Album, heats: HeatMaps) -> Panel:
     elif heats.tested:
         texts.append(
             "Heat maps (Grad-CAM) show where the features lie that raised the answer, not what "
-            f"caused it. Tested on {count(heats.tested, 'picture')} here: blurring the quarter "
+            "caused it; they cover what the model saw of the picture. "
+            f"Tested on {count(heats.tested, 'picture')} here: blurring the quarter "
             f"that a map marks lowers the probability of the answer by {100 * heats.marked:.1f} "
             f"points on average, blurring another quarter by {100 * heats.elsewhere:.1f}."
         )
@@ -157,4 +158,4 @@ def _explain_pictures(panel: Panel, album: Album, heats: HeatMaps) -> Panel:
             "The small pictures are the two training images that the model finds most alike."
         )
     more = [Text(" ".join(texts))] if texts else []
-    return replace(panel, blocks=[*panel.blocks, *more])
+    return replace(panel, blocks=[*more, *panel.blocks])

@@ -50,12 +50,12 @@ def build_comparison(record: Mapping[str, Any], figure: str, title: str) -> list
         kinds.setdefault(f"{model['runtime']} {model['precision']}", []).append(point)
     if kinds:
         times = [point.x for points in kinds.values() for point in points]
-        series = [Series(kind, points, line=False) for kind, points in kinds.items()]
+        series = [Series(kind, points, line=False, named=True) for kind, points in kinds.items()]
         front = sorted(
             (m["latency_median_ms"], m[figure]) for m in models if m.get("pareto_latency")
         )
         if len(front) > 1:
-            series.append(Series("Pareto front", [Point(x, y) for x, y in front]))
+            series.append(Series("Pareto front", [Point(x, y) for x, y in front], marks=False))
         blocks.append(
             Chart(
                 f"{title} against latency: better is further up and further left",

@@ -90,11 +90,15 @@ class Series:
         name: what the legend calls it.
         points: the points, in the order of the line.
         line: whether a line joins them.
+        marks: whether each has a mark.
+        named: whether the name of each stands beside it.
     """
 
     name: str
     points: Sequence[Point]
     line: bool = True
+    marks: bool = True
+    named: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +153,7 @@ class Picture:
         path: the file, relative to the folder of the images.
         group: key by which a gallery is filtered, and cells of tables lead here.
         answer: what the model says.
-        sure: how sure it is, such as "97%".
+        sure: how sure it is, in [0, 1].
         label: what the data set says.
         more: further text, such as the probability of that label.
         output: index of the output whose heat map is shown; None for no heat map.
@@ -158,7 +162,7 @@ class Picture:
     path: str
     group: str
     answer: str
-    sure: str
+    sure: float
     label: str
     more: str = ""
     output: int | None = None

@@ -11,6 +11,7 @@ from mnft.tasks.panels import Chart, Point
 
 WIDTH, HEIGHT = 560, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 16, 12, 44
+_CHARACTER, _LINE = 6.6, 13  # usual width of a character of a name, and height of a line
 _MARKED_POINTS = 60  # with more points on a line, marks would hide it
 
 
@@ -31,13 +32,23 @@ class Mark(NamedTuple):
     name: str
 
 
+class Name(NamedTuple):
+    """The name of a point, and where it stands; `anchor` is SVG's."""
+
+    text: str
+    x: float
+    y: float
+    anchor: str
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A series in pixels: its line as SVG points, "" for none, and its marks."""
+    """A series in pixels: its line as SVG points, "" for none, its marks and their names."""
 
     name: str
     points: str
     marks: Sequence[Mark]
+    names: Sequence[Name] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +107,16 @@ def draw(chart: Chart) -> Drawing:
         low, high = (None if end is None else place_y(end) for end in (point.low, point.high))
         return Mark(place_x(point.x), place_y(point.y), low, high, point.name)
 
-    lines = []
+    lines: list[Line] = []
+    taken: list[Name] = []
     for entry, kept in zip(chart.series, series, strict=True):
         marks = [place(point) for point in kept]
         path = " ".join(f"{mark.x},{mark.y}" for mark in marks) if entry.line else ""
-        lines.append(Line(entry.name, path, marks if len(marks) <= _MARKED_POINTS else []))
+        first = len(taken)
+        for mark in marks if entry.named else []:
+            taken.append(_place_name(mark, taken))
+        shown = marks if entry.marks and len(marks) <= _MARKED_POINTS else []
+        lines.append(Line(entry.name, path, shown, taken[first:]))
     diagonal = (place_x(0), place_y(0), place_x(1), place_y(1)) if chart.diagonal else None
     return Drawing(
         chart,
@@ -113,6 +129,25 @@ def draw(chart: Chart) -> Drawing:
         diagonal,
         None if chart.mark is None else Tick(place_x(chart.mark[0]), chart.mark[1]),
     )
+
+
+def _place_name(mark: Mark, taken: Sequence[Name]) -> Name:
+    """Put a point's name beside it, or further down where another name stands."""
+    anchor, x = ("start", mark.x + 8) if mark.x < WIDTH * 0.6 else ("end", mark.x - 8)
+
+    def span(name: Name) -> tuple[float, float]:
+        width = _CHARACTER * len(name.text)
+        return (name.x, name.x + width) if name.anchor == "start" else (name.x - width, name.x)
+
+    name = Name(mark.name, x, mark.y + 4, anchor)
+    while any(
+        abs(other.y - name.y) < _LINE
+        and span(other)[0] < span(name)[1]
+        and span(name)[0] < span(other)[1]
+        for other in taken
+    ):
+        name = name._replace(y=name.y + _LINE)
+    return name
 
 
 def format_value(value: float, *, percent: bool) -> str:

@@ -18,7 +18,7 @@ from markupsafe import Markup
 import mnft
 from mnft.report.album import Album
 from mnft.report.page.chart import draw, format_value
-from mnft.tasks.panels import Block, Panel, Verdict
+from mnft.tasks.panels import Block, Chooser, Panel, Verdict
 
 _FOLDER = Path(__file__).parent
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -76,12 +76,21 @@ def _open_environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["kind"] = lambda block: type(block).__name__.lower()
-    environment.globals.update(draw=draw, format_value=format_value, threshold_data=_pack_steps)
+    environment.globals.update(draw=draw, format_value=format_value, describe_steps=_describe_steps)
     return environment
 
 
-def _pack_steps(steps: Sequence[tuple[float, int, int]]) -> list[Mapping[str, Any]]:
-    return [{"t": threshold, "kept": kept, "right": right} for threshold, kept, right in steps]
+def _describe_steps(chooser: Chooser) -> list[Mapping[str, str]]:
+    """The steps as texts, so that the table and the script cannot round differently."""
+    return [
+        {
+            "t": f"{threshold:.2f}",
+            "away": f"{1 - kept / max(1, chooser.total):.1%}",
+            "kept": f"{kept:,}",
+            "right": f"{right / kept:.1%}" if kept else "–",
+        }
+        for threshold, kept, right in chooser.steps
+    ]
 
 
 def _read(name: str) -> str:

@@ -72,16 +72,14 @@
 
   // The chooser: what a threshold keeps.
   for (const chooser of all(".chooser")) {
-    const data = JSON.parse(chooser.querySelector(".steps").textContent);
+    const steps = JSON.parse(chooser.querySelector(".steps").textContent);
     const range = chooser.querySelector("input");
     const said = chooser.querySelector(".said");
     const update = () => {
-      const { t, kept, right } = data.steps[range.value];
-      const away = ((100 * (data.total - kept)) / data.total).toFixed(1);
-      const good = kept ? `${((100 * right) / kept).toFixed(1)}% are right` : "none is left";
-      chooser.querySelector("output").textContent = t.toFixed(2);
-      said.textContent = `Below ${t.toFixed(2)}: ${away}% of the images go to a person. ` +
-        `Of the other ${kept.toLocaleString("en")}, ${good}.`;
+      const { t, away, kept, right } = steps[range.value];
+      chooser.querySelector("output").textContent = t;
+      said.textContent = `Below ${t}: ${away} of the images go to a person. ` +
+        (kept === "0" ? "None is left." : `Of the other ${kept}, ${right} are right.`);
     };
     range.addEventListener("input", update);
     update();

@@ -37,8 +37,11 @@ def build_curves(sources: Sources) -> Panel:
             if found:
                 series.append(Series(caption, found))
         mark = float(best["epoch"]), "best epoch"
-        title = f"{name.replace('_', ' ')} of each epoch"
-        blocks.append(Chart(title, "epoch", name.replace("_", " "), series, mark=mark))
+        title = _name(name, sources)
+        percent = name != "loss"
+        blocks.append(
+            Chart(f"{title} of each epoch", "epoch", title, series, percent=percent, mark=mark)
+        )
     rows = [
         [
             str(entry["epoch"]),
@@ -49,7 +52,7 @@ def build_curves(sources: Sources) -> Panel:
         ]
         for entry in epochs
     ]
-    headings = ["epoch", "stage", *(f"val {n.replace('_', ' ')}" for n in names), "rate", "time"]
+    headings = ["epoch", "stage", *(f"val {_name(n, sources)}" for n in names), "rate", "time"]
     blocks.append(Table("All epochs", headings, rows, folded=True))
     head = " Epoch 0 is the head that was fitted first." if epochs[0]["epoch"] == 0 else ""
     lead = (
@@ -59,6 +62,12 @@ def build_curves(sources: Sources) -> Panel:
         "below the val line, and nothing is wrong."
     )
     return Panel("curves", "Learning curves", lead, blocks)
+
+
+def _name(figure: str, sources: Sources) -> str:
+    if figure == sources.task.figure:
+        return sources.task.title
+    return figure.replace("_", " ").replace("f1", "F1")
 
 
 def _number(value: Any) -> Cell:

@@ -55,6 +55,8 @@ def complete_verdict(verdict: Verdict, sources: Sources, metrics: Mapping[str, A
         warnings.append(f"{count(len(bad), 'file')} could not be read and did not count")
     if sources.check and (problems := sources.check.get("problems")):
         warnings.append(f"`mnft data check` found {count(problems, 'problem')}: see Data")
+    if sources.check is None:
+        warnings.append("nobody looked for leaks, near copies or damage in the images: see Data")
     sha256 = sources.opened.bundle.record.get("sha256")
     warnings += list_export_warnings(sources.exports, sha256)
     return replace(

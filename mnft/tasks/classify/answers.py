@@ -49,6 +49,14 @@ class ProbableClasses:
         chosen = [] if values is None else self._choose(values)
         return {"predictions": [{"class": name, "probability": round(p, 6)} for name, p in chosen]}
 
+    def choose_explained(self, values: NDArray[Any]) -> list[int]:
+        """The most probable class.
+
+        Args:
+            values: (C,) logits.
+        """
+        return [int(values.argmax())]
+
     def _choose(self, logits: NDArray[Any]) -> list[tuple[str, float]]:
         probabilities = softmax(logits[None])[0]
         best = (-probabilities).argsort(kind="stable")[: self._limit]

@@ -45,7 +45,7 @@ def build_mistakes(images: JudgedImages, class_names: Sequence[str], limit: int)
             path=images.paths[position],
             group=_key(_pair(images, position)),
             answer=class_names[images.predictions[position]],
-            sure=f"{images.confidences[position]:.0%}",
+            sure=float(images.confidences[position]),
             label=class_names[images.targets[position]],
             more=f"{images.own[position]:.1%}",
             output=int(images.predictions[position]),

@@ -37,7 +37,7 @@ def build_mistakes(decisions: Decisions, labels: Sequence[str], limit: int) -> P
             path=decisions.paths[image],
             group=build_key(label, kind),
             answer=f"no {labels[label]}" if kind == MISSED else labels[label],
-            sure=f"{sure:.0%}",
+            sure=sure,
             label=_join(decisions, labels, image),
             output=label,
         )
