@@ -82,6 +82,4 @@ def data_check(
     ):
         from mnft.commands import check as command
 
-    command.run(
-        target, overrides, as_json=as_json, checkpoint=checkpoint, fix=fix, output=output
-    )
+    command.run(target, overrides, as_json=as_json, checkpoint=checkpoint, fix=fix, output=output)

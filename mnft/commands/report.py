@@ -61,7 +61,9 @@ def run(request: Request, *, as_json: bool) -> None:
         return
     if report.page.missing is not None:
         console.warn(f"{report.page.missing.text} {report.page.missing.command}")
-    console.note(f"report   {target}, {size / 1e6:.2f} MB, {count(len(report.page.panels), 'panel')}")
+    console.note(
+        f"report   {target}, {size / 1e6:.2f} MB, {count(len(report.page.panels), 'panel')}"
+    )
     if card is not None:
         console.note(f"card     {card}")
     elif usual:

@@ -83,7 +83,8 @@ def _as_maps(timm_model: Any, features: Tensor) -> Tensor:
     grid = getattr(embedding, "grid_size", None)
     if grid is None or grid[0] * grid[1] != tokens.shape[1]:
         raise ModelError("the tokens of this model are no grid, so it has no heat maps")
-    return tokens.transpose(1, 2).unflatten(2, tuple(grid))
+    columns = tokens.transpose(1, 2)
+    return columns.reshape(*columns.shape[:2], *grid)
 
 
 def measure_blur(
@@ -115,7 +116,7 @@ def measure_blur(
     heat = F.interpolate(maps[:, None], size=tuple(sides), mode="bilinear", align_corners=False)
     # Ranks, not quantiles: the coldest pixels are all 0.
     ranks = heat.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    parts = (ranks * _PARTS // ranks.shape[1]).unflatten(1, tuple(sides))[:, None]
+    parts = (ranks * _PARTS // ranks.shape[1]).reshape(-1, 1, *sides)
     rows = torch.arange(len(images))
     with torch.inference_mode(), evaluating(model):
         before = activate(model(images))[rows, torch.tensor(outputs)]

@@ -81,8 +81,8 @@ def build_thumbnails(
         files: the file of each picture.
         small: the file of each picture that is shown at half the size.
     """
-    sides = {path: _LARGE[0][0] for path in files.values()}
-    sides = {path: _LARGE[0][0] // 2 for path in small.values()} | sides
+    sides = dict.fromkeys(files.values(), _LARGE[0][0])
+    sides = dict.fromkeys(small.values(), _LARGE[0][0] // 2) | sides
     with ThreadPoolExecutor(count_cores()) as pool:
         decoded = dict(zip(sides, pool.map(_decode, sides, sides.values()), strict=True))
     for side, quality in _LARGE:

@@ -10,7 +10,7 @@ from mnft.config.load import load_config
 from mnft.data.manifest import list_changes
 from mnft.device.machine import open_machine
 from mnft.device.select import keep_freed_memory
-from mnft.report.album import Album, build_heat, build_thumbnails
+from mnft.report.album import Album, Heat, build_heat, build_thumbnails
 from mnft.report.explain import HeatMaps, compute_heat_maps, find_neighbours
 from mnft.report.page.render import Page
 from mnft.report.panels.data import build_data
@@ -21,6 +21,7 @@ from mnft.report.panels.training import build_curves
 from mnft.report.panels.verdict import complete_verdict, describe_missing
 from mnft.report.sources import Sources
 from mnft.reporter import Reporter
+from mnft.tasks import load_label_rules
 from mnft.tasks.panels import Gallery, Panel, Picture, TaskReport, Text
 from mnft.text import count, guard_cell, printable
 
@@ -119,13 +120,20 @@ def _build_album(
         machine,
         reporter,
     )
-    neighbours = {path: near.get(sample.path, []) for path, sample in samples.items()}
+    rules = load_label_rules(bundle.task)
+    neighbours = {
+        path: [
+            n._replace(label=", ".join(rules.parse(n.label)) or f"no {rules.noun}")
+            for n in near.get(sample.path, [])
+        ]
+        for path, sample in samples.items()
+    }
     small = {n.path: manifest.root / n.path for found in neighbours.values() for n in found}
     with reporter.count("drawing pictures", len(samples) + len(small)) as advance:
         files = {path: manifest.root / sample.path for path, sample in samples.items()}
         thumbnails, halves = build_thumbnails(files, small)
         advance(len(samples) + len(small))
-    drawn = {}
+    drawn: dict[tuple[str, int | None], Heat] = {}
     for picture in pictures:
         shown, sample = thumbnails.get(picture.path), samples.get(picture.path)
         if shown and sample and picture.output is not None:
@@ -149,9 +157,9 @@ def _explain_pictures(panel: Panel, album: Album, heats: HeatMaps) -> Panel:
         texts.append(
             "Heat maps (Grad-CAM) show where the features lie that raised the answer, not what "
             "caused it; they cover what the model saw of the picture. "
-            f"Tested on {count(heats.tested, 'picture')} here: blurring the quarter "
-            f"that a map marks lowers the probability of the answer by {100 * heats.marked:.1f} "
-            f"points on average, blurring another quarter by {100 * heats.elsewhere:.1f}."
+            f"Tested on {count(heats.tested, 'picture')} here: blurring the quarter that a map "
+            f"marks changes the probability of the answer by {-100 * heats.marked:+.1f} points on "
+            f"average, blurring another quarter by {-100 * heats.elsewhere:+.1f}."
         )
     if any(album.neighbours.values()):
         texts.append(

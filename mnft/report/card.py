@@ -1,4 +1,4 @@
-"""The model card: the report's figures as Markdown, with the front matter of the Hugging Face hub."""
+"""The model card: the report's figures as Markdown, with front matter for the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mnft.text import printable
 
 CARD = "README.md"
 # The card of an earlier report has this line; a page that a person wrote has not.
-_MARK = "<!-- mnft report: written again by each report; take this line out to keep your changes -->"
+_MARK = "<!-- mnft report writes this page again; take this line out to keep your changes -->"
 _MAX_ROWS = 50
 
 
@@ -60,7 +60,7 @@ def format_card(sources: Sources, report: Report) -> str:
         if verdict.warnings:
             lines += ["## What to know before you trust it", ""]
             lines += [*(f"- {_escape(warning)}" for warning in verdict.warnings), ""]
-    elif isinstance(page.missing, Text):
+    elif page.missing:
         lines += [f"{_escape(page.missing.text)} `{page.missing.command}`", ""]
     lines += ["## Use", "", *_show_use(sources), ""]
     for panel in page.panels:

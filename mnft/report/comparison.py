@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
+from mnft.report.page.render import Page
+from mnft.tasks.base import Task
 from mnft.tasks.panels import Block, Cell, Chart, Panel, Point, Series, Table, Text
 
 
@@ -97,6 +100,43 @@ def _scaled(value: float | None, unit: float, form: str, suffix: str) -> Cell:
     return Cell("–", -1.0) if value is None else Cell(f"{value / unit:{form}}{suffix}", value)
 
 
+def build_page(
+    record: Mapping[str, Any], task: Task, explanation: Sequence[str], agreement: Panel
+) -> Page:
+    """Build the page of a comparison.
+
+    Args:
+        record: the content of comparison.json.
+        task: the task of the models.
+        explanation: what the columns say.
+        agreement: how often the models agree.
+    """
+    images, machine = record["images"], record["machine"]
+    lead = "All models judged the same images on one machine, and were timed in turns."
+    blocks = [*build_comparison(record, task.figure, task.title), *map(Text, explanation)]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+    facts = [
+        ["measured at", record["measured_at"]],
+        ["processor", f"{machine['processor']}, {machine['cores']} cores"],
+        ["system", f"{machine['system']}, Python {machine['python']}"],
+        ["packages", versions],
+        ["timing", f"{record['rounds']} rounds of {record['calls_per_round']} calls of each model"],
+        ["folders", ", ".join(model["folder"] for model in record["models"])],
+    ]
+    measured = Table("Facts", ["what", "value"], facts)
+    return Page(
+        title=f"Comparison of {len(record['models'])} models",
+        subtitle=f"{images['count']:,} images of {images['data']}, split {images['split']}",
+        verdict=None,
+        panels=[
+            Panel("models", "Models", lead, blocks),
+            agreement,
+            Panel("measured", "How it was measured", "", [measured]),
+        ],
+        written=datetime.now(UTC),
+    )
+
+
 def build_agreement(names: Sequence[str], shares: Sequence[Sequence[float]]) -> Panel:
     """Show how often each two models give the same answer.
 
@@ -104,7 +144,7 @@ def build_agreement(names: Sequence[str], shares: Sequence[Sequence[float]]) -> 
         names: names of M models.
         shares: M rows of M fractions of the images.
     """
-    rows = [
+    rows: list[list[Cell | str]] = [
         [name, *(Cell(f"{share:.1%}", share, bar=share) for share in row)]
         for name, row in zip(names, shares, strict=True)
     ]

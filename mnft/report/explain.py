@@ -147,9 +147,7 @@ def find_neighbours(
 
     def compute(chosen: Sequence[Sample], batches: Batches) -> Features:
         with reporter.count("looking for neighbours", len(chosen)) as advance:
-            return compute_features(
-                bundle.model, batches, machine, dtype=dtype, on_images=advance
-            )
+            return compute_features(bundle.model, batches, machine, dtype=dtype, on_images=advance)
 
     def open_decoded(chosen: Sequence[Sample]) -> Batches:
         targets, options = task.encode(chosen), EvalOptions(_BATCH)
@@ -192,4 +190,3 @@ def find_neighbours(
             samples, nearest.indices.tolist(), nearest.values.tolist(), strict=True
         )
     }
-

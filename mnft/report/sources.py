@@ -87,7 +87,7 @@ def read_sources(path: Path, split: str | None, limit: int) -> Sources:
     split = split or choose_split(opened.manifest)
     evaluation, stale = None, ""
     for folder in (run.evaluation, run.path / f"{run.evaluation.name}-{split}"):
-        metrics = _read_json(folder / METRICS)
+        metrics = read_json(folder / METRICS)
         if metrics is not None and metrics.get("split") == split:
             evaluation = EvaluationFiles(folder, metrics, bundle.labels, limit)
             stale = _find_stale(opened, folder, metrics)
@@ -96,11 +96,11 @@ def read_sources(path: Path, split: str | None, limit: int) -> Sources:
         Export(
             folder.name,
             record,
-            _read_json(folder / PARITY) or {},
-            _read_json(folder / QUANTIZATION) or {},
+            read_json(folder / PARITY) or {},
+            read_json(folder / QUANTIZATION) or {},
         )
         for folder in sorted((run.path / "exports").glob("*"))
-        if (record := _read_json(folder / EXPORT)) is not None
+        if (record := read_json(folder / EXPORT)) is not None
     ]
     return Sources(
         opened=opened,
@@ -110,8 +110,8 @@ def read_sources(path: Path, split: str | None, limit: int) -> Sources:
         stale=stale,
         log=read_log(run),
         exports=exports,
-        comparison=_read_json(run.path / COMPARISON / f"{COMPARISON}.json"),
-        check=_read_json(run.path / CHECK),
+        comparison=read_json(run.path / COMPARISON / f"{COMPARISON}.json"),
+        check=read_json(run.path / CHECK),
     )
 
 
@@ -124,7 +124,7 @@ def _find_stale(opened: Checkpoint, folder: Path, metrics: Mapping[str, Any]) ->
     return ""
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
     """The content of a JSON file; None where there is none.
 
     Raises:

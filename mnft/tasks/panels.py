@@ -290,7 +290,8 @@ def choose_shown(
         limit: largest number to choose; with more groups than that, the first ones.
     """
     seen: set[Hashable] = set()
-    first, others = [], []
+    first: list[int] = []
+    others: list[int] = []
     for number, entry in enumerate(entries):
         (others if group(entry) in seen else first).append(number)
         seen.add(group(entry))

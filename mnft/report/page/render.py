@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -18,7 +17,7 @@ from markupsafe import Markup
 import mnft
 from mnft.report.album import Album
 from mnft.report.page.chart import draw, format_value
-from mnft.tasks.panels import Block, Chooser, Panel, Verdict
+from mnft.tasks.panels import Chooser, Panel, Text, Verdict
 
 _FOLDER = Path(__file__).parent
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -43,7 +42,7 @@ class Page:
     verdict: Verdict | None
     panels: Sequence[Panel]
     album: Album = field(default_factory=Album)
-    missing: Block | None = None
+    missing: Text | None = None
     written: datetime | None = None
 
 
@@ -55,13 +54,17 @@ def render(page: Page) -> str:
     """
     script = _read("script.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    html = _open_environment().get_template("page.html").render(
-        page=page,
-        style=Markup(_read("style.css")),
-        script=Markup(script),
-        policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-        f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
-        version=mnft.__version__,
+    html = (
+        _open_environment()
+        .get_template("page.html")
+        .render(
+            page=page,
+            style=Markup(_read("style.css")),
+            script=Markup(script),
+            policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+            f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
+            version=mnft.__version__,
+        )
     )
     return _clean(html)
 

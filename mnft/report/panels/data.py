@@ -24,7 +24,7 @@ def build_data(sources: Sources) -> Panel:
     for sample in manifest.samples:
         counts[sample.split].update(rules.parse(sample.label))
     most = max((n for of_split in counts.values() for n in of_split.values()), default=1)
-    rows = [
+    rows: list[list[Cell | str]] = [
         [
             name,
             *(

@@ -15,7 +15,9 @@ def build_exports(sources: Sources) -> Panel:
     """Show size and parity of each exported file, and the comparison of all where there is one."""
     run = quote(str(sources.folder))
     if not sources.exports:
-        text = Text("No file for a device was made of this model. Run:", "missing", f"mnft export {run}")
+        text = Text(
+            "No file for a device was made of this model. Run:", "missing", f"mnft export {run}"
+        )
         return Panel("exports", "Exports", "", [text])
     figure, title = sources.task.figure, sources.task.title
     current = sources.opened.bundle.record.get("sha256")
@@ -35,8 +37,8 @@ def build_exports(sources: Sources) -> Panel:
     ]
     if sources.comparison is None:
         command = f"mnft compare {run} --exports -o {quote(str(sources.folder / COMPARISON))}"
-        text = "Latency and memory were not measured side by side. Run:"
-        blocks.append(Text(text, "missing", command))
+        missing = "Latency and memory were not measured side by side. Run:"
+        blocks.append(Text(missing, "missing", command))
     else:
         blocks += build_comparison(sources.comparison, figure, title)
     lead = (

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from shlex import quote
 
-from mnft.report.sources import Sources
-from mnft.tasks.panels import Panel, Text
+from mnft.report.sources import Sources, read_json
+from mnft.tasks.panels import Block, Cell, Panel, Table, Text
+
+ROBUSTNESS = "robustness.json"  # in the folder of an evaluation
 
 
 def build_unknowns(sources: Sources) -> Panel:
@@ -23,11 +25,40 @@ def build_unknowns(sources: Sources) -> Panel:
 
 
 def build_robustness(sources: Sources) -> Panel:
-    """Say what blur, noise, light and other faults of cameras cost."""
-    run = quote(str(sources.folder))
-    text = (
-        "Not measured: what blur, noise, bad light and strong compression cost. These figures are "
-        "of images as clean as the ones here. Run:"
+    """Show what blur, noise, light and other faults of cameras cost, where that was measured."""
+    evaluation = sources.evaluation
+    found = None if evaluation is None else read_json(evaluation.folder / ROBUSTNESS)
+    if found is None:
+        run = quote(str(sources.folder))
+        text = (
+            "Not measured: what blur, noise, bad light and strong compression cost. These figures "
+            "are of images as clean as the ones here. Run:"
+        )
+        command = f"mnft eval {run} --robustness"
+        return Panel("robustness", "Robustness", "", [Text(text, "missing", command)])
+    title, clean = sources.task.title, found["clean"]["value"]
+    rows = [
+        [
+            corruption["name"],
+            Cell(f"{corruption['mean']:.1%}", corruption["mean"], bar=corruption["mean"]),
+            Cell(f"{100 * (corruption['mean'] - clean):+.1f}", corruption["mean"] - clean),
+            *(
+                Cell(f"{level['value']:.1%} ({level['amount']:g})", level["value"])
+                for level in corruption["levels"]
+            ),
+        ]
+        for corruption in sorted(found["corruptions"], key=lambda entry: entry["mean"])
+    ]
+    strengths = max((len(c["levels"]) for c in found["corruptions"]), default=0)
+    levels = [f"level {number}" for number in range(1, strengths + 1)]
+    headings = ["fault", f"mean {title}", "points from clean", *levels]
+    name = f"{title} under each fault, the worst first; in brackets how strong it is"
+    blocks: list[Block] = [Table(name, headings, rows, sortable=True, in_card=True)]
+    if found.get("advice"):
+        blocks.append(Text(found["advice"]))
+    lead = (
+        f"Clean images {clean:.1%}, the mean over all faults {found['mean']:.1%}: "
+        f"{100 * found['drop']:.1f} points less (95% interval "
+        f"{100 * found['drop_interval']['low']:.1f} to {100 * found['drop_interval']['high']:.1f})."
     )
-    command = f"mnft eval {run} --robustness"
-    return Panel("robustness", "Robustness", "", [Text(text, "missing", command)])
+    return Panel("robustness", "Robustness", lead, blocks)

@@ -12,7 +12,7 @@ _CAPTIONS = {"train": "on training images, while it learned", "val": "on val"}
 
 
 def list_epochs(log: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The epochs of a log, without those that a resumed run did again; the head stage is epoch 0."""
+    """The epochs of a log, each once, although a resumed run repeats some; the head is epoch 0."""
     epochs = {entry["epoch"]: entry for entry in log if entry.get("event") == "epoch"}
     return [epochs[number] for number in sorted(epochs)]
 
@@ -42,7 +42,7 @@ def build_curves(sources: Sources) -> Panel:
         blocks.append(
             Chart(f"{title} of each epoch", "epoch", title, series, percent=percent, mark=mark)
         )
-    rows = [
+    rows: list[list[Cell | str]] = [
         [
             str(entry["epoch"]),
             str(entry.get("stage", "")),

@@ -39,7 +39,7 @@ def complete_verdict(verdict: Verdict, sources: Sources, metrics: Mapping[str, A
         warnings.append(f"{sources.stale}: evaluate again with `mnft eval {_run(sources)}`")
     if seen := metrics.get("images_trained_on"):
         warnings.append(
-            f"a leak: the model was trained on {count(seen, 'of these images', 'of these images')}, "
+            f"a leak: the model was trained on {seen:,} of these images, "
             "so its figures are too good"
         )
     if sources.split == "val":

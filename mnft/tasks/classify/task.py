@@ -23,6 +23,7 @@ from mnft.tasks.classify.head import CrossEntropy
 from mnft.tasks.classify.linear_fit import fit_head
 from mnft.tasks.classify.metrics import ClassifyScore, compute_evaluation, softmax
 from mnft.tasks.classify.predictions import EVALUATION_FILES, Predictions, write_evaluation
+from mnft.tasks.classify.report.build import build_report
 from mnft.tasks.classify.targets import (
     build_mix,
     compute_balanced_weights,
@@ -30,7 +31,6 @@ from mnft.tasks.classify.targets import (
     encode,
     weigh,
 )
-from mnft.tasks.classify.report.build import build_report
 from mnft.tasks.outputs import Outputs
 
 

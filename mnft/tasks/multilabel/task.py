@@ -22,9 +22,9 @@ from mnft.tasks.multilabel.head import build_loss, compute_divergence
 from mnft.tasks.multilabel.linear_fit import fit_head
 from mnft.tasks.multilabel.metrics import MultilabelScore, compute_evaluation
 from mnft.tasks.multilabel.predictions import EVALUATION_FILES, write_evaluation
+from mnft.tasks.multilabel.report.build import build_report
 from mnft.tasks.multilabel.targets import count_exact, encode, weigh
 from mnft.tasks.multilabel.thresholds import read_settings
-from mnft.tasks.multilabel.report.build import build_report
 from mnft.tasks.outputs import Answers, Outputs
 
 

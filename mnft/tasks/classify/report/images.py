@@ -52,7 +52,9 @@ def read_images(folder: Path, class_names: Sequence[str]) -> JudgedImages:
         CheckpointError: the file is missing or damaged, or of other classes.
     """
     path = folder / PREDICTIONS
-    guarded = [guard_cell(name).encode("utf-8", "backslashreplace").decode() for name in class_names]
+    guarded = [
+        guard_cell(name).encode("utf-8", "backslashreplace").decode() for name in class_names
+    ]
     index = {name: number for number, name in enumerate(guarded)}
     paths, classes, shares = [], [], []
     # A class may have a name that is longer than what the csv module takes by default.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mnft.errors import CheckpointError
 from mnft.tasks.multilabel.predictions import PREDICTIONS
-from mnft.text import guard_cell
+from mnft.text import guard_cell, printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ def read_decisions(folder: Path, labels: Sequence[str]) -> Decisions:
             heading = next(rows)
             at_path, at_error = heading.index("path"), heading.index("error")
             columns = [
-                heading.index(guard_cell(f"{kind}_{name}"))
+                heading.index(printable(guard_cell(f"{kind}_{name}")))
                 for name in labels
                 for kind in ("p", "decision", "target")
             ]

@@ -66,5 +66,5 @@ def build_key(label: int, kind: str) -> str:
 
 
 def _join(decisions: Decisions, labels: Sequence[str], image: int) -> str:
-    present = [labels[k] for k in np.flatnonzero(decisions.present[image])]
+    present = [labels[k] for k in np.flatnonzero(decisions.present[image]).tolist()]
     return ", ".join(present) or "no label"
