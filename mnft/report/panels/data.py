@@ -70,7 +70,7 @@ def _build_findings(sources: Sources) -> list[Block]:
         return [Text(text, "missing", command)]
     findings = sources.check["findings"]
     if not findings:
-        return [Text("`mnft data check` found nothing wrong with the images.", "good")]
+        return [Text("mnft data check found nothing wrong with the images.", "good")]
     rows = []
     for finding in findings[:_MAX_FINDINGS]:
         paths = finding["paths"]
@@ -83,6 +83,6 @@ def _build_findings(sources: Sources) -> list[Block]:
             ]
         )
     left = len(findings) - len(rows)
-    title = f"{count(len(findings), 'finding')} of `mnft data check`"
+    title = f"{count(len(findings), 'finding')} of mnft data check"
     title += f", the first {_MAX_FINDINGS}" if left else ""
     return [Table(title, ["kind", "what", "files"], rows, folded=len(rows) > 10)]

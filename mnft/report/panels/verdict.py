@@ -15,6 +15,7 @@ from mnft.text import count
 
 # Wider than this, an interval decides little: 400 images at 90% have 6 points.
 _WIDE = 0.10
+_LEAKS = {"leak", "near_leak", "group_leak"}  # kinds of findings
 
 
 def complete_verdict(verdict: Verdict, sources: Sources, metrics: Mapping[str, Any]) -> Verdict:
@@ -36,7 +37,7 @@ def complete_verdict(verdict: Verdict, sources: Sources, metrics: Mapping[str, A
         beside["head by itself, on val"] = f"{head[figure]:.1%}"
     warnings = []
     if sources.stale:
-        warnings.append(f"{sources.stale}: evaluate again with `mnft eval {_run(sources)}`")
+        warnings.append(f"{sources.stale}: evaluate again: mnft eval {_run(sources)}")
     if seen := metrics.get("images_trained_on"):
         warnings.append(
             f"a leak: the model was trained on {seen:,} of these images, "
@@ -54,7 +55,13 @@ def complete_verdict(verdict: Verdict, sources: Sources, metrics: Mapping[str, A
     if bad := metrics.get("unreadable"):
         warnings.append(f"{count(len(bad), 'file')} could not be read and did not count")
     if sources.check and (problems := sources.check.get("problems")):
-        warnings.append(f"`mnft data check` found {count(problems, 'problem')}: see Data")
+        warnings.append(f"mnft data check found {count(problems, 'problem')}: see Data")
+    findings = sources.check["findings"] if sources.check else []
+    if leaks := sum(finding["kind"] in _LEAKS for finding in findings):
+        warnings.append(
+            f"{count(leaks, 'pair or group', 'pairs or groups')} of images that look alike, or are "
+            "the same, lie in two splits: see Data"
+        )
     if sources.check is None:
         warnings.append("nobody looked for leaks, near copies or damage in the images: see Data")
     sha256 = sources.opened.bundle.record.get("sha256")
