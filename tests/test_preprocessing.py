@@ -10,10 +10,13 @@ from mnft.data.transforms import build_eval_transform
 from mnft.preprocessing import Preprocessing
 
 HALF = (0.5, 0.5, 0.5)
+GEOMETRIES = [("center", 0.875), ("squash", 1.0), ("center", 1.0)]
 
 
 @pytest.mark.parametrize("size", [(300, 200), (120, 340), (256, 256)])
-@pytest.mark.parametrize(("mode", "crop_pct"), [("center", 0.875), ("squash", 1.0), ("center", 1.0)])
+@pytest.mark.parametrize(
+    ("mode", "crop_pct"), [("center", 0.875), ("squash", 1.0), ("center", 1.0)]
+)
 def test_the_input_lies_where_the_pipeline_takes_it_from(
     size: tuple[int, int], mode: str, crop_pct: float
 ) -> None:

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from mnft.device.machine import open_machine
 from mnft.errors import ModelError
 from mnft.evaluation.checkpoint import open_checkpoint
 from mnft.evaluation.images import load_image_set
-from mnft.device.machine import open_machine
 from mnft.model.explain import compute_gradcam, measure_blur
 from mnft.reporter import SILENT
 from mnft.tasks import load_activation
@@ -125,7 +125,9 @@ def test_blurring_tells_a_right_map_from_a_wrong_one() -> None:
 
 
 @pytest.mark.real
-def test_a_map_of_photographs_marks_what_matters(assets: Path, tmp_path: Path, run_cli: object) -> None:
+def test_a_map_of_photographs_marks_what_matters(
+    assets: Path, tmp_path: Path, run_cli: object
+) -> None:
     """A head on frozen ImageNet features, 60 photographs: the test that the report prints."""
     config = tmp_path / "flowers.yaml"
     config.write_text(
@@ -133,7 +135,7 @@ def test_a_map_of_photographs_marks_what_matters(assets: Path, tmp_path: Path, r
         f"model: {{name: 'local-dir:{assets / 'weights/tf_mobilenetv3_small_075'}'}}\n"
         "train: {stages: [head], device: cpu}\n"
     )
-    assert run_cli("train", config, "--set", "run.name=x").exit_code == 0  # type: ignore[operator]
+    assert run_cli("train", config, "--set", "run.name=x").exit_code == 0
     opened = open_checkpoint(Path("runs/x"))
     chosen = load_image_set(opened, None, "test", SILENT).take_evenly(60)
     bundle = opened.bundle
