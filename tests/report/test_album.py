@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 from support.images import draw
 
@@ -55,9 +56,9 @@ def test_a_heat_map_is_tiny_and_lies_where_the_model_looked() -> None:
     image = open_uri(heat.uri).convert("L")
     assert image.size == (7, 7)
     assert np.asarray(image).argmax() == 6
-    # The middle 87.5% of the shorter side, as a square.
-    assert heat.height == 87.5
-    assert heat.width == 65.62
+    # 96 of the 109 pixels that the shorter side is resized to, as a square.
+    assert heat.height == pytest.approx(100 * 96 / 109, abs=0.01)
+    assert heat.width == pytest.approx(heat.height * 120 / 160, abs=0.01)
     assert build_heat(np.zeros((7, 7)), (160, 120), INPUT) is None
 
 
