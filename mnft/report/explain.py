@@ -180,13 +180,16 @@ def find_neighbours(
     own = compute(samples, open_decoded(samples))
     theirs = F.normalize(features.values.float(), dim=1)
     similarities = F.normalize(own.values.float(), dim=1) @ theirs.T
-    nearest = similarities.topk(min(_NUM_NEIGHBOURS, len(pool)), dim=1)
+    values, indices = similarities.sort(dim=1, descending=True, stable=True)
     return {
         sample.path: [
             Neighbour(pool[i].path, pool[i].label, similarity)
-            for i, similarity in zip(indices, values, strict=True)
+            for i, similarity in zip(near, cosines, strict=True)
         ]
-        for sample, indices, values in zip(
-            samples, nearest.indices.tolist(), nearest.values.tolist(), strict=True
+        for sample, near, cosines in zip(
+            samples,
+            indices[:, :_NUM_NEIGHBOURS].tolist(),
+            values[:, :_NUM_NEIGHBOURS].tolist(),
+            strict=True,
         )
     }

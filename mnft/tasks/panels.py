@@ -175,7 +175,7 @@ class Gallery:
     Attributes:
         title: what they have in common.
         pictures: the pictures, in order.
-        groups: name and number of all images of each group, of which some may be left out.
+        groups: name of each group that has a picture here, and the number of all its images.
         total: number of all such images.
     """
 
@@ -296,3 +296,8 @@ def choose_shown(
         (others if group(entry) in seen else first).append(number)
         seen.add(group(entry))
     return [entries[number] for number in sorted([*first, *others][:limit])]
+
+
+def list_shown_groups(panel: Panel) -> set[str]:
+    """The groups of all pictures of a panel, to which cells of tables may lead."""
+    return {group for block in panel.blocks if isinstance(block, Gallery) for group in block.groups}

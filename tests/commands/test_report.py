@@ -216,6 +216,9 @@ def test_hostile_names_and_200_pictures_fit_in_3_mb(
     assert "<script>alert(1)" not in raw
     assert "&lt;script&gt;alert(1)" in raw
     assert page.count('class="frame gone"') == 0  # every path was found again
+    targets = set(re.findall(r'href="#(group-[^"]+)"', raw))
+    assert targets
+    assert targets <= set(re.findall(r'id="(group-[^"]+)"', raw))
     few = read(run_cli("report", run, "--images", 10, "-o", "few.html"))
     assert few.count('<li class="shot"') == 10
 

@@ -9,7 +9,15 @@ from mnft.tasks.classify.metrics import compute_wilson_interval
 from mnft.tasks.classify.report.confidence import build_confidence
 from mnft.tasks.classify.report.images import read_images
 from mnft.tasks.classify.report.mistakes import build_confusion, build_mistakes
-from mnft.tasks.panels import Cell, EvaluationFiles, Panel, Table, TaskReport, Verdict
+from mnft.tasks.panels import (
+    Cell,
+    EvaluationFiles,
+    Panel,
+    Table,
+    TaskReport,
+    Verdict,
+    list_shown_groups,
+)
 from mnft.text import count
 
 _FEW_OF_A_CLASS = 10
@@ -23,11 +31,12 @@ def build_report(found: EvaluationFiles) -> TaskReport:
     """
     images = read_images(found.folder, found.labels)
     metrics = found.metrics
+    mistakes = build_mistakes(images, found.labels, found.limit)
     return TaskReport(
         verdict=_judge(metrics),
         panels=[
-            build_mistakes(images, found.labels, found.limit),
-            build_confusion(images, found.labels),
+            mistakes,
+            build_confusion(images, found.labels, list_shown_groups(mistakes)),
             _build_classes(metrics["per_class"]),
             build_confidence(images, metrics),
         ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -52,9 +52,11 @@ def build_mistakes(images: JudgedImages, class_names: Sequence[str], limit: int)
         )
         for position in chosen
     ]
+    shown = {picture.group for picture in pictures}
     groups = {
         _key(pair): (f"{class_names[pair[0]]} taken for {class_names[pair[1]]}", number)
         for pair, number in pairs.most_common()
+        if _key(pair) in shown
     }
     lead = (
         f"{count(len(wrong), 'image')} of {len(images.paths):,} got another class than their own; "
@@ -65,12 +67,15 @@ def build_mistakes(images: JudgedImages, class_names: Sequence[str], limit: int)
     return Panel("mistakes", "Mistakes", lead, [gallery])
 
 
-def build_confusion(images: JudgedImages, class_names: Sequence[str]) -> Panel:
+def build_confusion(
+    images: JudgedImages, class_names: Sequence[str], shown: Collection[str]
+) -> Panel:
     """Show which classes are taken for which: all of them, or the worst pairs of many.
 
     Args:
         images: the judged images.
         class_names: C names.
+        shown: keys of the pairs that pictures are shown of, to which cells lead.
     """
     counts = Counter(zip(images.targets.tolist(), images.predictions.tolist(), strict=True))
     support = np.bincount(images.targets, minlength=len(class_names))
@@ -79,7 +84,7 @@ def build_confusion(images: JudgedImages, class_names: Sequence[str]) -> Panel:
         [
             class_names[true],
             class_names[said],
-            Cell(str(n), n, link=_key((true, said)), label=_say(class_names, (true, said), n)),
+            _cell(class_names, (true, said), n, int(support[true]), shown),
             Cell(f"{n / support[true]:.1%}", n / support[true], bar=n / support[true]),
         ]
         for (true, said), n in wrong[:_WORST_PAIRS]
@@ -94,7 +99,7 @@ def build_confusion(images: JudgedImages, class_names: Sequence[str]) -> Panel:
         return Panel("confusion", "Confusion", lead, pairs or [Text("No confusions.", "good")])
     cells = [
         [
-            _cell(class_names, (row, column), counts[row, column], int(support[row]))
+            _cell(class_names, (row, column), counts[row, column], int(support[row]), shown)
             for column in range(len(class_names))
         ]
         for row in range(len(class_names))
@@ -104,10 +109,15 @@ def build_confusion(images: JudgedImages, class_names: Sequence[str]) -> Panel:
     return Panel("confusion", "Confusion", lead, [matrix, *pairs])
 
 
-def _cell(class_names: Sequence[str], pair: tuple[int, int], n: int, support: int) -> Cell:
+def _cell(
+    class_names: Sequence[str],
+    pair: tuple[int, int],
+    n: int,
+    support: int,
+    shown: Collection[str],
+) -> Cell:
     fraction = n / support if support else 0.0
-    is_mistake = n > 0 and pair[0] != pair[1]
-    link = _key(pair) if is_mistake else None
+    link = _key(pair) if _key(pair) in shown else None
     return Cell(str(n or ""), n, bar=fraction, link=link, label=_say(class_names, pair, n))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from mnft.tasks.panels import (
     TaskReport,
     Text,
     Verdict,
+    list_shown_groups,
 )
 from mnft.text import count
 
@@ -35,11 +36,12 @@ def build_report(found: EvaluationFiles) -> TaskReport:
     """
     decisions = read_decisions(found.folder, found.labels)
     metrics = found.metrics
+    mistakes = build_mistakes(decisions, found.labels, found.limit)
     return TaskReport(
         verdict=_judge(metrics),
         panels=[
-            build_mistakes(decisions, found.labels, found.limit),
-            _build_labels(metrics["per_label"], decisions),
+            mistakes,
+            _build_labels(metrics["per_label"], decisions, list_shown_groups(mistakes)),
             _build_confidence(decisions),
         ],
         pipeline_tag="image-classification",
@@ -86,7 +88,9 @@ def _judge(metrics: Mapping[str, Any]) -> Verdict:
     )
 
 
-def _build_labels(per_label: Sequence[Mapping[str, Any]], decisions: Decisions) -> Panel:
+def _build_labels(
+    per_label: Sequence[Mapping[str, Any]], decisions: Decisions, shown: Collection[str]
+) -> Panel:
     rows = []
     for k, row in enumerate(per_label):
         missed, surplus = int(decisions.missed[:, k].sum()), int(decisions.surplus[:, k].sum())
@@ -100,8 +104,10 @@ def _build_labels(per_label: Sequence[Mapping[str, Any]], decisions: Decisions) 
                 _rate(row["precision"], row["precision_interval"]),
                 Cell(f"{row['f1']:.3f}", row["f1"]),
                 Cell(f"{row['threshold']:.3g}", row["threshold"]),
-                _lead_to(missed, build_key(k, MISSED), f"{row['name']} missed"),
-                _lead_to(surplus, build_key(k, SURPLUS), f"{row['name']} seen where it is not"),
+                _lead_to(missed, build_key(k, MISSED), f"{row['name']} missed", shown),
+                _lead_to(
+                    surplus, build_key(k, SURPLUS), f"{row['name']} seen where it is not", shown
+                ),
             ]
         )
     headings = [
@@ -135,9 +141,9 @@ def _rate(value: float | None, interval: Mapping[str, float] | None) -> Cell:
     return Cell(text, value, bar=value, low=low, high=high)
 
 
-def _lead_to(number: int, key: str, what: str) -> Cell:
+def _lead_to(number: int, key: str, what: str, shown: Collection[str]) -> Cell:
     label = f"{what}: {count(number, 'image')}"
-    return Cell(str(number), number, link=key if number else None, label=label)
+    return Cell(str(number), number, link=key if key in shown else None, label=label)
 
 
 def _build_confidence(decisions: Decisions) -> Panel:

@@ -43,12 +43,14 @@ def build_mistakes(decisions: Decisions, labels: Sequence[str], limit: int) -> P
         )
         for sure, image, label, kind in chosen
     ]
+    shown = {picture.group for picture in pictures}
     groups = {
         build_key(label, kind): (
             f"{labels[label]} {'missed' if kind == MISSED else 'seen where it is not'}",
             number,
         )
         for (label, kind), number in numbers.most_common()
+        if build_key(label, kind) in shown
     }
     images = len({image for _, image, _, _ in wrong})
     lead = (
