@@ -38,6 +38,7 @@ _BATCH = 32
 # Training images among which neighbours are looked for, spread evenly over the labels.
 _MAX_POOL = 4000
 _NUM_NEIGHBOURS = 2
+_FEW = 400  # images that are decoded without further processes
 _MAX_BLURRED = 64  # images that the heat maps are tested on
 
 
@@ -138,7 +139,8 @@ def find_neighbours(
     Returns:
         The neighbours by path, the nearest first; empty where the model has no pooled features.
     """
-    if not has_linear_head(bundle.model, bundle.preprocessing.input_size):
+    has_features = has_linear_head(bundle.model, bundle.preprocessing.input_size)
+    if not has_features or not samples:
         return {}
     by_label = sorted(train, key=lambda sample: sample.label)
     pool = [by_label[i] for i in every_nth(len(by_label), _MAX_POOL)]
@@ -150,7 +152,9 @@ def find_neighbours(
             return compute_features(bundle.model, batches, machine, dtype=dtype, on_images=advance)
 
     def open_decoded(chosen: Sequence[Sample]) -> Batches:
-        targets, options = task.encode(chosen), EvalOptions(_BATCH)
+        # Starting processes takes longer than decoding a few hundred images.
+        workers = 0 if len(chosen) <= _FEW else None
+        targets, options = task.encode(chosen), EvalOptions(_BATCH, workers)
         return open_eval_batches(root, chosen, targets, preprocessing, machine, options=options)
 
     # What the training has kept of its images need not be decoded again.

@@ -275,11 +275,13 @@ def test_predict_explains_each_answer(run: Path, run_cli: Cli, tmp_path: Path) -
     assert len(written) == 3  # all are called 000.png, and none is lost
     for name in written:
         assert name.split("-")[1].removesuffix(".png") in answers
-        assert Image.open(Path("why") / name).size == (2 * 24 + 8, 24)
+        with Image.open(Path("why") / name) as image:
+            assert image.size == (2 * 24 + 8, 24)
     missing = run_cli("predict", "--ckpt", run, "--explain", "why", tmp_path / "no.png")
     assert missing.exit_code == 1
 
 
+@pytest.mark.slow  # each model is measured in a process of its own
 def test_compare_writes_a_page_of_several_models(run: Path, run_cli: Cli) -> None:
     shutil.copytree(run / "best", run / "last")
     result = run_cli("compare", run / "best", run / "last", "--html", "-o", "out", "--rounds", 1)
