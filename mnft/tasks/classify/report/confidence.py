@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mnft.tasks.classify.metrics import compute_reliability, compute_wilson_interval
 from mnft.tasks.classify.report.images import JudgedImages
@@ -22,19 +23,12 @@ def build_confidence(images: JudgedImages, metrics: Mapping[str, Any]) -> Panel:
         metrics: the content of metrics.json, which has the calibration error.
     """
     right = images.predictions == images.targets
-    points = []
-    for b in compute_reliability(images.confidences, right):
-        if b.num_images:
-            low, high = compute_wilson_interval(b.num_correct, b.num_images)
-            name = f"{b.num_correct} of {b.num_images} right"
-            points.append(Point(b.confidence, b.num_correct / b.num_images, low, high, name))
-    chart = Chart(
-        "Reliability: how often answers of one confidence are right, with 95% intervals",
-        "confidence of the answers",
-        "fraction that is right",
-        [Series("answers, in groups", points, line=False)],
-        percent=True,
-        diagonal=True,
+    chart = draw_reliability(
+        images.confidences,
+        right,
+        title="Reliability: how often answers of one confidence are right, with 95% intervals",
+        x="confidence of the answers",
+        what="right",
     )
     order = np.argsort(images.confidences, kind="stable")
     ascending, hits = images.confidences[order], right[order]
@@ -65,3 +59,25 @@ def build_confidence(images: JudgedImages, metrics: Mapping[str, Any]) -> Panel:
         steps,
     )
     return Panel("confidence", "Confidence", lead, [chart, chooser, note])
+
+
+def draw_reliability(
+    probabilities: NDArray[Any], true: NDArray[Any], *, title: str, x: str, what: str
+) -> Chart:
+    """Draw how often what got a probability is true, in the bins of the calibration error.
+
+    Args:
+        probabilities: (N,) float in [0, 1].
+        true: (N,) bool.
+        title: what the chart shows.
+        x: what the probabilities are.
+        what: what a true one is called, such as "right".
+    """
+    points = []
+    for b in compute_reliability(probabilities, true):
+        if b.num_images:
+            low, high = compute_wilson_interval(b.num_correct, b.num_images)
+            name = f"{b.num_correct} of {b.num_images} {what}"
+            points.append(Point(b.confidence, b.num_correct / b.num_images, low, high, name))
+    series = [Series("in groups", points, line=False)]
+    return Chart(title, x, f"fraction that is {what}", series, percent=True, diagonal=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,27 +58,37 @@ def read_images(folder: Path, class_names: Sequence[str]) -> JudgedImages:
     ]
     index = {name: number for number, name in enumerate(guarded)}
     paths, classes, shares = [], [], []
-    # A class may have a name that is longer than what the csv module takes by default.
+    with open_predictions(path) as rows:
+        heading = next(rows)
+        at = {name: heading.index(name) for name in ("path", "target", "prediction")}
+        confidence = heading.index("confidence")
+        columns = [heading.index(f"p_{name}") for name in guarded]
+        for row in rows:
+            if not row[at["prediction"]]:
+                continue  # a file that could not be read
+            target = index[row[at["target"]]]
+            paths.append(row[at["path"]])
+            classes.append((target, index[row[at["prediction"]]]))
+            shares.append((float(row[confidence]), float(row[columns[target]])))
+    numbers = np.array(classes, dtype=np.int64).reshape(-1, 2)
+    fractions = np.array(shares, dtype=np.float64).reshape(-1, 2)
+    return JudgedImages(paths, numbers[:, 0], numbers[:, 1], fractions[:, 0], fractions[:, 1])
+
+
+@contextmanager
+def open_predictions(path: Path) -> Iterator[Iterator[list[str]]]:
+    """Give the rows of predictions.csv, and turn what is wrong with them into one error.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or has other columns than were looked for.
+    """
+    # A label may have a name that is longer than what the csv module takes by default.
     csv.field_size_limit(1 << 24)
     try:
         with path.open(encoding="utf-8", newline="") as stream:
-            rows = csv.reader(stream)
-            heading = next(rows)
-            at = {name: heading.index(name) for name in ("path", "target", "prediction")}
-            confidence = heading.index("confidence")
-            columns = [heading.index(f"p_{name}") for name in guarded]
-            for row in rows:
-                if not row[at["prediction"]]:
-                    continue  # a file that could not be read
-                target = index[row[at["target"]]]
-                paths.append(row[at["path"]])
-                classes.append((target, index[row[at["prediction"]]]))
-                shares.append((float(row[confidence]), float(row[columns[target]])))
+            yield csv.reader(stream)
     except (OSError, ValueError, KeyError, StopIteration, csv.Error, IndexError) as error:
         raise CheckpointError(
             f"{path}: cannot be read: {error or 'it is empty'}",
             hint="evaluate again with `mnft eval`, which writes it",
         ) from error
-    numbers = np.array(classes, dtype=np.int64).reshape(-1, 2)
-    fractions = np.array(shares, dtype=np.float64).reshape(-1, 2)
-    return JudgedImages(paths, numbers[:, 0], numbers[:, 1], fractions[:, 0], fractions[:, 1])

@@ -7,16 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from mnft.tasks.classify.metrics import compute_reliability, compute_wilson_interval
+from mnft.tasks.classify.report.confidence import draw_reliability
 from mnft.tasks.multilabel.report.images import Decisions, read_decisions
 from mnft.tasks.multilabel.report.mistakes import MISSED, SURPLUS, build_key, build_mistakes
 from mnft.tasks.panels import (
     Cell,
-    Chart,
     EvaluationFiles,
     Panel,
-    Point,
-    Series,
     Table,
     TaskReport,
     Text,
@@ -150,23 +147,16 @@ def _build_confidence(decisions: Decisions) -> Panel:
     known = decisions.known
     present = decisions.present[known]
     probabilities = decisions.probabilities[known]
-    points = []
-    for b in compute_reliability(probabilities, present):
-        if b.num_images:
-            low, high = compute_wilson_interval(b.num_correct, b.num_images)
-            name = f"{b.num_correct} of {b.num_images} there"
-            points.append(Point(b.confidence, b.num_correct / b.num_images, low, high, name))
     lead = (
         f"A probability of 30% should mean that the label is there in 30 of 100 cases. Here are "
         f"all {len(present):,} pairs of an image and a label."
     )
-    chart = Chart(
-        "Reliability: how often a label of one probability is there, with 95% intervals",
-        "probability of the label",
-        "fraction that is there",
-        [Series("labels of images, in groups", points, line=False)],
-        percent=True,
-        diagonal=True,
+    chart = draw_reliability(
+        probabilities,
+        present,
+        title="Reliability: how often a label of one probability is there, with 95% intervals",
+        x="probability of the label",
+        what="there",
     )
     mean = float(np.mean(probabilities)) if len(present) else 0.0
     share = float(np.mean(present)) if len(present) else 0.0

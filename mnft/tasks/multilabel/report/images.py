@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mnft.errors import CheckpointError
+from mnft.tasks.classify.report.images import open_predictions
 from mnft.tasks.multilabel.predictions import PREDICTIONS
 from mnft.text import guard_cell, printable
 
@@ -59,27 +58,19 @@ def read_decisions(folder: Path, labels: Sequence[str]) -> Decisions:
     """
     path = folder / PREDICTIONS
     paths, values = [], []
-    csv.field_size_limit(1 << 24)
-    try:
-        with path.open(encoding="utf-8", newline="") as stream:
-            rows = csv.reader(stream)
-            heading = next(rows)
-            at_path, at_error = heading.index("path"), heading.index("error")
-            columns = [
-                heading.index(printable(guard_cell(f"{kind}_{name}")))
-                for name in labels
-                for kind in ("p", "decision", "target")
-            ]
-            for row in rows:
-                if row[at_error]:
-                    continue
-                paths.append(row[at_path])
-                values.append([float(row[column] or "nan") for column in columns])
-    except (OSError, ValueError, StopIteration, csv.Error, IndexError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be read: {error or 'it is empty'}",
-            hint="evaluate again with `mnft eval`, which writes it",
-        ) from error
+    with open_predictions(path) as rows:
+        heading = next(rows)
+        at_path, at_error = heading.index("path"), heading.index("error")
+        columns = [
+            heading.index(printable(guard_cell(f"{kind}_{name}")))
+            for name in labels
+            for kind in ("p", "decision", "target")
+        ]
+        for row in rows:
+            if row[at_error]:
+                continue
+            paths.append(row[at_path])
+            values.append([float(row[column] or "nan") for column in columns])
     table = np.array(values, dtype=np.float64).reshape(len(paths), len(labels), 3)
     targets = table[..., 2]
     return Decisions(paths, table[..., 0], table[..., 1] == 1, targets == 1, ~np.isnan(targets))
