@@ -60,7 +60,7 @@ class Row:
         evaluation: evaluation on the same images as all other rows.
         latency: measured together with the others.
         problem: why figures are missing.
-        outputs: its outputs for the images, where they are kept to be compared with others.
+        outputs: outputs for the images, where they are kept to be compared with others.
     """
 
     variant: Variant
