@@ -89,7 +89,7 @@ class Preprocessing:
 
         Args:
             width: width of the image in pixels.
-            height: its height.
+            height: height of the image in pixels.
 
         Returns:
             Fractions of the image's width and height; with a border they go beyond it.

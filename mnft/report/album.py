@@ -103,7 +103,7 @@ def build_heat(
     Args:
         values: (h, w) float in [0, 1].
         size: width and height of the picture that it lies on.
-        preprocessing: which part of the picture the model saw.
+        preprocessing: preprocessing that says which part of the picture the model saw.
     """
     if not values.any():
         return None
@@ -123,7 +123,7 @@ def paint_heat(
     Args:
         image: an RGB image.
         values: (h, w) float in [0, 1].
-        preprocessing: which part of the image the model saw.
+        preprocessing: preprocessing that says which part of the image the model saw.
     """
     left, top, width, height = preprocessing.locate_input(*image.size)
     size = max(1, round(width * image.width)), max(1, round(height * image.height))

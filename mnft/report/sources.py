@@ -39,7 +39,7 @@ class Sources:
 
     Attributes:
         opened: the run's best model.
-        task: its task.
+        task: task of the model.
         split: the split that the report is about.
         evaluation: what `mnft eval` wrote for it; None where it did not.
         stale: why that evaluation may be of another model; "" where it is of this one.

@@ -22,7 +22,7 @@ class Cell(NamedTuple):
         value: what its column is sorted by, where that is a number; such columns stand right.
         bar: length of a bar behind the text, in [0, 1]; None for no bar.
         low: lower end of an interval that is drawn on the bar, in [0, 1].
-        high: its upper end.
+        high: upper end of that interval.
         link: key of the pictures of the page that the cell leads to.
         label: what the link is called for those who do not see the table.
     """
@@ -109,7 +109,7 @@ class Chart:
         title: what it shows.
         x: what the horizontal axis shows, with its unit.
         y: what the vertical axis shows, with its unit.
-        series: at most six.
+        series: lines and points, at most six of them.
         percent: whether y, and x too if `diagonal`, is a fraction to show in percent.
         diagonal: whether to draw the line where both are equal; both axes then go from 0 to 1.
         log_x: whether the horizontal axis is logarithmic.
@@ -209,7 +209,7 @@ class Panel:
 
     Attributes:
         key: short word for its address on the page.
-        title: its heading.
+        title: heading of the panel.
         lead: one sentence that says what is to be seen.
         blocks: what it shows, in order.
     """
@@ -226,7 +226,7 @@ class Verdict:
 
     Attributes:
         figure: the main figure as text, such as "90.5%".
-        title: its name.
+        title: name of the main figure.
         low: lower end of its 95% interval, as text.
         high: the upper end.
         sentence: the same in words that need no knowledge of the field.

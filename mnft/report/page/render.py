@@ -28,7 +28,7 @@ class Page:
     """What a page says.
 
     Attributes:
-        title: its heading.
+        title: heading of the page.
         subtitle: a line below it.
         verdict: the evaluation in short, or None.
         missing: what the verdict lacks, with the command that makes it, or None.
