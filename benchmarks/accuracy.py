@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -29,9 +30,11 @@ def run(args: argparse.Namespace, seed: int) -> dict[str, object]:
             f"train: {{seed: {seed}}}\nrun: {{dir: {folder}/runs, name: one}}\n"
         )
         overrides = [part for override in args.set for part in ("--set", override)]
+        used = _cpu_seconds()
         train = _mnft("train", str(config), "--json", *overrides)
         result = {"name": args.name, "model": args.model.rsplit("/", 1)[-1], "seed": seed}
         result |= {key: train[key] for key in ("best_epoch", "val_accuracy", "seconds")}
+        result["cpu_seconds"] = round(_cpu_seconds() - used, 1)
         result |= {"set": args.set, "processor": name_processor()}
         lines = (Path(folder) / "runs/one/log.jsonl").read_text().splitlines()
         epochs = [line for line in map(json.loads, lines) if line["event"] == "epoch"]
@@ -58,13 +61,15 @@ def show(path: Path) -> None:
     for line in path.read_text().splitlines():
         result = json.loads(line)
         groups[result["model"], result["name"]].append(result)
-    print("| model | recipe | n | val | test | seconds |\n|---|---|---|---|---|---|")
+    print("| model | recipe | n | val | test | seconds | of CPU |\n|---|---|---|---|---|---|---|")
     for (model, name), results in groups.items():
         cells = [
             _spread([r.get(key) for r in results]) for key in ("val_accuracy", "test_accuracy")
         ]
         seconds = statistics.mean(r["seconds"] for r in results)
-        print(f"| {model} | {name} | {len(results)} | {' | '.join(cells)} | {seconds:.0f} |")
+        cpu = statistics.mean(r.get("cpu_seconds", float("nan")) for r in results)
+        cells += [f"{seconds:.0f}", f"{cpu:.0f}"]
+        print(f"| {model} | {name} | {len(results)} | {' | '.join(cells)} |")
 
 
 def _spread(values: list[float | None]) -> str:
@@ -73,6 +78,11 @@ def _spread(values: list[float | None]) -> str:
         return ""
     spread = f" ± {statistics.stdev(known):.2f}" if len(known) > 1 else ""
     return f"{statistics.mean(known):.2f}{spread}"
+
+
+def _cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def main() -> None:

@@ -149,6 +149,14 @@ def draw_title(axes: Axes, title: str, *, width: float, size: float) -> None:
     )
 
 
+def draw_caption(axes: Axes, lines: Sequence[str]) -> None:
+    """Put lines of text below an image, in fonts that have their characters."""
+    caption = "\n".join(lines)
+    fonts = find_fonts([caption])
+    below = {"transform": axes.transAxes, "va": "top", "fontsize": 7.5}
+    axes.text(0, -0.03, caption, below, fontfamily=fonts, parse_math=False)
+
+
 def style_axes(axes: Axes) -> None:
     """Give the plot of a curve a light grid, small ticks and no box."""
     axes.grid(True, color="#e4e4e4", linewidth=0.5)

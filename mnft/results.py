@@ -48,6 +48,7 @@ class EpochResult:
         threads: threads that computed on the CPU; 0 if not known.
         max_threads: threads that a quiet machine would have had; 0 if not known.
         settings: what the task fitted to the val split, to keep with the model; JSON values.
+        share: share of the fine-tuned weights, for the stage that interpolates.
     """
 
     epoch: int
@@ -63,12 +64,13 @@ class EpochResult:
     threads: int = 0
     max_threads: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
+    share: float | None = None
 
     def as_record(self) -> dict[str, Any]:
         """Return the result as log.jsonl and resume.pt hold it, with the figures side by side."""
         record: dict[str, Any] = {}
         for name, value in asdict(self).items():
-            if name == "settings" and not value:
+            if (name == "settings" and not value) or (name == "share" and value is None):
                 continue
             record |= value if name == "figures" else {name: value}
         return record

@@ -27,6 +27,7 @@ class StopRequest:
         self._process = 0  # the one that handles signals; processes that it forks do not
         self._deferred = 0  # blocks of `deferred` that the main thread is in
         self._request: Interrupted | None = None  # a signal that has come and was not raised
+        self._raised: Interrupted | None = None  # what the handler raised
         self._first_only = False
         self._ignoring = False
 
@@ -34,7 +35,8 @@ class StopRequest:
     def handling_signals(self) -> Iterator[None]:
         """Let signals raise `Interrupted` in the main thread until the block ends."""
         self._process = os.getpid()
-        self._request, self._first_only, self._ignoring = None, False, False
+        self._request, self._raised = None, None
+        self._first_only, self._ignoring = False, False
         before = {number: signal.signal(number, self._on_signal) for number in _EXIT_CODES}
         try:
             yield
@@ -56,6 +58,18 @@ class StopRequest:
         request, self._request = self._request, None
         if request is not None:
             raise request
+
+    def raise_if_dropped(self) -> None:
+        """Raise again what the handler raised while an object was removed: Python drops that.
+
+        For code that goes on only if no signal has come.
+
+        Raises:
+            Interrupted: a signal has come.
+        """
+        raised, self._raised = self._raised, None
+        if raised is not None:
+            raise raised
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -115,7 +129,7 @@ class StopRequest:
         if self._deferred and self._request is None:
             self._request = request
             return
-        self._request = None
+        self._request, self._raised = None, request
         raise request
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 from collections.abc import Callable, Iterator
@@ -150,6 +151,17 @@ QUICK_FAULTS = (
     "test_a_failure_of_both_is_said_once",
     "test_the_main_process_cannot_hear_of_it[signal]",
 )
+
+
+def pytest_collection_finish() -> None:
+    """Take what is imported and collected by now out of all later garbage collections."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Give it back: extensions complain at the end of what was never collected."""
+    gc.unfreeze()
 
 
 @pytest.hookimpl(tryfirst=True)

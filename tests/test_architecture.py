@@ -215,6 +215,7 @@ EARLY = {
     "mnft",
     "mnft.cli.data",
     "mnft.cli.edge",
+    "mnft.cli.evaluate",
     "mnft.errors",
     "mnft.cli.exits",
     "mnft.cli.options",

@@ -11,21 +11,18 @@ import typer
 from mnft import __version__
 from mnft.cli.data import data_app
 from mnft.cli.edge import edge_app
+from mnft.cli.evaluate import evaluate_app
 from mnft.cli.exits import handle_errors
 from mnft.cli.options import (
-    Checkpoint,
     ConfigArgument,
-    Device,
     Json,
     Overrides,
-    RunArgument,
-    Workers,
     flag_of,
 )
 from mnft.cli.report import report_app
 from mnft.cli.search import search_app
-from mnft.cli.starting import check_split, starting, starting_training
-from mnft.cli.usage import SettingsCommand, choose_model, find_missing_model
+from mnft.cli.starting import starting, starting_training
+from mnft.cli.usage import SettingsCommand
 from mnft.errors import ConfigError
 
 app = typer.Typer(
@@ -38,6 +35,7 @@ app = typer.Typer(
     "Start with `mnft data fetch digits`, `mnft train configs/digits.yaml` and "
     "`mnft eval --ckpt runs/digits`; for your own images with `mnft init IMAGES`.",
 )
+app.add_typer(evaluate_app)
 app.add_typer(data_app, name="data")
 app.add_typer(edge_app)
 app.add_typer(report_app)
@@ -138,26 +136,33 @@ def train(
 @handle_errors
 def distill(
     config: Annotated[Path, typer.Argument(help="A YAML config of the student.")],
-    teacher: Annotated[
-        str | None,
-        typer.Option("--teacher", help="A run, a model folder or a timm name."),
+    teachers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--teacher",
+            help="A run, a model folder or a timm name; may be repeated: of several, the "
+            "probabilities are averaged.",
+        ),
     ] = None,
     overrides: Overrides = [],  # noqa: B006 - Typer copies it
     as_json: Json = False,
 ) -> None:
-    """Train a small model to answer as a larger one does; everything else is as in `mnft train`.
+    """Train a small model to answer as larger ones do; everything else is as in `mnft train`.
 
-    The teacher is a run or model folder that knows the same labels, or a pretrained timm model,
+    A teacher is a run or model folder that knows the same labels, or a pretrained timm model,
     whose head is then fitted to the training images first. `--teacher X` is the same as
-    `distill.teacher: X` in the config.
+    `distill.teacher: X` in the config. `distill.images` names a folder of images without labels to
+    learn from as well.
 
-    Example: `mnft distill configs/flowers.yaml --teacher runs/large --set
-    model.name=mobilenetv3_small_075`
+    Examples: `mnft distill configs/flowers.yaml --teacher runs/large --set
+    model.name=mobilenetv3_small_075`, `mnft distill my.yaml --teacher runs/a --teacher runs/b
+    --set distill.images=unlabelled/`
     """
     from mnft.config.source import dump_inline
 
-    if teacher is not None:
-        overrides = [*overrides, f"distill.teacher={dump_inline(teacher)}"]
+    if teachers:
+        named = teachers if len(teachers) > 1 else teachers[0]
+        overrides = [*overrides, f"distill.teacher={dump_inline(named)}"]
     with starting(config=config, overrides=overrides, needs_teacher=True):
         from mnft.commands import train as command
 
@@ -183,97 +188,6 @@ def bench(
         from mnft.commands import bench as command
 
     command.run(config, overrides, batches=batches, rounds=rounds, as_json=as_json)
-
-
-@app.command("eval")
-@handle_errors
-def evaluate(
-    model: RunArgument = None,
-    checkpoint: Checkpoint = None,
-    data: Annotated[
-        Path | None, typer.Option("--data", help="Other images than those of the run.")
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option("--split", help="train, val or test; default test, or else val.")
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="Folder to write; default RUN/eval, or RUN/eval-... for other images.",
-        ),
-    ] = None,
-    device: Device = "auto",
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, help="Images per batch.")
-    ] = None,
-    workers: Workers = None,
-    flip: Annotated[
-        bool, typer.Option("--flip", help="Average each image with its mirror image.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Evaluate a trained model on images that it was not trained on.
-
-    Prints accuracy (mAP for several labels an image) with its 95% interval, precision, recall and
-    F1 of each class, and calibration.
-    Writes metrics.json, predictions.csv, per_class.csv, the confusion matrix, and plots of the
-    worst mistakes and of how reliable the model's confidence is.
-
-    Examples: `mnft eval runs/flowers`, `mnft eval --ckpt runs/flowers/best --data photos/`
-    """
-    check_split(split)
-    chosen = choose_model(model, checkpoint, "eval")
-    with starting(checkpoints=[chosen], images=data):
-        from mnft.commands import evaluate as command
-
-    with flag_of("train.device", f"--device {device}"):
-        request = command.Request(
-            chosen, data, split, output, device, batch_size, workers, flip=flip
-        )
-        command.run(request, as_json=as_json)
-
-
-@app.command()
-@handle_errors
-def predict(
-    inputs: Annotated[
-        list[str], typer.Argument(help="Files, folders, globs, or - for a list on stdin.")
-    ],
-    checkpoint: Checkpoint = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File to write; default stdout.")
-    ] = None,
-    limit: Annotated[
-        int,
-        typer.Option("--top-k", min=1, help="Number of classes to name for each image."),
-    ] = 1,
-    json_lines: Annotated[
-        bool, typer.Option("--json", help="Write one JSON object per line instead of CSV.")
-    ] = False,
-    device: Device = "auto",
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per batch.")] = 32,
-    workers: Workers = None,
-    explain: Annotated[
-        Path | None, typer.Option("--explain", help="Folder for a heat map of each answer.")
-    ] = None,
-) -> None:
-    """Predict the class of each image, or its labels; the row of an unreadable file says why.
-
-    Examples: `mnft predict --ckpt runs/flowers photo.jpg`, `mnft predict --ckpt runs/flowers
-    photos/ --top-k 3 -o out.csv`, `find . -name '*.jpg' | mnft predict --ckpt runs/flowers -`
-    """
-    if checkpoint is None:
-        raise find_missing_model(inputs)
-    with starting(checkpoints=[checkpoint]):
-        from mnft.commands import predict as command
-
-    with flag_of("train.device", f"--device {device}"):
-        request = command.Request(
-            checkpoint, inputs, output, limit, json_lines, device, batch_size, workers, explain
-        )
-        command.run(request)
 
 
 @app.command()

@@ -8,11 +8,14 @@ from typing import Annotated
 import typer
 
 from mnft.cli.exits import handle_errors
-from mnft.cli.options import Json, Overrides
+from mnft.cli.options import ConfigArgument, Json, Overrides
 from mnft.cli.starting import starting
 from mnft.cli.usage import SettingsCommand
 
-data_app = typer.Typer(no_args_is_help=True, help="Fetch data sets and check image folders.")
+data_app = typer.Typer(
+    no_args_is_help=True,
+    help="Fetch data sets, check image folders, and see whether more images would help.",
+)
 
 
 @data_app.command("fetch")
@@ -83,3 +86,24 @@ def data_check(
         from mnft.commands import check as command
 
     command.run(target, overrides, as_json=as_json, checkpoint=checkpoint, fix=fix, output=output)
+
+
+@data_app.command("curve", cls=SettingsCommand)
+@handle_errors
+def data_curve(
+    config: ConfigArgument,
+    overrides: Overrides = [],  # noqa: B006 - Typer copies it
+    as_json: Json = False,
+) -> None:
+    """Say whether more images would help, by the learning curve of the head.
+
+    Fits the head to parts of the training images, scores it on val, and extrapolates to twice the
+    images, with a 95% band. It uses features of the frozen backbone, which trainings share, so a
+    second call takes seconds. Fine-tuning may gain more.
+
+    Example: `mnft data curve configs/flowers.yaml`
+    """
+    with starting(config=config, overrides=overrides):
+        from mnft.commands import curve as command
+
+    command.run(config, overrides, as_json=as_json)

@@ -1,4 +1,4 @@
-"""The verbs that bring a trained model to a device: export, quantize, prune, compare."""
+"""The verbs that bring a trained model to a device: decide, export, quantize, prune, compare."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 
 from mnft.cli.exits import handle_errors
-from mnft.cli.options import Data, Json, Output, Overrides, RunArgument, Split, Trained
+from mnft.cli.options import (
+    Data,
+    Device,
+    Json,
+    Output,
+    Overrides,
+    RunArgument,
+    Split,
+    Trained,
+    flag_of,
+)
 from mnft.cli.starting import check_split, starting
 from mnft.cli.usage import SettingsCommand, choose_model
 from mnft.exports.formats import FORMATS, find_format
@@ -85,6 +95,40 @@ def quantize(
 
     request = command.Request(chosen, data, output)
     command.run(request, overrides, as_json=as_json)
+
+
+@edge_app.command(cls=SettingsCommand)
+@handle_errors
+def decide(
+    model: RunArgument = None,
+    checkpoint: Trained = None,
+    target_accuracy: Annotated[
+        float | None,
+        typer.Option(
+            "--target-accuracy",
+            help="Accuracy of the answers; the same as decision.target_accuracy.",
+        ),
+    ] = None,
+    device: Device = "auto",
+    overrides: Overrides = [],  # noqa: B006 - Typer copies it
+    as_json: Json = False,
+) -> None:
+    """Fit a trained model's temperature and threshold to its val split, without training it.
+
+    Below the threshold the model answers `unknown`. Both are written into the model folder, where
+    eval, predict and export find them; they are fitted at the end of each training as well.
+
+    Examples: `mnft decide runs/flowers --target-accuracy 0.98`, `mnft decide runs/flowers --set
+    decision.calibrate=false`
+    """
+    if target_accuracy is not None:
+        overrides = [*overrides, f"decision.target_accuracy={target_accuracy}"]
+    chosen = choose_model(model, checkpoint, "decide")
+    with starting(checkpoints=[chosen], overrides=overrides):
+        from mnft.commands import decide as command
+
+    with flag_of("train.device", f"--device {device}"):
+        command.run(chosen, overrides, device=device, as_json=as_json)
 
 
 @edge_app.command(cls=SettingsCommand)

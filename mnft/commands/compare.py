@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mnft import console, files
@@ -91,6 +91,10 @@ def run(request: Request, *, as_json: bool) -> None:
         task=open_task(*next((row.facts.labels, row.facts.task) for row in rows if row.facts)),
         warnings=tuple(warnings),
     )
+    # A model with settings of its own may have figures that others lack.
+    found = dict.fromkeys(h for row in rows if row.evaluation for h in row.evaluation.as_cells())
+    more = tuple(heading for heading in found if heading not in setting.task.columns)
+    setting = replace(setting, more_columns=more)
     comparison = compare(rows)
     record = write_comparison(target, comparison, setting)
     if request.html:

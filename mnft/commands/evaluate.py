@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mnft import console, files
+from mnft.data.corruptions import LEVELS
 from mnft.errors import ConfigError
 from mnft.evaluation.checkpoint import Checkpoint, load_settings, open_checkpoint, portable_path
-from mnft.evaluation.images import ImageSet, choose_split, count_seen, load_image_set
+from mnft.evaluation.images import (
+    ImageSet,
+    choose_split,
+    count_seen,
+    describe_seen,
+    load_image_set,
+    load_unknown_images,
+)
 from mnft.evaluation.outputs import compute_image_outputs
+from mnft.evaluation.robustness.files import ROBUSTNESS_FILES, write_robustness
+from mnft.evaluation.robustness.measure import Robustness, measure_robustness
 from mnft.model.bundle import Bundle
 from mnft.tasks import open_task
-from mnft.tasks.outputs import METRICS, Evaluation
+from mnft.tasks.outputs import METRICS, Evaluation, Outputs, UnknownImages
 from mnft.training.eval_batches import EvalOptions
 
 
@@ -31,6 +42,8 @@ class Request:
         batch_size: images in a batch; None for that of the run's config.
         workers: loading processes; None chooses their number.
         flip: whether to average each image with its mirror image.
+        robustness: whether to evaluate on corrupted images as well.
+        unknown: a folder of images of nothing that the model knows, or None.
     """
 
     checkpoint: Path
@@ -41,6 +54,8 @@ class Request:
     batch_size: int | None
     workers: int | None
     flip: bool
+    robustness: bool = False
+    unknown: Path | None = None
 
 
 def run(request: Request, *, as_json: bool) -> None:
@@ -53,11 +68,16 @@ def run(request: Request, *, as_json: bool) -> None:
     opened = open_checkpoint(request.checkpoint)
     bundle = opened.bundle
     task = open_task(bundle.labels, bundle.task, bundle.settings)
-    target = request.output or _default_output(opened, request.data, request.split)
+    if request.unknown is not None and not task.judges_unknown:
+        raise ConfigError(
+            f"--unknown: a model of task: {task.name} gives an image no label where it finds none",
+            hint="put such images into the data set, without labels: then the figures count them",
+        )
+    target = request.output or _default_output(opened, request)
     files.check_replaceable(
         target,
         "evaluation",
-        lambda folder: files.holds_only(folder, task.evaluation_files, METRICS),
+        lambda folder: files.holds_only(folder, task.evaluation_files | ROBUSTNESS_FILES, METRICS),
     )
     images = load_image_set(opened, request.data, request.split, console.REPORTER)
     header = {
@@ -66,18 +86,23 @@ def run(request: Request, *, as_json: bool) -> None:
         "split": images.split,
         "test_time_augmentation": "flip" if request.flip else "none",
     }
+    if request.unknown is not None:
+        header["unknown_images"] = portable_path(request.unknown)
     _check_same(target, header)
-    settings = load_settings(opened, [])[0].eval
-    outputs = compute_image_outputs(
-        bundle,
-        images,
-        settings,
-        device=request.device,
-        options=EvalOptions(request.batch_size, request.workers),
-        reporter=console.REPORTER,
-        flip=request.flip,
-    )
-    evaluation = task.evaluate(outputs)
+    config = load_settings(opened, [])[0]
+    how: Any = {"device": request.device, "flip": request.flip, "reporter": console.REPORTER}
+    options = EvalOptions(request.batch_size, request.workers)
+
+    def compute(images: ImageSet, **more: Any) -> Outputs:
+        return compute_image_outputs(bundle, images, config.eval, options=options, **how, **more)
+
+    outputs = compute(images)
+    unknown = [_answer_unknown(request.unknown, opened, compute)] if request.unknown else []
+    evaluation, robustness = task.evaluate(outputs, *unknown), None
+    if request.robustness:
+        robustness = measure_robustness(
+            bundle, images, outputs, config, batch_size=request.batch_size, **how
+        )
     paths = [images.samples[position].path for position in outputs.positions]
     seen = count_seen(opened, images)
     try:
@@ -90,11 +115,24 @@ def run(request: Request, *, as_json: bool) -> None:
             unreadable=images.problems,
             root=images.root,
         )
+        if robustness is not None:
+            write_robustness(target, robustness, images, task)
     except OSError:
         # The figures are shown even if the folder cannot be written.
-        _show_evaluation(bundle, images, evaluation, None, seen=seen, as_json=as_json)
+        _show_evaluation(bundle, images, evaluation, robustness, None, seen=seen, as_json=as_json)
         raise
-    _show_evaluation(bundle, images, evaluation, target, seen=seen, as_json=as_json)
+    _show_evaluation(bundle, images, evaluation, robustness, target, seen=seen, as_json=as_json)
+
+
+def _answer_unknown(
+    folder: Path, opened: Checkpoint, compute: Callable[..., Outputs]
+) -> UnknownImages:
+    """The model's outputs for a folder of images of nothing that it knows."""
+    images = load_unknown_images(folder, console.REPORTER)
+    if warning := describe_seen(opened, images):
+        console.warn(f"{folder}: {warning}")
+    outputs = compute(images, what="unknown images", labelled=False)
+    return UnknownImages(outputs, [images.samples[i].path for i in outputs.positions])
 
 
 def _check_same(target: Path, header: dict[str, str]) -> None:
@@ -121,9 +159,10 @@ def _check_same(target: Path, header: dict[str, str]) -> None:
         )
 
 
-def _default_output(opened: Checkpoint, data: Path | None, split: str | None) -> Path:
+def _default_output(opened: Checkpoint, request: Request) -> Path:
     """RUN/eval for the best model on the default split, else a name that says what differs."""
-    folder, recorded = opened.bundle.folder, opened.manifest
+    folder, recorded, data = opened.bundle.folder, opened.manifest, request.data
+    split, unknown = request.split, request.unknown
     if recorded is None:
         resolved = Path(portable_path(folder))
         return resolved.with_name(f"{resolved.name}-eval")
@@ -134,6 +173,8 @@ def _default_output(opened: Checkpoint, data: Path | None, split: str | None) ->
         parts.append(data.resolve().stem if data.is_file() else data.resolve().name)
     if split is not None and (data is not None or split != choose_split(recorded)):
         parts.append(split)
+    if unknown is not None:
+        parts.append(unknown.resolve().name)
     return opened.run.path / "-".join(parts)
 
 
@@ -141,6 +182,7 @@ def _show_evaluation(
     bundle: Bundle,
     images: ImageSet,
     evaluation: Evaluation,
+    robustness: Robustness | None,
     target: Path | None,
     *,
     seen: int,
@@ -150,7 +192,8 @@ def _show_evaluation(
     if as_json:
         head = {"checkpoint": str(bundle.folder), "data": str(images.source), "split": images.split}
         output = {"output": None if target is None else str(target), "images_trained_on": seen}
-        console.show_json({**head, **output, **evaluation.as_record()})
+        more = {} if robustness is None else {"robustness": robustness.as_record()}
+        console.show_json({**head, **output, **evaluation.as_record(), **more})
         return
     facts = {
         "model": f"{bundle.folder} ({bundle.architecture})",
@@ -161,6 +204,16 @@ def _show_evaluation(
     console.show_table(table.headings, table.rows)
     if table.remark:
         console.note(table.remark + (f"; all: {table.file}" if target else ""))
+    if robustness is not None:
+        headings = ["corruption", "amounts", *LEVELS, "mean"]
+        console.show_table(headings, robustness.build_rows())
+        console.show_facts(robustness.describe())
+        if robustness.advice:
+            console.note(robustness.advice)
+    if (unknown := evaluation.build_unknown_table()) is not None:
+        console.show_table(unknown.headings, unknown.rows)
+        if unknown.remark:
+            console.note(unknown.remark + (f"; all: {unknown.file}" if target else ""))
     if target is None:
         return
     console.note(f"written to {target}")

@@ -56,7 +56,7 @@ def run(checkpoint: Path, overrides: Sequence[str], output: Path | None, *, as_j
         base = config.model_copy(update={"model": model})
         machine = check_early(base, Ranks(), new_run=False)
         # This training is built only for its batches, so it needs no teacher.
-        no_teacher = config.distill.model_copy(update={"teacher": None})
+        no_teacher = config.distill.model_copy(update={"teacher": None, "images": None})
         base = base.model_copy(update={"distill": no_teacher})
         manifest, training = begin_training(base, opened.run, machine, console.REPORTER)
         console.note(

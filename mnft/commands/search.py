@@ -283,8 +283,9 @@ def _show(search: Search, choice: Choice, record: Mapping[str, Any], *, as_json:
         )
         near = ", ".join(map(str, choice.within_noise))
         console.note(
-            f"noise    {count(len(choice.within_noise), 'trial')} of {choice.trials} "
-            f"within noise of it ({near}); the cheapest is trial {choice.cheapest}"
+            f"noise    of {count(choice.complete, 'trial')} that trained to the end, "
+            f"{len(choice.within_noise)} are within noise of it ({near}), it among them; "
+            f"the cheapest is trial {choice.cheapest}"
         )
     if test := record["test"]:
         console.note(

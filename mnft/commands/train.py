@@ -13,7 +13,7 @@ from mnft.device.select import keep_freed_memory
 from mnft.errors import CheckpointError, DataError, Interrupted
 from mnft.failures import explain_lost_worker
 from mnft.reporter import SILENT
-from mnft.results import FitResult
+from mnft.results import EpochResult, FitResult
 from mnft.runs.begin import Run, opened_run
 from mnft.runs.parents import warn_of_seen_images
 from mnft.runs.resume import describe_stop
@@ -75,6 +75,12 @@ def run(
                 run.folder, training.task, training.state.results, training.config.eval.monitor
             )
             _show_result(run, result, time.monotonic() - started, as_json=as_json)
+
+
+def _name_epoch(best: EpochResult, epochs: int) -> str:
+    if best.share is not None:
+        return f"{best.share:.0%} fine-tuned"
+    return "head" if best.stage == "head" else f"{best.epoch} of {epochs}"
 
 
 def _announce(run: Run) -> None:
@@ -141,7 +147,7 @@ def _show_result(run: Run, result: FitResult, seconds: float, *, as_json: bool) 
         ["best epoch", *(f"val {name}" for name in shown), "parameters", "size", "time"],
         [
             [
-                "head" if best.stage == "head" else f"{best.epoch} of {len(result.epochs)}",
+                _name_epoch(best, len(result.epochs)),
                 *shown.values(),
                 f"{training.facts['parameters'] / 1e6:.2f} M",
                 f"{size_mb:.1f} MB",
@@ -150,6 +156,11 @@ def _show_result(run: Run, result: FitResult, seconds: float, *, as_json: bool) 
         ],
         to_stderr=True,
     )
+    for said in training.task.describe_settings(best.settings):
+        say = console.warn if said.is_warning else console.note
+        say(said.text)
+        if said.hint is not None:
+            console.note(f"hint: {said.hint}")
     if (remark := stages.compare_with_head(result, training)) is not None:
         console.note(remark)
     console.done(f"the best model is {folder.best}")

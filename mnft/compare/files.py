@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -59,6 +58,7 @@ class Setting:
         plan: how latency was measured.
         task: the task of the models.
         warnings: the warnings that were given.
+        more_columns: headings of figures that only some of the models have.
     """
 
     data: str
@@ -68,11 +68,17 @@ class Setting:
     plan: Plan
     task: Task
     warnings: tuple[str, ...] = ()
+    more_columns: tuple[str, ...] = ()
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """Headings of the task's figures."""
+        return (*self.task.columns, *self.more_columns)
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Headings of the table."""
-        return ("model", *self.task.columns, *_COSTS)
+        return ("model", *self.figures, *_COSTS)
 
     @property
     def explanation(self) -> tuple[str, ...]:
@@ -136,10 +142,10 @@ def _describe_row(comparison: Comparison, index: int) -> dict[str, Any]:
     """All figures of a row as JSON values, also the columns of the CSV file."""
     row = comparison.rows[index]
     facts, evaluation, latency = row.facts, row.evaluation, row.latency
-    figures: Mapping[str, float | None] = evaluation.as_columns() if evaluation else {}
-    if evaluation is None:
-        known = next(row.evaluation for row in comparison.rows if row.evaluation)
-        figures = dict.fromkeys(known.as_columns())
+    figures: dict[str, float | None] = {}
+    for other in comparison.rows:  # each row has the columns of all
+        figures |= dict.fromkeys(other.evaluation.as_columns() if other.evaluation else {})
+    figures |= evaluation.as_columns() if evaluation else {}
     return {
         "model": row.name,
         "folder": printable(str(row.variant.folder)),
@@ -178,7 +184,8 @@ def build_table(comparison: Comparison, setting: Setting) -> list[list[str]]:
     for row, ratio, index in zip(
         comparison.rows, comparison.ratios, range(len(comparison.rows)), strict=True
     ):
-        figures = row.evaluation.as_cells() if row.evaluation else ["-"] * len(setting.task.columns)
+        known = row.evaluation.as_cells() if row.evaluation else {}
+        figures = [known.get(heading, "-") for heading in setting.figures]
         costs = ["-"] * (len(_COSTS) - 1)
         if facts := row.facts:
             costs[0] = "-" if facts.params is None else f"{facts.params / 1e6:.2f}"

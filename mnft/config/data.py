@@ -23,6 +23,11 @@ class DataConfig(Section):
     `test/` folders that hold such folders. Or a table of labels (.csv, .tsv, .parquet) with a row
     for each image, or a folder with `metadata.csv`; paths in it are relative to it. A relative path
     starts at the current folder."""
+    other: str | None = None
+    """Folder of images that are none of the classes, in any subfolders: what else the camera will
+    see. The model gets one more output for them, which never counts in the accuracy, and answers
+    `unknown`. They are split like the classes, unless they lie in `train/`, `val/` and `test/`.
+    Empty: none."""
     fetch: str | None = None
     """Data set (`mnft data fetch --list`) to download if `data.root` does not exist. Empty:
     none."""

@@ -11,6 +11,10 @@ from mnft.config.schema import Config
 # With fewer images BatchNorm keeps its statistics. This was compared with 1,600 and 1,200 images
 # only; that it also helps with fewer, and no longer with many more, is an assumption.
 _FEW_IMAGES = 20_000
+# With fewer images the rate falls with the root of their number, and weights are interpolated. An
+# epoch passes over at least so many images. Measured with 100 images: benchmarks/few-images.md.
+_VERY_FEW_IMAGES = 1_000
+_LEAST_PER_EPOCH = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,9 @@ def _propose(config: Config, num_images: int, linear_head: bool) -> list[Choice]
         else:
             stages = ["head", "finetune"]
             why = "a head fitted to the frozen features first keeps the pretrained layers from harm"
+            if num_images < _VERY_FEW_IMAGES:
+                stages.append("interpolate")
+                why += "; with few images, weights between those before and after are safer"
         choices.append(Choice("train.stages", stages, why))
         if stages == ["head"]:
             return choices
@@ -82,12 +89,17 @@ def _propose(config: Config, num_images: int, linear_head: bool) -> list[Choice]
         # The rates are Adam's: with another optimizer they would be wrong.
         choices += [
             Choice("optim.name", "adamw", "Adam with decoupled weight decay"),
-            Choice("optim.lr", 1e-3, "for the top layer; twice that undid the fitted head"),
+            Choice("optim.lr", *_choose_rate(num_images)),
             Choice("optim.weight_decay", 0.01, "AdamW's usual value"),
             Choice("optim.layer_decay", 0.75, "lower layers are more general and learn slower"),
         ]
     images = f"{num_images:,} images"
-    epochs = min(30, max(5, round(400 / math.sqrt(num_images))))
+    epochs = min(15, max(5, round(400 / math.sqrt(num_images))))
+    if not _is_written(config, "train.epochs") and num_images < _LEAST_PER_EPOCH:
+        passes = math.ceil(_LEAST_PER_EPOCH / num_images)
+        epochs = max(5, round(epochs / passes))
+        why = f"{images}: evaluations would take longer than so short epochs"
+        choices.append(Choice("train.passes", passes, why))
     chosen = config.train.epochs if _is_written(config, "train.epochs") else epochs
     warmup = min(1.0, round(0.2 * chosen, 2))
     choices += [
@@ -108,6 +120,12 @@ def _propose(config: Config, num_images: int, linear_head: bool) -> list[Choice]
         Choice("augment.scale", [0.35, 1.0], "milder crops than ImageNet's 0.08"),
         Choice("train.batch_size", choose_batch_size(num_images), images),
     ]
+
+
+def _choose_rate(num_images: int) -> tuple[float, str]:
+    rate = 1e-3 * min(1.0, math.sqrt(num_images / _VERY_FEW_IMAGES))
+    why = "for the top layer; a higher one would undo the fitted head"
+    return float(f"{rate:.1g}"), why
 
 
 def _is_written(config: Config, key_path: str) -> bool:

@@ -13,6 +13,7 @@ from pydantic import (
 )
 
 from mnft.config.data import DataConfig
+from mnft.config.decision import DecisionConfig
 from mnft.config.edge import ExportConfig, PruneConfig, QuantizeConfig
 from mnft.config.evaluation import MONITORS, EvalConfig, choose_monitor
 from mnft.config.multilabel import MultilabelConfig
@@ -41,6 +42,10 @@ class AugmentConfig(Section):
     """Strength of RandAugment's operations, 0 to 30. AugMix uses a third of it, at most 10."""
     random_erasing: UnitInterval = 0.0
     """Probability that a random rectangle is replaced by the mean colour."""
+    device: UnitInterval = 0.0
+    """Probability that an image gets one or two random corruptions of `mnft eval --robustness`
+    (blur, noise, JPEG, darkness, warm light, distance...), from nothing up to strong. It pays
+    where a device's images are worse than those to train on; 0 is off."""
     mixup: NotNegative = 0.0
     """Alpha of mixup, which blends pairs of images and targets (0.2 is common); 0 is off."""
     cutmix: NotNegative = 0.0
@@ -134,11 +139,17 @@ class TrainConfig(Section):
     """The training loop."""
 
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 10
-    """Passes over the training images."""
-    stages: Annotated[list[Literal["head", "finetune"]], Field(min_length=1)] | None = None
+    """Number of epochs. Each ends with an evaluation."""
+    passes: Annotated[int, Field(ge=1, le=10_000)] = 1
+    """Passes over the training images in an epoch. With few images, more than one saves the time of
+    evaluations: an epoch of a hundred images is over before four hundred others are evaluated."""
+    stages: (
+        Annotated[list[Literal["head", "finetune", "interpolate"]], Field(min_length=1)] | None
+    ) = None
     """Stages of training, in order. `head` fits the classifier to features of the frozen backbone,
     which are computed once; `finetune` trains everything that model.freeze leaves free, for
-    train.epochs. Empty: the recipe chooses."""
+    train.epochs; `interpolate` tries weights between those after `head` and those after `finetune`,
+    and keeps those with the smallest val loss. Empty: the recipe chooses."""
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 32
     """Images per update: the total over all processes and accumulated parts. `auto` chooses by the
     number of images, within the memory of the device."""
@@ -189,9 +200,12 @@ class TrainConfig(Section):
     @field_validator("stages")
     @classmethod
     def _stages_in_order(cls, value: list[str] | None) -> list[str] | None:
-        if value is not None and value not in (["head"], ["finetune"], ["head", "finetune"]):
-            shown = f"[{', '.join(value)}]"
-            raise ValueError(f"found {shown}, expected [head], [finetune] or [head, finetune]")
+        every = ["head", "finetune", "interpolate"]
+        if value is not None and value not in (every[:1], every[1:2], every[:2], every):
+            raise ValueError(
+                f"found [{', '.join(value)}], expected [head], [finetune], [head, finetune] or "
+                "[head, finetune, interpolate]"
+            )
         return value
 
     @model_validator(mode="after")
@@ -204,16 +218,33 @@ class TrainConfig(Section):
 
 
 class DistillConfig(Section):
-    """Distillation: learning from a larger model and the labels (Hinton, Vinyals, Dean 2015)."""
+    """Distillation: learning from larger models and the labels (Hinton, Vinyals, Dean 2015)."""
 
-    teacher: str | None = None
+    teacher: str | Annotated[list[str], Field(min_length=1)] | None = None
     """A run or model folder with the same classes, or a name as in model.name, whose model first
-    gets a head fitted to the training images. Empty: no distillation."""
+    gets a head fitted to the training images. The probabilities of several are averaged. Empty: no
+    distillation."""
+    images: str | None = None
+    """A folder of images without labels, with or without folders in it, from which the student
+    learns what the teacher says of them. They are used for nothing else."""
     temperature: Positive = 2.0
     """Both models' logits are divided by this before they are compared. Values above 1 show more of
     how the teacher ranks the other classes."""
     weight: UnitInterval = 0.5
     """Weight of the comparison with the teacher in the loss; the rest is the loss on the labels."""
+
+    @property
+    def teachers(self) -> list[str]:
+        """The teachers; none where there is no distillation."""
+        return [self.teacher] if isinstance(self.teacher, str) else self.teacher or []
+
+    @field_validator("teacher")
+    @classmethod
+    def _teachers_differ(cls, value: str | list[str] | None) -> str | list[str] | None:
+        if isinstance(value, list) and len(set(value)) < len(value):
+            twice = next(name for name in value if value.count(name) > 1)
+            raise ValueError(f"found {twice} twice, expected different teachers")
+        return value
 
 
 class Config(Section):
@@ -233,6 +264,7 @@ class Config(Section):
     schedule: ScheduleConfig = ScheduleConfig()
     train: TrainConfig = TrainConfig()
     multilabel: MultilabelConfig = MultilabelConfig()
+    decision: DecisionConfig = DecisionConfig()
     distill: DistillConfig = DistillConfig()
     eval: EvalConfig = EvalConfig()
     export: ExportConfig = ExportConfig()
@@ -249,8 +281,7 @@ class Config(Section):
     @model_serializer(mode="wrap")
     def _without_other_tasks(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = dump(self)
-        if self.task != "multilabel":
-            values.pop("multilabel", None)
+        values.pop("multilabel" if self.task != "multilabel" else "decision", None)
         return values
 
     # The message of a rule over several keys starts with the key to blame; `load` finds the line
@@ -265,6 +296,25 @@ class Config(Section):
             )
         if self.task != "multilabel" and self.multilabel != MultilabelConfig():
             raise ValueError(f"multilabel: found with task: {self.task}, expected task: multilabel")
+        if self.task == "multilabel" and self.decision != DecisionConfig():
+            raise ValueError(
+                "decision: found with task: multilabel, whose labels have thresholds of their own "
+                "(multilabel.threshold); expected task: classify"
+            )
+        if self.task == "multilabel" and self.data.other is not None:
+            raise ValueError(
+                "data.other: found with task: multilabel, where an image of nothing is one without "
+                "labels: a row of the table with an empty cell; expected task: classify"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _unlabelled_images_have_a_teacher(self) -> Config:
+        if self.distill.images is not None and self.distill.teacher is None:
+            raise ValueError(
+                f"distill.images: found {self.distill.images}, but no distill.teacher that could "
+                "say what they show"
+            )
         return self
 
     @model_validator(mode="after")

@@ -23,7 +23,7 @@ class SearchConfig(Section):
     """Number of trials. Empty: every combination for `grid`, else 30, or no limit if
     search.minutes is set."""
     minutes: Positive | None = None
-    """Minutes after which no further trial begins. Empty: no limit."""
+    """Minutes from the command's start after which no further trial begins. Empty: no limit."""
     seeds: Annotated[int, Field(ge=0, le=100)] = 2
     """Further seeds that the best three trials are trained with before one is named; 0 names the
     best trial as it is, which looks better than it is."""

@@ -117,23 +117,28 @@ class TrainingDisplay(TerminalReporter):
     def on_epoch(self, result: EpochResult) -> None:
         """Print the epoch's line, above the bar where there is one."""
         # The task's main figure follows the loss; for training images it may be a simpler one.
-        trained, judged = (
-            [name.removeprefix(split) for name in result.figures if name.startswith(split)][1]
-            for split in ("train_", "val_")
-        )
+        values = result.figures
+        _, judged, *_ = [name.removeprefix("val_") for name in values if name.startswith("val_")]
+        loss, figure = "", ""
+        if result.share is None:  # else nothing was trained
+            _, trained, *_ = [n.removeprefix("train_") for n in values if n.startswith("train_")]
+            loss = f"loss {values['train_loss']:.4f}"
+            figure = f"{_short(trained)} {values[f'train_{trained}']:6.2%}"
         width = len(str(result.epochs))
         epoch = f"epoch {result.epoch:>{width}}/{result.epochs}"
         if result.stage == "head":
             epoch = f"{'head':<{len(epoch)}}"
+        elif result.share is not None:
+            epoch = f"{f'{result.share:.0%} tuned':<{len(epoch)}}"
         waited = "" if result.data_wait is None else f"{result.data_wait:.1%} wait"
         reduced = result.threads < result.max_threads
         threads = f"{result.threads} of {result.max_threads} threads" if reduced else ""
         figures = [
             Figure(epoch, 0),
-            Figure(f"loss {result.figures['train_loss']:.4f}", 3, 11),
-            Figure(f"{_short(trained)} {result.figures[f'train_{trained}']:6.2%}", 5, 11),
-            Figure(f"val_loss {result.figures['val_loss']:.4f}", 4, 15),
-            Figure(f"val_{_short(judged)} {result.figures[f'val_{judged}']:6.2%}", 1, 15),
+            Figure(loss, 3, 11),
+            Figure(figure, 5, 11),
+            Figure(f"val_loss {values['val_loss']:.4f}", 4, 15),
+            Figure(f"val_{_short(judged)} {values[f'val_{judged}']:6.2%}", 1, 15),
             Figure(f"{result.images_per_s:.0f} img/s", 7, 11),
             Figure(waited, 9, 10),
             Figure(f"{result.peak_memory_mb / 1000:.1f} GB", 8, 7),

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     CheckLabels = Callable[[CheckInput, Mapping[str, Mapping[str, int]]], Iterable[Finding]]
 
 
+# The label of images of none of the classes (data.other); it stands last among a model's labels.
+OTHER = "_other"
+
+
 @dataclass(frozen=True, slots=True)
 class LabelRules:
     """What the labels of a task are.
@@ -38,7 +42,7 @@ class LabelRules:
     check: CheckLabels
 
     def list_names(self, scan: FolderScan, split: str | None = None) -> list[str]:
-        """Sorted names of the labels, of one split or of all.
+        """Sorted names of the labels, of one split or of all; OTHER is none of them.
 
         Labels that the data set lists belong to every split, also where no image has them.
         """
@@ -46,13 +50,15 @@ class LabelRules:
         for image in scan.images:
             if split is None or image.split == split:
                 found.update(self.parse(image.label))
-        return sorted(found)
+        return sorted(found - {OTHER})
 
     def describe(self, scan: FolderScan) -> str:
         """A data set in words: "1,600 images of 5 classes in train, val, test"."""
         where = f" in {', '.join(scan.splits)}" if scan.splits else ", not split"
         names = count(len(self.list_names(scan)), self.noun, self.plural)
-        return f"{count(len(scan.images), 'image')} of {names}{where}"
+        others = sum(image.label == OTHER for image in scan.images)
+        none = f" and {count(others, 'image')} of none of them" if others else ""
+        return f"{count(len(scan.images) - others, 'image')} of {names}{none}{where}"
 
     def apply(self, scan: FolderScan) -> FolderScan:
         """Set images without a label apart where each must have one.

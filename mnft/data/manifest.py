@@ -12,13 +12,15 @@ from typing import Any
 from mnft import files
 from mnft.data.decode import Inspection
 from mnft.data.folder import FolderScan, ImageFile, LeftOut
-from mnft.data.labels import LabelRules
+from mnft.data.labels import OTHER, LabelRules
 from mnft.data.lineage import pack, shorten, unpack
+from mnft.data.other import check_apart
 from mnft.data.splits import carve, choose_fractions, choose_known
 from mnft.errors import CheckpointError, DataError
 
 FORMAT = 1
 SPLIT_FILE = "split.json"
+UNLABELLED = "unlabelled"  # the split of images from which a student learns without labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,8 @@ class Manifest:
 
     Attributes:
         root: the image folder.
-        labels: sorted names; the index of a name is its place in the outputs.
+        labels: sorted names, and OTHER last if there are images of none of them; the index of a
+            name is its place in the outputs.
         samples: the images, sorted by path.
         left_out: files that were found and are not used.
         inherited: shortened SHA-256 of images outside the train split that earlier models were
@@ -66,7 +69,8 @@ class Manifest:
     @property
     def trained_on(self) -> frozenset[str]:
         """Shortened SHA-256 of all images that the weights of the run have learned from."""
-        return self.inherited | {shorten(sample.sha256) for sample in self.split("train")}
+        learned = self.split("train") + self.split(UNLABELLED)
+        return self.inherited | {shorten(sample.sha256) for sample in learned}
 
     @property
     def fingerprint(self) -> str:
@@ -115,6 +119,7 @@ def build_manifest(
     ]
     hashes = {image.path: inspections[image.path].sha256 for image in good}
     labels = _check_names(scan, good, rules)
+    check_apart(good, hashes)
     holder: dict[str, ImageFile] = {}  # which copy of a content stays
     for name in ("train", "val", "test"):
         holder |= {hashes[image.path]: image for image in good if image.split == name}
@@ -128,18 +133,28 @@ def build_manifest(
     fractions = choose_fractions(
         scan.splits, val_fraction=val_fraction, test_fraction=test_fraction
     )
-    carved = carve(kept, hashes, fractions, seed, choose_known(scan.splits, known or {}), rules)
+    classes = [image for image in kept if image.label != OTHER]
+    others = [image for image in kept if image.label == OTHER]
+    carved = carve(classes, hashes, fractions, seed, choose_known(scan.splits, known or {}), rules)
+    # Apart from the classes, which are then cut as if there were no others.
+    if others:
+        has = {*scan.splits, *fractions} - {image.split for image in others}
+        missing = {"val": val_fraction, "test": test_fraction}
+        missing = {n: f for n, f in missing.items() if n in has and f > 0}
+        carved |= carve(others, hashes, missing, seed, choose_known((), known or {}), rules)
     samples = []
     for image in kept:
         sha256, split = hashes[image.path], image.split or "train"
         if split == "train":
             split = carved.get(sha256, split)
         samples.append(Sample(image.path, image.label, split, sha256, image.group))
+    if others:
+        labels.append(OTHER)
     learned = {n for s in samples if s.split == "train" for n in rules.parse(s.label)}
-    if missing := [name for name in labels if name not in learned]:
+    if unlearned := [name for name in labels if name not in learned]:
         raise DataError(
-            f"{scan.source}: every image of {rules.noun} {', '.join(missing)} is a copy of one in "
-            f"another split or {rules.noun}, or in a group there, so none is left for train",
+            f"{scan.source}: every image of {rules.noun} {', '.join(unlearned)} is a copy of one "
+            f"in another split or {rules.noun}, or in a group there, so none is left for train",
             hint="`mnft data check` lists the copies",
         )
     return Manifest(scan.root, tuple(labels), tuple(samples), tuple(left_out))
@@ -241,7 +256,7 @@ def list_changes(manifest: Manifest, samples: Sequence[Sample]) -> list[str]:
 def _check_names(scan: FolderScan, good: Sequence[ImageFile], rules: LabelRules) -> list[str]:
     """The names of the labels, when every split can be used."""
     learned = [image for image in good if image.split in (None, "train")]
-    train = sorted({name for image in learned for name in rules.parse(image.label)})
+    train = sorted({name for image in learned for name in rules.parse(image.label)} - {OTHER})
     declared = rules.list_names(scan, "train" if scan.splits else None)
     empty = sorted(
         {n for s, n in scan.empty_classes if s in (None, "train")} | {*declared} - {*train}

@@ -64,9 +64,7 @@ def prepare_manifest(
         scan = exclusion.scan
         if scan.unusable and config.on_bad_image == "fail":
             raise _too_many_unusable(scan)
-        known = frozenset[str]()
-        if config.store != "off":
-            known = list_known_contents(choose_cache_folder(config.store), scan.root)
+        known = list_known(config, scan.root)
         parts = (config, rules, scan, known, on_progress)
         manifest = _prepare_unchecked(*parts) if check_later else None
         manifest = manifest or _prepare(*parts)
@@ -161,17 +159,44 @@ def _prepare(
 ) -> Manifest:
     paths = [image.path for image in scan.images]
     inspections = scan_files(scan.root, paths, on_progress, known=known)
+    check_decodes(config, scan.root, inspections)
+    return split_folder(config, rules, scan, inspections)
+
+
+def list_known(config: DataConfig, root: Path, *, everything: bool = False) -> Container[str]:
+    """SHA-256 of the contents of a data set that need not be decoded to be checked.
+
+    Args:
+        config: the `data` section.
+        root: folder of the data set.
+        everything: whether someone else will decode all of them.
+    """
+    if everything:
+        return _Everything()
+    if config.store == "off":
+        return frozenset()
+    return list_known_contents(choose_cache_folder(config.store), root)
+
+
+def check_decodes(
+    config: DataConfig, root: Path, inspections: Mapping[str, Inspection]
+) -> dict[str, str]:
+    """The files that do not decode, with the reason, where `data.on_bad_image` allows them.
+
+    Raises:
+        DataError: there are some, and `data.on_bad_image` is "fail".
+    """
     bad = _problems(inspections)
     if bad and config.on_bad_image == "fail":
         raise DataError(
-            f"{scan.root}: {len(bad)} of {len(scan.images)} files cannot be decoded:\n"
+            f"{root}: {len(bad)} of {len(inspections)} files cannot be decoded:\n"
             + "\n".join(f"  {path}: {problem}" for path, problem in list(bad.items())[:_LISTED_BAD])
             + (f"\n  and {len(bad) - _LISTED_BAD} more" if len(bad) > _LISTED_BAD else ""),
             hint="".join(f"{cure}; else " for cure in list_cures(bad.values()))
             + "fix or remove them (`mnft data check --json` lists them all), or leave them out "
             "with data.on_bad_image: skip",
         )
-    return split_folder(config, rules, scan, inspections)
+    return bad
 
 
 def split_folder(

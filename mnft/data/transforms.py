@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from timm.data import create_transform
@@ -15,6 +16,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from mnft.config.schema import AugmentConfig
+from mnft.data.corruptions import vary_as_device
 from mnft.preprocessing import Preprocessing
 
 Transform = Callable[[Image.Image | Tensor], Tensor]
@@ -97,6 +99,8 @@ def build_train_transform(augment: AugmentConfig, preprocessing: Preprocessing) 
         # The mean colour, which normalisation turns into about 0.
         fill = list(preprocessing.fill)
         steps.append(v2.RandomErasing(augment.random_erasing, value=fill))
+    if augment.device:
+        steps.append(v2.Lambda(partial(_vary_as_device, probability=augment.device)))
     return _Pipeline(_to_grey if channels == 1 else None, v2.Compose(steps))
 
 
@@ -149,6 +153,12 @@ class _Pipeline:
         if self._limit:
             image = self._limit(image)
         return self._second(self._first(image) if self._first else image)
+
+
+def _vary_as_device(image: Tensor, *, probability: float) -> Tensor:
+    pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+    varied = vary_as_device(pixels, probability, int(torch.randint(2**62, ())))
+    return torch.from_numpy(varied).permute(2, 0, 1)
 
 
 def _to_grey(image: Image.Image) -> Image.Image:

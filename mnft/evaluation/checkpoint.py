@@ -16,6 +16,7 @@ from mnft.exports.artifact import find_artifact
 from mnft.exports.model import load_exported
 from mnft.model.bundle import RECORD, Bundle, load_bundle
 from mnft.runs.folder import RunFolder, find_bundle
+from mnft.tasks.folding import fold_temperature
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class Checkpoint:
     """A model that is ready to run, and where it comes from.
 
     Attributes:
-        bundle: the model; an exported file runs in its own runtime.
+        bundle: the model, whose outputs are calibrated; an exported file runs in its own runtime.
         run: the folder that the model folder or the export lies in; a run if there is a manifest.
         manifest: the images of the run's splits, or None if the model does not lie in a run.
     """
@@ -66,7 +67,7 @@ def open_checkpoint(path: Path, *, threads: int | None = None) -> Checkpoint:
         run = _run_of(exports)
     else:
         folder = find_bundle(path)
-        bundle, run = load_bundle(folder), _run_of(folder)
+        bundle, run = fold_temperature(load_bundle(folder)), _run_of(folder)
     manifest = _manifest_of(run)
     if manifest is not None and manifest.labels != bundle.labels:
         raise _other_classes(bundle, run, manifest)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from mnft.config.data import DataConfig
 from mnft.data import readers
-from mnft.data.labels import LabelRules
+from mnft.data.labels import OTHER, LabelRules
 from mnft.data.lineage import shorten
 from mnft.data.manifest import Manifest, Sample, list_changes
+from mnft.data.other import list_other
 from mnft.data.scan_files import scan_files
 from mnft.errors import CheckpointError, DataError
 from mnft.evaluation.checkpoint import Checkpoint, load_settings
@@ -82,7 +83,8 @@ def load_image_set(
             # The run's config says which columns a table has; groups do not matter here.
             own = load_settings(opened, [])[0].data
             columns = {k: v for k, v in own.columns.items() if k in {"path", "label", "labels"}}
-            config = own.model_copy(update={"root": str(data), "group": None, "columns": columns})
+            update = {"root": str(data), "group": None, "columns": columns, "other": None}
+            config = own.model_copy(update=update)
             rules = load_label_rules(bundle.task)
             found = list_images(config, rules, split, bundle.labels, recorded, on_progress)
         found = found.take_evenly(limit)
@@ -98,6 +100,28 @@ def load_image_set(
     if judging and (warning := describe_seen(opened, found)):
         reporter.warn(warning)
     return found
+
+
+def load_unknown_images(folder: Path, reporter: Reporter) -> ImageSet:
+    """List the images below a folder, which are of nothing that the model knows.
+
+    Raises:
+        DataError: no such folder, or no image in it that decodes.
+    """
+    paths = [file.relative_to(folder).as_posix() for file in list_other(folder)]
+    with reporter.track("checking images") as on_progress:
+        inspections = scan_files(folder, paths, on_progress)
+    problems = {path: i.problem for path, i in inspections.items() if i.problem is not None}
+    for path, problem in problems.items():
+        reporter.warn(f"left out: {folder / path}: {problem}")
+    samples = [
+        Sample(path, OTHER, "unknown", inspections[path].sha256)
+        for path in paths
+        if path not in problems
+    ]
+    if not samples:
+        raise DataError(f"{folder}: none of its {len(paths)} images can be read")
+    return ImageSet(folder, "unknown", samples, problems, folder)
 
 
 def count_seen(opened: Checkpoint, images: ImageSet) -> int:

@@ -24,6 +24,7 @@ def compute_image_outputs(
     reporter: Reporter = SILENT,
     flip: bool = False,
     what: str = "images",
+    labelled: bool = True,
 ) -> Outputs:
     """Compute the outputs of a model on a set of images, in the precision of `eval.precision`.
 
@@ -36,6 +37,7 @@ def compute_image_outputs(
         reporter: told of progress.
         flip: whether to average each image with its mirror image.
         what: name of the images for the progress bar.
+        labelled: whether the images have labels.
 
     Raises:
         MnftError: there is no such device, or an image does not decode.
@@ -46,7 +48,7 @@ def compute_image_outputs(
     batches = open_eval_batches(
         images.root,
         images.samples,
-        task.encode(images.samples),
+        task.encode(images.samples) if labelled else [-1] * len(images.samples),
         bundle.preprocessing,
         machine,
         config=config,

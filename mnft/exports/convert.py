@@ -14,6 +14,7 @@ from mnft.exports.quiet import silent
 from mnft.host import read_versions
 from mnft.model.bundle import Bundle
 from mnft.tasks import load_activation
+from mnft.tasks.folding import fold_temperature
 
 
 def check_toolchain(fmt: Format) -> None:
@@ -44,6 +45,7 @@ def convert(bundle: Bundle, fmt: Format, folder: Path, *, embed: bool) -> Artifa
         ExportError: the tool-chain is not installed, or cannot take this model.
     """
     check_toolchain(fmt)
+    bundle = fold_temperature(bundle)
     activation = load_activation(bundle.task)
     artifact = Artifact(
         format=fmt.name,

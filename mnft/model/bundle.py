@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,6 +125,29 @@ def save_bundle(
             "config_sha256": _sum_config(config),
         }
         files.write_json(temporary / RECORD, head | dict(record))
+
+
+def replace_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Write what the task keeps with a model anew, all of it or nothing; the weights stay.
+
+    Args:
+        folder: a model folder that `load_bundle` opens.
+        settings: what `ModelCard.settings` says.
+    """
+    config, record = _read_json(folder / CONFIG), {}
+    if (folder / RECORD).is_file():
+        record = _read_json(folder / RECORD)
+    own = dict(config.pop("mnft", None) or {})
+    own |= {"settings": dict(settings)}
+    if not settings:
+        del own["settings"]
+    config |= {"mnft": own} if own else {}
+    with files.atomic_folder(folder) as temporary:
+        shutil.copytree(folder, temporary, dirs_exist_ok=True)
+        files.write_json(temporary / CONFIG, config)
+        if "config_sha256" in record:
+            sums = {"config_sha256": _sum_config(config)}
+            files.write_json(temporary / RECORD, record | sums)
 
 
 def load_bundle(folder: Path) -> Bundle:

@@ -10,7 +10,7 @@ from pathlib import Path
 import timm
 
 from mnft import files
-from mnft.config.schema import DistillConfig, ModelConfig
+from mnft.config.schema import ModelConfig
 from mnft.errors import MnftError, ModelError
 from mnft.model.bundle import CONFIG
 from mnft.model.sources import check_name, has_pretrained_weights, normalise
@@ -21,20 +21,19 @@ _HINT = (
 )
 
 
-def check_teacher(config: DistillConfig) -> None:
+def check_teacher(teacher: str) -> None:
     """Refuse an unknown teacher, or one without weights, before any work is done.
 
     Raises:
         ModelError: with a suggestion; blames `distill.teacher`.
     """
-    assert config.teacher is not None
-    if find_folder(config.teacher) is not None:
+    if find_folder(teacher) is not None:
         return
     with blaming_teacher(keep_hint=True):
-        check_name(normal_name(config.teacher))
-    if not has_pretrained_weights(config.teacher):
+        check_name(normal_name(teacher))
+    if not has_pretrained_weights(teacher):
         raise ModelError(
-            f"found {config.teacher!r}, which has no pretrained weights, so it knows nothing",
+            f"found {teacher!r}, which has no pretrained weights, so it knows nothing",
             hint=_HINT,
             key="distill.teacher",
         )

@@ -12,8 +12,10 @@ from mnft.config.load import load_config, save_config
 from mnft.config.schema import Config
 from mnft.config.source import dump_yaml
 from mnft.data.fetch import catalog
-from mnft.data.manifest import Manifest, list_changes, load_manifest, save_manifest
+from mnft.data.labels import OTHER
+from mnft.data.manifest import UNLABELLED, Manifest, list_changes, load_manifest, save_manifest
 from mnft.data.prepare import prepare_manifest
+from mnft.data.unlabelled import add_unlabelled, check_folder
 from mnft.device.machine import Machine, open_machine
 from mnft.device.ranks.distributed import Ranks, broadcast
 from mnft.errors import DataError
@@ -29,12 +31,12 @@ from mnft.runs.folder import (
 )
 from mnft.runs.lock import RunLock
 from mnft.runs.parents import inherit
-from mnft.runs.resume import check_resumable, find_run
+from mnft.runs.resume import check_resumable, check_same_teachers, find_run
 from mnft.runs.tensorboard import wants_writer
 from mnft.tasks import load_label_rules
 from mnft.text import count
 from mnft.training.build import build_training
-from mnft.training.inputs import UncheckedImages
+from mnft.training.inputs import UncheckedImages, list_learned
 from mnft.training.optim import check_optimizer_name
 from mnft.training.state import load_state
 from mnft.training.training import Training
@@ -105,6 +107,8 @@ def opened_run(
                 config = config.model_copy(update={"recipe": "plain"})
         machine = check_early(config, ranks, new_run=not resumed)
         manifest, training = begin_training(config, folder, machine, reporter)
+        if folder:
+            check_same_teachers(folder, training.facts)
         if folder and has_progress(folder):
             load_state(training.state, folder.resume)
 
@@ -141,8 +145,10 @@ def check_early(config: Config, ranks: Ranks, *, new_run: bool) -> Machine:
     machine = open_machine(config.train.device, ranks)
     machine.with_precision(config.train.precision, config.eval.precision, img_size=None)
     wants_writer(config.run)  # called here for its errors only, as is `with_precision` above
-    if config.distill.teacher:
-        check_teacher(config.distill)
+    for teacher in config.distill.teachers:
+        check_teacher(teacher)
+    if config.distill.images is not None:
+        check_folder(Path(config.distill.images).expanduser())
     if config.data.fetch:
         catalog.describe(config.data.fetch)
     if new_run:
@@ -190,9 +196,13 @@ def _build(
     )
     if machine.ranks.is_main and run_folder is None:
         counts = ", ".join(f"{len(manifest.split(s)):,} {s}" for s in manifest.splits)
+        if without := len(manifest.split(UNLABELLED)):
+            counts += f", {without:,} without labels"
         taken = f"; split of {config.data.split_from}" if config.data.split_from else ""
         rules = load_label_rules(config.task)
-        names = count(len(manifest.labels), rules.noun, rules.plural)
+        num_others = sum(sample.label == OTHER for sample in manifest.samples)
+        names = count(len(manifest.labels) - bool(num_others), rules.noun, rules.plural)
+        names += f" and {count(num_others, 'image')} of none of them" if num_others else ""
         reporter.note(f"data     {manifest.root}: {names}, {counts}{taken}")
     return manifest, training
 
@@ -203,7 +213,9 @@ def _find_manifest(
     """Load the manifest of a run that is resumed, or make one from the folder of images."""
     if run_folder:
         manifest = load_manifest(run_folder.split)
-        if changes := list_changes(manifest, manifest.split("train") + manifest.split("val")):
+        if changes := list_changes(
+            manifest, list_learned(config, manifest) + manifest.split("val")
+        ):
             raise DataError(
                 f"{manifest.root}: {count(len(changes), 'image')} changed since the run began:\n  "
                 + "\n  ".join(changes[:10]),
@@ -217,4 +229,10 @@ def _find_manifest(
         manifest = prepare_manifest(
             config.data, load_label_rules(config.task), on_progress, check_later=check_later
         )
+    if config.distill.images is not None:
+        folder = Path(config.distill.images).expanduser()
+        with reporter.track("checking images without labels") as on_progress:
+            manifest = add_unlabelled(
+                manifest, folder, config.data, on_progress, check_later=check_later
+            )
     return inherit(manifest, config, reporter)

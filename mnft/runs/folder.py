@@ -220,26 +220,28 @@ def log_event(run: RunFolder, event: str, values: Mapping[str, Any]) -> None:
 
 
 def log_epoch(run: RunFolder, result: EpochResult) -> None:
-    """Append the line of a finished epoch to log.jsonl."""
+    """Append the line of a finished epoch, or of interpolation, to log.jsonl."""
     entry = _epoch_line(result)
     log_event(run, entry.pop("event"), entry)
 
 
-def reconcile_log(run: RunFolder, history: list[EpochResult]) -> None:
-    """Make the log's epochs those of the resume state.
+def reconcile_log(run: RunFolder, results: list[EpochResult]) -> None:
+    """Make the log's results those of the resume state.
 
     A crash may come between the writes of an epoch's state and of its log line, or while epochs
     are in the log and not yet saved.
     """
-    known = {result.epoch for result in history}
+    lines = [_epoch_line(result) for result in results]
+    known = {(line["event"], line["epoch"]) for line in lines}
     kept, seen = [], set()
     for line, entry in _log_lines(run):
-        if entry.get("event") == "epoch":
-            if entry["epoch"] not in known:
+        if entry.get("event") in {"epoch", "interpolate"}:
+            key = entry["event"], entry["epoch"]
+            if key not in known:
                 continue
-            seen.add(entry["epoch"])
+            seen.add(key)
         kept.append(line)
-    kept += [json.dumps(_epoch_line(r)) for r in history if r.epoch not in seen]
+    kept += [json.dumps(line) for line in lines if (line["event"], line["epoch"]) not in seen]
     files.write_text(run.log, "".join(line + "\n" for line in kept))
 
 
@@ -256,4 +258,5 @@ def _log_lines(run: RunFolder) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _epoch_line(result: EpochResult) -> dict[str, Any]:
-    return {"event": "epoch", **result.as_record()}
+    event = "interpolate" if result.stage == "interpolate" else "epoch"
+    return {"event": event, **result.as_record()}

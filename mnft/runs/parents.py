@@ -36,7 +36,7 @@ def inherit(manifest: Manifest, config: Config, reporter: Reporter) -> Manifest:
     seen = frozenset[str]().union(
         *(_read_trained_on(parent, reporter) for parent in find_parents(config))
     )
-    own = {shorten(sample.sha256) for sample in manifest.split("train")}
+    own = replace(manifest, inherited=frozenset()).trained_on
     return replace(manifest, inherited=seen - own)
 
 
@@ -64,8 +64,8 @@ def warn_of_seen_images(manifest: Manifest, config: Config, reporter: Reporter) 
 def find_parents(config: Config) -> list[Parent]:
     """The model folders that weights come from, and that teach; published models have none."""
     named = [("the start model", find_start_folder(config.model))]
-    if config.distill.teacher is not None:
-        named.append(("the teacher", find_folder(config.distill.teacher)))
+    for teacher in config.distill.teachers:
+        named.append(("the teacher", find_folder(teacher)))
     return [Parent(what, folder, _find_run(folder)) for what, folder in named if folder]
 
 

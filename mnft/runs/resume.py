@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from mnft.config.edge import AFTER_TRAINING
 from mnft.config.load import load_config
 from mnft.config.schema import Config
 from mnft.config.source import dump_inline
-from mnft.errors import ConfigError, Interrupted, MnftError
+from mnft.errors import ConfigError, Interrupted, MnftError, ModelError
 from mnft.runs.folder import RunFolder, list_runs, open_run, read_log
 from mnft.text import count
 from mnft.training.state import read_saved_progress
@@ -75,6 +75,25 @@ def check_resumable(config: Config, run: RunFolder) -> None:
         raise ConfigError(
             f"{', '.join(refused)} cannot change when a run is resumed",
             hint=f"only {', '.join(RESUMABLE)} can; start a new run for other values",
+        )
+
+
+def check_same_teachers(run: RunFolder, facts: Mapping[str, Any]) -> None:
+    """Refuse teachers whose weights are not those that the run began with.
+
+    Args:
+        run: the run that is resumed.
+        facts: what was found of the training now.
+
+    Raises:
+        ModelError: naming those that changed.
+    """
+    begun = next((entry for entry in read_log(run) if "teachers_sha256" in entry), facts)
+    if begun["teachers_sha256"] != facts["teachers_sha256"]:
+        raise ModelError(
+            f"the weights of a teacher have changed since the run began: found {facts['teacher']}",
+            hint="put the teacher's model back as it was, or start a new run",
+            key="distill.teacher",
         )
 
 

@@ -110,6 +110,16 @@ class RunWriter:
                     self.tensorboard.add_scalar(name.replace("_", "/", 1), value, result.epoch)
             self.tensorboard.flush()
 
+    def save_interpolated(self, state: TrainState, weights: Mapping[str, Tensor]) -> None:
+        """Save the best of the interpolated models, and log its result."""
+        self._save()
+        result = state.interpolated
+        assert result is not None
+        card = replace(self.card, settings=result.settings)
+        save_bundle(self.run.best, weights, card, {**self.facts, "result": result.as_record()})
+        self._save(describe_state(state))
+        log_epoch(self.run, result)
+
     def snapshot(self, state: TrainState) -> None:
         """Save the resume state within an epoch, after the models of the epochs before."""
         self._save(describe_state(state))
@@ -153,6 +163,8 @@ def recorded(run: Run) -> Iterator[RunWriter]:
         "monitor": training.config.eval.monitor,
         "trained_on": pack(run.manifest.trained_on),
     }
+    if teachers := training.facts["teachers_sha256"]:
+        facts["teachers_sha256"] = teachers
     tensorboard = open_writer(folder.path, training.config.run)
     try:
         _log_beginning(run)
@@ -179,7 +191,9 @@ def _log_beginning(run: Run) -> None:
     if run.resumed:
         remove_leftovers(folder)
         save_config(training.config, folder.config)
-        reconcile_log(folder, training.state.results)
+        state = training.state
+        last = [state.interpolated] if state.interpolated else []
+        reconcile_log(folder, [*state.results, *last])
         done, lr = len(training.state.history), training.state.schedule.lr
         log_event(
             folder, "resume", {**training.facts, "epochs_done": done, "lr": lr, "config": config}

@@ -45,7 +45,8 @@ class Choice:
         noise: standard deviation between seeds of one point; None if it was not measured.
         optimism: how much better the best of so many equal trials looks than it is; None without
             `noise`.
-        trials: number of trials that trained to their end.
+        trials: number of trials that were compared, those that rungs stopped among them.
+        complete: number of trials that trained to their end.
         within_noise: numbers of the trials that are not worse than the named one beyond noise.
         cheapest: the one of these with the fewest multiply-accumulates.
     """
@@ -57,6 +58,7 @@ class Choice:
     noise: float | None
     optimism: float | None
     trials: int
+    complete: int
     within_noise: tuple[int, ...]
     cheapest: int
 
@@ -155,6 +157,14 @@ def choose(search: Search) -> Choice | None:
     noise = pool_noise(list(runs.values()))
     margin = _NOISE * (noise or 0.0) * math.sqrt(1 + 1 / len(runs[number]))
     chosen = next(trial for trial in best if trial.number == number)
+    # What a rung stopped was chosen against by luck too; what a limit kept out has no figures.
+    compared = [
+        trial
+        for trial in search.list_trials()
+        if trial.state in {TrialState.COMPLETE, TrialState.PRUNED}
+        and "same_as" not in trial.user_attrs
+        and trial.user_attrs.get("figures")
+    ]
     near = [chosen]
     near += [t for t in best if t is not chosen and sign * (t.values[0] - mean) >= -margin]
     return Choice(
@@ -163,8 +173,9 @@ def choose(search: Search) -> Choice | None:
         values=tuple(runs[number]),
         mean=mean,
         noise=noise,
-        optimism=None if noise is None else noise * compute_optimism(len(best)),
-        trials=len(best),
+        optimism=None if noise is None else noise * compute_optimism(len(compared)),
+        trials=len(compared),
+        complete=len(best),
         within_noise=tuple(sorted(trial.number for trial in near)),
         cheapest=min(near, key=lambda trial: trial.user_attrs["costs"]["macs_m"]).number,
     )
@@ -261,6 +272,7 @@ def write_result(search: Search, choice: Choice, test: Mapping[str, Any] | None)
         "noise": choice.noise,
         "optimism": choice.optimism,
         "trials": choice.trials,
+        "complete": choice.complete,
         "within_noise": list(choice.within_noise),
         "cheapest": choice.cheapest,
         "test": dict(test) if test else None,

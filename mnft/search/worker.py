@@ -280,3 +280,4 @@ def free_memory() -> None:
         gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    stop_request.raise_if_dropped()  # objects were removed at the end of the training, too

@@ -25,7 +25,7 @@ from mnft.tasks.outputs import (
     Evaluation,
     Features,
     FindLabelErrors,
-    Outputs,
+    Remark,
     WriteEvaluation,
 )
 from mnft.tasks.panels import EvaluationFiles, TaskReport
@@ -59,6 +59,12 @@ class Score(Protocol):
 
     def fit_settings(self) -> dict[str, Any]:
         """Fit what the task keeps with a model to the images of `result`, such as thresholds."""
+
+    def fitted_loss(self) -> float:
+        """The loss of `result` with what `fit_settings` fits: models of one training compare by it.
+
+        Without it a model that is right but too modest, as label smoothing makes it, would lose.
+        """
 
 
 class FittedHead(Protocol):
@@ -147,17 +153,23 @@ class Task:
         encode: samples to targets, one each: numbers, or lists of numbers of one length.
         weigh: weight of each sample for `train.sampler: balanced`.
         build_loss: the loss of a training, from the config, the training samples and the device.
+        no_label: the target of an image whose label nobody knows, as `encode` would give it; the
+            loss on labels and the training figures pass over it.
         build_mix: a transform that mixes the images and targets of a batch, or None.
-        sum_batch: the vector of `train_figures` summed over a batch, on the device.
+        sum_batch: the vector of `train_figures` summed over a batch, and the number of its images
+            that have a label, on the device; the loss is that of all images.
         new_score: an empty score for the processes that share an evaluation.
         build_model: the model of a config, with outputs for the labels.
         fit_head: fits a linear head to features.
-        load_teacher: the teacher that the config's `distill` section names.
-        build_distillation: combines the loss with one against a teacher, from the loss, the
-            teacher, the `distill` section, the student's preprocessing and the teacher's dtype.
+        load_teacher: the teacher of this name or path.
+        build_distillation: combines the loss with one against teachers, from the loss, the
+            teachers, the `distill` section, the student's preprocessing and the teachers' dtype.
         format_figures: figures of the `monitors` as text for people, by names for people.
         plot_training: draws the curve of a training.
-        evaluate: the full evaluation of a model's outputs.
+        describe_settings: what was fitted to the val split besides the weights, for people.
+        evaluate: the full evaluation of a model's outputs; where `judges_unknown`, it takes the
+            outputs for images of nothing that the model knows as well.
+        judges_unknown: whether an answer may be that the model knows nothing of an image.
         write_evaluation: writes the files of an evaluation.
         evaluation_files: names of these files.
         compare: compares the outputs of two models.
@@ -178,17 +190,22 @@ class Task:
     explanation: str
     encode: Callable[[Sequence[Sample]], list[Any]]
     weigh: Callable[[Sequence[Sample]], list[float]]
+    no_label: Any
     build_loss: Callable[[TrainConfig, Sequence[Sample], torch.device], Loss]
     build_mix: Callable[[AugmentConfig], v2.Transform | None]
     sum_batch: Callable[[Tensor, Tensor, Tensor], Tensor]
     new_score: Callable[[Ranks], Score]
     build_model: Callable[[Config], BuiltModel]
     fit_head: FitHead
-    load_teacher: Callable[[DistillConfig, Machine], Teacher]
-    build_distillation: Callable[[Loss, Teacher, DistillConfig, Preprocessing, torch.dtype], Loss]
+    load_teacher: Callable[[str, Machine], Teacher]
+    build_distillation: Callable[
+        [Loss, Sequence[Teacher], DistillConfig, Preprocessing, torch.dtype], Loss
+    ]
     format_figures: Callable[[Mapping[str, float]], dict[str, str]]
     plot_training: Callable[[Sequence[EpochResult], Path, str], None]
-    evaluate: Callable[[Outputs], Evaluation]
+    describe_settings: Callable[[Mapping[str, Any]], list[Remark]]
+    evaluate: Callable[..., Evaluation]
+    judges_unknown: bool
     write_evaluation: WriteEvaluation
     evaluation_files: frozenset[str]
     compare: Compare

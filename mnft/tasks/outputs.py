@@ -46,8 +46,29 @@ class Outputs:
 
 
 @dataclass(frozen=True, slots=True)
+class UnknownImages:
+    """Images of nothing that a model knows, and its outputs for them.
+
+    Attributes:
+        outputs: the outputs; the targets mean nothing.
+        paths: path of each image that was read, in the order of the outputs.
+    """
+
+    outputs: Outputs
+    paths: list[str]
+
+
+class Remark(NamedTuple):
+    """Something to tell a person of a trained model, with a hint where something can be done."""
+
+    text: str
+    hint: str | None = None
+    is_warning: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Rate:
-    """A figure in [0, 1] with its 95% interval."""
+    """A figure, or a difference of two, with its 95% interval."""
 
     value: float
     low: float
@@ -118,17 +139,20 @@ class Evaluation(Protocol):
     def as_record(self) -> dict[str, Any]:
         """All figures as JSON values."""
 
-    def as_columns(self) -> dict[str, float]:
+    def as_columns(self) -> Mapping[str, float | None]:
         """The figures that a comparison of models has as columns."""
 
-    def as_cells(self) -> list[str]:
-        """The same figures for people, in the order of the task's `columns`."""
+    def as_cells(self) -> dict[str, str]:
+        """The same figures for people, by headings: the task's `columns`, and maybe others."""
 
     def describe(self) -> dict[str, str]:
         """The figures over all images for people, by their names."""
 
     def build_table(self) -> Table:
         """The figures of each label for people."""
+
+    def build_unknown_table(self) -> Table | None:
+        """Images of nothing that the model knows, and its answers; None where none were given."""
 
 
 class Answers(Protocol):

@@ -32,10 +32,10 @@ from mnft.training.batch_size import get_parts, resolve_batch_size
 from mnft.training.epoch.average import WeightAverage
 from mnft.training.epoch.gradients import LoopOptions
 from mnft.training.fit import FitOptions
-from mnft.training.inputs import Loaders, open_inputs
+from mnft.training.inputs import Loaders, list_learned, open_inputs
 from mnft.training.optim import Schedule, build_optimizer
 from mnft.training.state import TrainState
-from mnft.training.teacher import add_teacher
+from mnft.training.teacher import add_teachers
 from mnft.training.training import Training
 
 
@@ -72,7 +72,7 @@ def build_training(
     )
     loaders = Loaders(config, manifest, built.preprocessing, inputs, machine, task)
     train, train_view, val = loaders.train(), loaders.view("train"), loaders.view("val")
-    criterion, teacher = add_teacher(
+    criterion, teachers = add_teachers(
         task.build_loss(config.train, manifest.split("train"), machine.device),
         config,
         task,
@@ -89,7 +89,8 @@ def build_training(
         "compile": compiled,
         "updates_per_epoch": len(train),
         "store": inputs.note,
-        "teacher": teacher,
+        "teacher": "; ".join(description for _, description in teachers) or None,
+        "teachers_sha256": [content for content, _ in teachers],
     }
     return Training(
         config=config,
@@ -186,7 +187,7 @@ def _resolve(
     linear_head = has_linear_head(built.model, built.preprocessing.input_size)
     wanted = config.train.batch_size
     config, recipe = apply_recipe(
-        config, num_images=len(manifest.split("train")), linear_head=linear_head
+        config, num_images=len(list_learned(config, manifest)), linear_head=linear_head
     )
     assert config.train.stages
     if "head" in config.train.stages and not linear_head:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,9 @@ class Checkpointer(Protocol):
 
     def snapshot(self, state: TrainState) -> None:
         """Save only the resume state, within an epoch."""
+
+    def save_interpolated(self, state: TrainState, weights: Mapping[str, Tensor]) -> None:
+        """Log the result of interpolation, and save the state and the best model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,10 +182,28 @@ def fit(
     return FitResult(list(state.history), state.best, out_of_patience(state, options))
 
 
+class Judged(NamedTuple):
+    """What an evaluation gives: see `mnft.tasks.base.Score`."""
+
+    figures: dict[str, float]
+    settings: dict[str, Any]
+    fitted_loss: float
+
+
 def evaluate(
     model: nn.Module, batches: Batches, loop: LoopOptions
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Compute the task's figures of a model on all images of the batches, and fit its settings.
+
+    Raises:
+        TrainError: the model's outputs are not finite.
+    """
+    judged = judge(model, batches, loop)
+    return judged.figures, judged.settings
+
+
+def judge(model: nn.Module, batches: Batches, loop: LoopOptions) -> Judged:
+    """Do what `evaluate` does, and say by what loss the model compares with others.
 
     Raises:
         TrainError: the model's outputs are not finite.
@@ -194,7 +215,7 @@ def evaluate(
 
     run_model(model, batches, loop.machine, update)
     try:
-        return score.result(), score.fit_settings()
+        return Judged(score.result(), score.fit_settings(), score.fitted_loss())
     except ModelError as error:
         raise TrainError(
             "the model's outputs on the val split are not finite, so the weights are lost",

@@ -16,7 +16,7 @@ from mnft.data.batches.resample import DeviceImages
 from mnft.data.batches.samplers import EpochSampler, EvalSampler
 from mnft.data.batches.stored import StoredBatches, fits_on_device
 from mnft.data.batches.workers import LoadedBatches, choose_workers
-from mnft.data.manifest import Manifest, Sample
+from mnft.data.manifest import UNLABELLED, Manifest, Sample
 from mnft.data.store.cache import choose_cache_folder
 from mnft.data.store.geometry import EvalGeometry, TrainGeometry, choose_train_geometry
 from mnft.data.store.store import Geometry, Store, StoredImages, StoreUnavailable
@@ -43,8 +43,8 @@ class Inputs:
     """Where the images of a run come from.
 
     Attributes:
-        train: stored training images, on the disk or in a GPU's memory, or None where they are
-            decoded in every epoch, into the same pixels.
+        train: stored training images, those without labels last, on the disk or in a GPU's memory,
+            or None where they are decoded in every epoch, into the same pixels.
         val: stored validation images, or None.
         note: how it was done, for people and the log.
         folder: folder of the stored training images, where features can also be kept.
@@ -68,8 +68,8 @@ def open_inputs(
     """Bring the images of the train and val splits into the store; the main process decodes.
 
     If they fit, they are also copied into the memory of a GPU, except training images that an
-    automatic policy augments one by one. Where the store cannot be used, a warning says why, and
-    images are decoded in every epoch: slower, but to the same batches.
+    automatic policy or `augment.device` varies one by one. Where the store cannot be used, a
+    warning says why, and images are decoded in every epoch: slower, but to the same batches.
 
     Raises:
         DataError: an image has changed since the manifest was made.
@@ -79,13 +79,12 @@ def open_inputs(
         return Inputs(None, None, "off: every epoch decodes all images")
     cache = choose_cache_folder(config.data.store)
     channels = preprocessing.input_size[0]
-    geometries: tuple[tuple[Geometry, str], ...] = (
-        (_train_geometry(config, preprocessing), "train"),
-        (EvalGeometry(preprocessing), "val"),
+    parts: tuple[tuple[Geometry, list[Sample]], ...] = (
+        (_train_geometry(config, preprocessing), list_learned(config, manifest)),
+        (EvalGeometry(preprocessing), manifest.split("val")),
     )
     stores = [
-        (Store(cache, manifest.root, geometry, channels), manifest.split(split))
-        for geometry, split in geometries
+        (Store(cache, manifest.root, geometry, channels), samples) for geometry, samples in parts
     ]
     limit = int(config.data.store_limit_gb * 1e9)
     try:
@@ -108,11 +107,17 @@ def open_inputs(
             )
         return Inputs(None, None, f"none: {error}")
     if fits_on_device([train, val], machine.device):
-        whole_batches = config.augment.policy == "none"
-        placed = DeviceImages(train, machine.device) if whole_batches else train
+        one_by_one = config.augment.policy != "none" or config.augment.device > 0
+        placed = train if one_by_one else DeviceImages(train, machine.device)
         note = f"{note}, in the memory of {machine.device}"
         return Inputs(placed, DeviceImages(val, machine.device), note, train.path.parent)
     return Inputs(train, val, note, train.path.parent)
+
+
+def list_learned(config: Config, manifest: Manifest) -> list[Sample]:
+    """The images that the model learns from: those of train, then those without labels."""
+    without = manifest.split(UNLABELLED) if config.distill.images else []
+    return manifest.split("train") + without
 
 
 def _open(
@@ -178,9 +183,13 @@ class Loaders:
 
     def train(self) -> TrainBatches:
         """Build the training batches of this process: shuffled, augmented, mixed."""
-        samples = self.manifest.split("train")
-        labels = self.task.encode(samples)
-        weights = self.task.weigh(samples) if self.config.train.sampler == "balanced" else None
+        labelled = self.manifest.split("train")
+        samples = list_learned(self.config, self.manifest)
+        without = len(samples) - len(labelled)
+        labels = self.task.encode(labelled) + [self.task.no_label] * without
+        weights = self.task.weigh(labelled) if self.config.train.sampler == "balanced" else None
+        if weights:  # images without labels stay as frequent as they are
+            weights += [sum(weights) / len(weights)] * without
         sampler = EpochSampler(
             len(samples),
             get_batch_size(self.config),
@@ -188,6 +197,7 @@ class Loaders:
             rank=self.machine.ranks.rank,
             world_size=self.machine.ranks.world_size,
             weights=weights,
+            passes=self.config.train.passes,
         )
         mix = self.task.build_mix(self.config.augment)
         resize = ProgressiveResize(self.config.train.start_size, self.config.train.epochs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 
 import torch
 
@@ -18,6 +19,8 @@ from mnft.tasks.outputs import Features
 from mnft.training.fit import Checkpointer, fit, join_figures
 from mnft.training.head.cache import cached, compute_key
 from mnft.training.head.features import compute_features, set_head
+from mnft.training.interpolate import interpolate
+from mnft.training.state import TrainState, copy_to_cpu
 from mnft.training.training import Training
 
 _log = logging.getLogger(__name__)
@@ -42,13 +45,15 @@ def train(
     try:
         if "head" in training.stages and state.head is None:
             state.head = state.best = train_head(training, reporter)
+            if "interpolate" in training.stages:
+                state.head_weights = copy_to_cpu(state.evaluated_model.state_dict())
             if checkpointer:
                 with stop_request.deferred():
                     checkpointer.save_epoch(state, state.head)
             reporter.on_epoch(state.head)
         if "finetune" not in training.stages:
             return FitResult([], state.best, stopped_early=False)
-        return fit(
+        result = fit(
             state,
             training.forward,
             training.train,
@@ -58,8 +63,22 @@ def train(
             checkpointer=checkpointer,
             reporter=reporter,
         )
+        if "interpolate" in training.stages and not _is_interpolated(state):
+            state.interpolated, weights = interpolate(training)
+            state.best = state.interpolated
+            if checkpointer:
+                with stop_request.deferred():
+                    checkpointer.save_interpolated(state, weights)
+            reporter.on_epoch(state.interpolated)
+            result = replace(result, best=state.best)
+        return result
     finally:
         training.options.threads.release()
+
+
+def _is_interpolated(state: TrainState) -> bool:
+    """Whether that was done after the last epoch; a run can be extended."""
+    return state.interpolated is not None and state.interpolated.epoch == len(state.history)
 
 
 def train_head(training: Training, reporter: Reporter = SILENT) -> EpochResult:
@@ -69,12 +88,7 @@ def train_head(training: Training, reporter: Reporter = SILENT) -> EpochResult:
     state.threads = options.threads.choose()
     reset_peak_memory(machine.device)
     computing = time.perf_counter()
-    # The val features are computed in the precision of evaluation, so that the head's figures are
-    # those that `mnft eval` gives.
-    features = (
-        _load_features(training, training.train_view, machine.train_dtype, "train", reporter),
-        _load_features(training, training.val, machine.eval_dtype, "val", reporter),
-    )
+    features = load_features(training, reporter)
     seconds = time.perf_counter() - computing
     # Only the main process fits, and the others get its head: GPUs that differ by a rounding may
     # choose different regularisation, and DistributedDataParallel, which made the weights equal,
@@ -111,7 +125,20 @@ def train_head(training: Training, reporter: Reporter = SILENT) -> EpochResult:
     )
 
 
-def _load_features(
+def load_features(training: Training, reporter: Reporter) -> tuple[Features, Features]:
+    """Load the features of train and val, or compute and keep them.
+
+    Those of val are computed in the precision of evaluation, so that the head's figures are those
+    that `mnft eval` gives.
+    """
+    machine = training.machine
+    return (
+        _load_split(training, training.train_view, machine.train_dtype, "train", reporter),
+        _load_split(training, training.val, machine.eval_dtype, "val", reporter),
+    )
+
+
+def _load_split(
     training: Training, batches: Batches, dtype: torch.dtype, split: str, reporter: Reporter
 ) -> Features:
     """Load the features of a split from the cache of an earlier run, or compute them."""

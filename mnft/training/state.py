@@ -35,7 +35,8 @@ class PartialEpoch:
         epoch: number of the epoch.
         updates: number of updates done in it.
         lr: learning rate that it began with.
-        totals: sums of the task's training figures so far, and the number of images.
+        totals: sums of the task's training figures so far, the number of images that have a label,
+            and the number of all images.
         seconds: time that it has taken.
         waited: part of `seconds` that was spent waiting for data.
         accumulation_steps: number of parts that batches are cut into now.
@@ -67,6 +68,8 @@ class TrainState:
         best: result of the epoch that the best model is from.
         num_updates: number of optimizer updates so far.
         head: result of the head stage, once it is finished.
+        head_weights: weights of the evaluated model after that stage, if they are needed later.
+        interpolated: result of the stage that interpolates, once it is finished.
         partial: the epoch that is under way; None between epochs.
         threads: number of CPU threads in the epoch that is under way; 0 before the first.
     """
@@ -80,6 +83,8 @@ class TrainState:
     best: EpochResult | None = None
     num_updates: int = 0
     head: EpochResult | None = None
+    head_weights: Mapping[str, Tensor] | None = None
+    interpolated: EpochResult | None = None
     partial: PartialEpoch | None = None
     threads: int = 0
 
@@ -110,6 +115,8 @@ def describe_state(state: TrainState) -> dict[str, Any]:
         "best": None if state.best is None else state.best.as_record(),
         "num_updates": state.num_updates,
         "head": None if state.head is None else state.head.as_record(),
+        "head_weights": state.head_weights,
+        "interpolated": None if state.interpolated is None else state.interpolated.as_record(),
         "partial": None if state.partial is None else asdict(state.partial),
         "threads": state.threads,
     }
@@ -185,6 +192,9 @@ def load_state(state: TrainState, path: Path) -> None:
         state.num_updates = content["num_updates"]
         head = content.get("head")  # older runs had no head stage
         state.head = None if head is None else EpochResult.from_record(head)
+        state.head_weights = content.get("head_weights")
+        interpolated = content.get("interpolated")
+        state.interpolated = None if interpolated is None else EpochResult.from_record(interpolated)
         partial = content.get("partial")
         state.partial = None if partial is None else PartialEpoch(**partial)
         state.threads = content.get("threads", 0)  # missing in older runs

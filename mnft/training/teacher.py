@@ -1,7 +1,8 @@
-"""The loss of a training, with a teacher if the config names one; fits the teacher's head."""
+"""The loss of a training, with teachers if the config names any; fits a teacher's new head."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -11,14 +12,14 @@ from mnft.device.machine import Machine
 from mnft.device.ranks.distributed import broadcast
 from mnft.errors import ModelError
 from mnft.model.input_adapter import InputAdapter
-from mnft.model.linear_head import has_linear_head
+from mnft.model.linear_head import find_linear_head, has_linear_head
 from mnft.preprocessing import Preprocessing
 from mnft.reporter import Progress, Reporter
 from mnft.tasks.base import Loss, Task, Teacher
 from mnft.training.head.features import compute_features, set_head
 
 
-def add_teacher(
+def add_teachers(
     criterion: Loss,
     config: Config,
     task: Task,
@@ -27,8 +28,8 @@ def add_teacher(
     views: tuple[Batches, Batches],
     machine: Machine,
     reporter: Reporter,
-) -> tuple[Loss, str | None]:
-    """Combine the loss with one against a teacher, if the config names a teacher.
+) -> tuple[Loss, list[tuple[str, str]]]:
+    """Combine the loss with one against teachers, if the config names any.
 
     Args:
         criterion: loss against the labels.
@@ -40,18 +41,36 @@ def add_teacher(
         reporter: told of progress in computing features.
 
     Returns:
-        The loss, and a description of the teacher; None without one.
+        The loss, and of each teacher SHA-256 of its weights and a description.
 
     Raises:
         ModelError: there is no such teacher, or its head cannot be fitted.
     """
-    if config.distill.teacher is None:
-        return criterion, None
-    teacher = task.load_teacher(config.distill, machine)
-    if teacher.needs_head:
-        teacher = _fit_head(teacher, task, config.train.seed, student, views, machine, reporter)
-    loss = task.build_distillation(criterion, teacher, config.distill, student, machine.train_dtype)
-    return loss, teacher.description
+    teachers, described = [], []
+    for name in config.distill.teachers:
+        teacher = task.load_teacher(name, machine)
+        content = _hash_weights(teacher)
+        if teacher.needs_head:
+            teacher = _fit_head(teacher, task, config.train.seed, student, views, machine, reporter)
+        teachers.append(teacher)
+        described.append((content, teacher.description))
+    if teachers:
+        criterion = task.build_distillation(
+            criterion, teachers, config.distill, student, machine.train_dtype
+        )
+    return criterion, described
+
+
+def _hash_weights(teacher: Teacher) -> str:
+    """SHA-256 of the weights that a teacher came with, so without a head that is still to fit."""
+    head = find_linear_head(teacher.model) if teacher.needs_head else None
+    new = {id(parameter) for parameter in head.parameters()} if head else set()
+    digest = hashlib.sha256()
+    for name, tensor in [*teacher.model.named_parameters(), *teacher.model.named_buffers()]:
+        if id(tensor) not in new:
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _fit_head(

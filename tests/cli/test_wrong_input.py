@@ -189,7 +189,7 @@ TABLE = [
     row("hexadecimal number", TRAIN, 2, "line 11: optim.lr: found '0x10', expected a number above 0; numbers are decimal", plus("optim:", "  lr: 0x10")),
     row("leading zero", TRAIN, 2, "line 9: train.epochs: found '010', expected an integer from 1 to 100000; numbers are decimal, without leading zeros", instead("epochs: 1", "epochs: 010")),
     row("--set to minutes and seconds", f"{TRAIN} --set train.epochs=1:30", 2, "train.epochs: found '1:30', expected an integer | numbers are decimal", BASE),
-    row("a stage twice", TRAIN, 2, "line 10: train.stages: found [head, head], expected [head], [finetune] or [head, finetune]", plus("  stages: [head, head]")),
+    row("a stage twice", TRAIN, 2, "line 10: train.stages: found [head, head], expected [head], [finetune], [head, finetune] or [head, finetune, interpolate]", plus("  stages: [head, head]")),
     row("stages in wrong order", TRAIN, 2, "line 10: train.stages: found [finetune, head], expected", plus("  stages: [finetune, head]")),
     row("out of range", TRAIN, 2, "line 3: data.img_size: found 4, expected an integer from 8 to 2048, or empty", instead("img_size: 32", "img_size: 4")),
     row("infinite", TRAIN, 2, "line 11: optim.lr: found .inf, expected a number above 0", plus("optim:", "  lr: .inf")),

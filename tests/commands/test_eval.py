@@ -19,6 +19,7 @@ from support.runs import CLASSES, record_split, save_model
 from typer.testing import Result
 
 from mnft.data.lineage import pack, shorten
+from mnft.tasks.classify.evaluation import UNKNOWN_IMAGES
 from mnft.tasks.classify.predictions import EVALUATION_FILES, MISTAKES
 
 Cli = Callable[..., Result]
@@ -113,7 +114,8 @@ def test_probabilities_are_those_of_the_model_on_each_image(
 def test_output_folder_and_text(run: Path, evaluate: Cli) -> None:
     result = evaluate(run)
     assert result.exit_code == 0
-    assert {entry.name for entry in (run / "eval").iterdir()} >= EVALUATION_FILES - {MISTAKES}
+    always = EVALUATION_FILES - {MISTAKES, UNKNOWN_IMAGES}
+    assert {entry.name for entry in (run / "eval").iterdir()} >= always
     stored = json.loads((run / "eval" / "metrics.json").read_text(encoding="utf-8"))
     assert (run / "eval" / MISTAKES).is_file() == (stored["accuracy"] < 1)
     assert stored["split"] == "test"
@@ -556,6 +558,6 @@ def test_the_run_may_stand_without_a_flag(run: Path, run_cli: Cli) -> None:
 
 
 def test_the_bins_of_the_calibration_error_are_told(run: Path, evaluate: Cli) -> None:
-    assert "  (15 bins)" in evaluate(run).stdout
+    assert "  (15 bins; 95% bootstrap interval" in evaluate(run).stdout
     values = json.loads((run / "eval" / "metrics.json").read_text(encoding="utf-8"))
     assert values["calibration_bins"] == 15

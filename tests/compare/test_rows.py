@@ -42,8 +42,9 @@ from mnft.model.bundle import ModelCard, load_bundle, save_bundle
 from mnft.model.profile import profile_model
 from mnft.preprocessing import Preprocessing
 from mnft.tasks import open_task
-from mnft.tasks.classify.evaluation import Averages, Evaluation
-from mnft.tasks.classify.metrics import compute_wilson_interval
+from mnft.tasks.classify.evaluation import Evaluation
+from mnft.tasks.classify.intervals import compute_wilson_interval
+from mnft.tasks.classify.metrics import compute_evaluation
 
 Cli = Callable[..., Result]
 CLASSES = tuple(COLOURS)  # blue, green, red
@@ -52,9 +53,10 @@ FACTS = Facts("ONNX", "lenet5", "fp32", CLASSES, "classify", (3, 32, 32), 60_000
 
 
 def evaluation(correct: int, images: int = 100) -> Evaluation:
-    mean = Averages(0.5, 0.5, 0.5)
-    interval = compute_wilson_interval(correct, images)
-    return Evaluation(images, 1, correct / images, interval, None, mean, mean, 0, [], [])
+    """An evaluation of two classes with so many hits."""
+    logits = np.tile([1.0, 0.0], (images, 1))
+    targets = (np.arange(images) >= correct).astype(np.int64)
+    return compute_evaluation(logits, targets, ["a", "b"])
 
 
 def latency(ms: float, label: str = "x") -> Latency:

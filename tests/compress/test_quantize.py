@@ -28,13 +28,13 @@ from mnft.compress.quantize.layers import LayerCounts, check_counts, check_names
 from mnft.compress.quantize.onnxruntime import OnnxRuntimeQuantizer
 from mnft.compress.quantize.sensitivity import choose_counts, rank_layers
 from mnft.errors import ConfigError, ExportError
-from mnft.evaluation.checkpoint import open_trained
+from mnft.evaluation.checkpoint import open_checkpoint, open_trained
 from mnft.evaluation.images import per_class
 from mnft.exports.artifact import read_artifact
 from mnft.exports.convert import convert
 from mnft.exports.formats import FORMATS
 from mnft.host import find_missing
-from mnft.model.bundle import load_bundle
+from mnft.model.bundle import load_bundle, replace_settings
 from mnft.reporter import Reporter
 
 onnx = pytest.importorskip("onnx", reason="mnft[onnx] is not installed")
@@ -388,6 +388,22 @@ def test_nothing_quantized_is_an_error():
 
 
 # --- quantization-aware fine-tuning
+
+
+@needs_torchao
+@pytest.mark.usefixtures("_no_clock")
+def test_fine_tuning_keeps_the_temperature(run_cli, run, tmp_path):
+    """The int8 file is as sure as the calibrated model, four times as sure as the weights are."""
+    settings = {"decision": {"temperature": 0.25, "val": {"images": 1}}}
+    replace_settings(run / "best", settings)
+    options = ("--set", "quantize.qat=always", "--set", "quantize.max_accuracy_drop=0.2")
+    result = run_cli("quantize", "--ckpt", run, *QUICK, *options, "-o", tmp_path / "sure")
+    assert result.exit_code == 0, result.output
+    models = [open_checkpoint(path).bundle.model for path in (tmp_path / "sure", run)]
+    images = torch.randn(32, *load_bundle(run / "best").preprocessing.input_size)
+    with torch.inference_mode():
+        spreads = [model(images).std(1).mean().item() for model in models]
+    assert spreads[0] == pytest.approx(spreads[1], rel=0.4)
 
 
 @needs_torchao

@@ -116,7 +116,8 @@ def test_what_only_looks_like_a_number_is_a_text(text):
 def test_what_a_key_allows_is_said_in_words():
     from mnft.config import describe
 
-    assert describe.expected("train.stages") == "a list of one or more of head, finetune, or empty"
+    stages = "a list of one or more of head, finetune, interpolate, or empty"
+    assert describe.expected("train.stages") == stages
     assert describe.expected("quantize.keep_float") == "a list of texts, or empty"
     assert describe.expected("schedule.decay_milestones") == "a list of integers at least 1"
     for key in describe.key_paths():

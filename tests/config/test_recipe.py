@@ -88,13 +88,24 @@ def test_another_optimizer_keeps_its_own_rates():
     assert not [choice for choice in choices if choice.key.startswith("optim.")]
 
 
-def test_fewer_images_get_more_epochs_and_smaller_batches():
-    epochs = [resolve(num_images=n)[0].train.epochs for n in (20, 100, 1600, 50_000)]
-    assert epochs == sorted(epochs, reverse=True)
-    assert epochs[0] > epochs[-1] >= 1
+def test_fewer_images_get_more_passes_lower_rates_and_smaller_batches():
+    found = [resolve(num_images=n)[0] for n in (20, 100, 300, 1600, 50_000)]
+    passes = [config.train.epochs * config.train.passes for config in found]
+    assert passes == sorted(passes, reverse=True)
+    assert passes[0] > passes[-1] >= 1
+    for config, num_images in zip(found, (20, 100, 300), strict=False):
+        assert 300 <= config.train.passes * num_images < 2 * 300
+    assert [config.optim.lr for config in found] == [1e-4, 3e-4, 5e-4, 1e-3, 1e-3]
+    assert [len(config.train.stages) for config in found] == [3, 3, 3, 2, 2]
     sizes = [choose_batch_size(n) for n in (1, 100, 1600, 10_000, 10**6)]
     assert sizes == sorted(sizes)
     assert (sizes[0], sizes[-1]) == (16, 256)
+
+
+def test_written_epochs_are_passes():
+    config, choices = resolve(num_images=20, train={"epochs": 4})
+    assert (config.train.epochs, config.train.passes) == (4, 1)
+    assert "train.passes" not in {choice.key for choice in choices}
 
 
 def test_automatic_batch_size_is_a_number_afterwards():

@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 from torchvision import transforms as v1
-from torchvision.transforms import v2
 
 from mnft.config.schema import AugmentConfig
 from mnft.data.transforms import Transform, build_eval_transform, build_train_transform
@@ -291,7 +290,7 @@ def test_mixed_targets_sum_to_one(options: dict[str, float]) -> None:
 
 def test_mixup_blends_images_as_targets() -> None:
     mix = build_mix(AugmentConfig(mixup=1.0), 3)
-    assert isinstance(mix, v2.MixUp)
+    assert mix is not None
     images = torch.randn(3, 1, 4, 4)
     mixed, soft = mix(images, torch.tensor([0, 1, 2]))
     share = soft[0, 0]

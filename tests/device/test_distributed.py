@@ -440,11 +440,11 @@ def check_heads(ranks):
         timm.create_model("lenet5", num_classes=3), IMAGES, False, None, None, True, "lenet5"
     )
     task = replace(TASK, load_teacher=lambda *_args: teacher)
-    _, words = teaching.add_teacher(
+    _, described = teaching.add_teachers(
         CrossEntropy(0.0, None), config, task, student=IMAGES, views=([], []), machine=machine,
         reporter=SILENT,
     )
-    assert "its head fitted" in words
+    assert "its head fitted" in described[0][1]
     of_teacher = teacher.model.get_classifier().weight.detach()
     assert fitted.weight.shape == of_teacher.shape == (3, 84)
     for weight in (fitted.weight.detach(), of_teacher):
@@ -584,6 +584,23 @@ def test_more_settings(config: Path, run_cli: Cli, sets: tuple[str, ...]) -> Non
     assert one.exit_code == 0, one.stderr
     two = torchrun(
         "-m", "mnft", "train", config, *options("run.name=two", *sets), cwd=config.parent
+    )
+    assert two.returncode == 0, two.stderr
+    runs = config.parent / "runs"
+    assert_same_curve(runs / "one", runs / "two")
+
+
+@pytest.mark.slow
+def test_images_without_labels_in_two_processes(config: Path, run_cli: Cli) -> None:
+    """34 images in batches of 9: the processes have different numbers of labelled ones."""
+    for index in range(10):
+        colour = (25 * index, 90, 40)
+        write_noise(config.parent / "more" / f"{index}.png", colour, seed=900 + index)
+    assert run_cli("train", config, *options("run.name=teacher")).exit_code == 0
+    sets = options("distill.teacher=./runs/teacher", "distill.images=more")
+    assert run_cli("train", config, *sets, *options("run.name=one")).exit_code == 0
+    two = torchrun(
+        "-m", "mnft", "train", config, *sets, *options("run.name=two"), cwd=config.parent
     )
     assert two.returncode == 0, two.stderr
     runs = config.parent / "runs"

@@ -271,7 +271,8 @@ def test_the_worker_imports_little_of_mnft():
     single = {"errors", "failures", "files", "host", "preprocessing", "reporter", "text"}
     assert packages - single == {"exports", "model", "tasks"}
     tasks = {name for name in modules if name.startswith("mnft.tasks.")}
-    light = {"activation", "classify", "classify.activation"}
+    light = {"activation", "classify", "classify.activation", "folding"}
+    light |= {"classify.decision", "classify.decision.record"}
     assert tasks == {f"mnft.tasks.{name}" for name in light}
 
 

@@ -99,11 +99,12 @@ def test_another_worker_resumes_the_trial_of_a_killed_one(
     assert_same_search(whole, place)
 
 
-def test_two_workers_search_what_one_does(
-    whole: Place, tmp_path: Path, warm: Warm, fault_images: Path
+@pytest.mark.parametrize("workers", [2, 4])
+def test_several_workers_search_what_one_does(
+    workers: int, whole: Place, tmp_path: Path, warm: Warm, fault_images: Path
 ) -> None:
     place = make_place(tmp_path / "place", warm, fault_images)
-    ended = place.call("search", place.config, "--workers", 2)
+    ended = place.call("search", place.config, "--workers", workers)
     assert ended.code == 0, ended.err
     assert_same_search(whole, place)
 

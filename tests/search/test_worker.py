@@ -31,3 +31,13 @@ def test_a_signal_while_memory_is_freed_is_not_lost(monkeypatch: Any) -> None:
     monkeypatch.setattr(gc, "collect", collect)
     with stop_request.handling_signals(), pytest.raises(Interrupted):
         free_memory()
+
+
+@pytest.mark.filterwarnings("ignore:Exception ignored")
+def test_a_signal_at_the_end_of_a_training_is_not_lost() -> None:
+    with stop_request.handling_signals():
+        last = Last()
+        del last
+        with pytest.raises(Interrupted):
+            free_memory()
+        free_memory()  # raised once

@@ -69,7 +69,7 @@ def loss_of(
     teacher: Teacher, *, weight: float = 0.3, temperature: float = 3.0, dtype: Any = torch.float32
 ) -> DistillationLoss:
     config = DistillConfig(teacher="table", temperature=temperature, weight=weight)
-    return DistillationLoss(CrossEntropy(0.1, None), teacher, config, student=PLAIN, dtype=dtype)
+    return DistillationLoss(CrossEntropy(0.1, None), [teacher], config, student=PLAIN, dtype=dtype)
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def test_the_teacher_sees_its_own_normalisation(
     model = Table()
     loss = DistillationLoss(
         CrossEntropy(0.0, None),
-        teacher_of(model, preprocessing=teacher),
+        [teacher_of(model, preprocessing=teacher)],
         DistillConfig(teacher="table"),
         student=student,
         dtype=torch.float32,
@@ -278,8 +278,7 @@ def save_model(tmp_path: Path) -> SaveModel:
 
 
 def load(teacher: str | Path, classes: tuple[str, ...] = CLASSES) -> Teacher:
-    config = DistillConfig(teacher=str(teacher))
-    return load_teacher(config, Machine(CPU), class_names=classes)
+    return load_teacher(str(teacher), Machine(CPU), class_names=classes)
 
 
 def test_a_run_a_model_folder_and_a_local_dir_are_the_same(save_model: SaveModel) -> None:
@@ -421,7 +420,7 @@ def test_teachers_that_cannot_be_had(
     (tmp_path / "runs" / "new" / "config.yaml").touch()
     (tmp_path / "notes.txt").touch()
     monkeypatch.chdir(tmp_path)
-    for ask in (lambda: check_teacher(DistillConfig(teacher=teacher)), lambda: load(teacher)):
+    for ask in (lambda: check_teacher(teacher), lambda: load(teacher)):
         with pytest.raises(ModelError) as caught:
             ask()
         assert message in caught.value.message

@@ -500,7 +500,7 @@ def test_the_rate_of_the_recipe_is_named_and_why_it_differs(
     config = write_config(pretrained="start.safetensors")
     command.run(config, ["recipe=auto", "train.stages=[finetune]"], as_json=False)
     err = capsys.readouterr().err
-    assert "the recipe has optim.lr: 0.001, chosen by the results of whole trainings" in err
+    assert "the recipe has optim.lr: 0.0002, chosen by the results of whole trainings" in err
     assert "the suggestion comes from a short trial without these" in err
 
 

@@ -26,7 +26,8 @@ from mnft.results import EpochResult, FitResult
 from mnft.tasks import open_task
 from mnft.tasks.classify import task as classify_task
 from mnft.tasks.classify.labels import RULES
-from mnft.tasks.classify.linear_fit import WEIGHT_DECAYS, fit_head
+from mnft.tasks.classify.linear_fit import fit_head
+from mnft.tasks.linear_fit import WEIGHT_DECAYS
 from mnft.tasks.outputs import Features
 from mnft.training import stages
 from mnft.training.build import build_training
@@ -162,8 +163,8 @@ def pretrained(make_folder, tmp_path: Path, run_cli) -> dict:
     }
 
 
-def build(values: dict):
-    config = Config.model_validate(values)
+def build(values: dict, **train):
+    config = Config.model_validate(values | {"train": values["train"] | train})
     manifest = prepare_manifest(config.data, RULES, lambda _done, _total: None)
     return build_training(config, manifest, Machine(CPU))
 
@@ -192,8 +193,8 @@ def test_the_head_stage_gives_a_model_that_is_judged_as_it_will_be(pretrained):
 
 
 def test_fine_tuning_starts_from_the_fitted_head_and_its_average_too(pretrained, monkeypatch):
-    training = build(pretrained)
-    assert training.stages == ["head", "finetune"]
+    assert build(pretrained).stages == ["head", "finetune", "interpolate"]
+    training = build(pretrained, stages=["head", "finetune"])
     seen = {}
 
     def fake_fit(state, *_args, **_options):
@@ -301,7 +302,7 @@ def test_an_epoch_as_accurate_as_the_head_takes_its_place_where_its_loss_is_lowe
     """A newcomer's few val images give both the same accuracy."""
     from mnft.training import fit as fit_module
 
-    training = build(pretrained)
+    training = build(pretrained, stages=["head", "finetune"])
     head = []
     real = stages.train_head
 

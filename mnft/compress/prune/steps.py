@@ -154,7 +154,9 @@ def _prune_once(bundle: Bundle, job: PruneJob, max_macs: int, step: int) -> Bund
     )
     estimate_statistics(pruned, base.train, settings.images)
     folder = job.folder / START
-    card = replace(base.card, pruned=True, settings=bundle.settings)
+    # What the task fitted to the outputs of the whole model does not fit those of the pruned one.
+    _, fitted = evaluate(pruned, base.val, base.options.loop)
+    card = replace(base.card, pruned=True, settings=fitted)
     save_bundle(folder, pruned.state_dict(), card, _facts(job) | {"step": step})
 
     saved = load_bundle(folder)

@@ -26,9 +26,11 @@ from mnft.exports.formats import check_installed
 from mnft.exports.graph import build_graph
 from mnft.exports.quiet import quiet
 from mnft.host import find_missing
-from mnft.model.bundle import Bundle
+from mnft.model.bundle import Bundle, load_bundle
+from mnft.model.linear_head import divide_outputs
 from mnft.reporter import SILENT, Reporter
 from mnft.seeding import derive_seed
+from mnft.tasks import load_activation
 from mnft.training.build import build_training
 from mnft.training.epoch.loop import train_one_epoch
 from mnft.training.optim import Schedule, build_optimizer
@@ -88,8 +90,16 @@ def build_finetuner(
             open_machine("cpu"),
             reporter=reporter,
         )
-        keep_float = settings.keep_float or ()
-        fine_tune(training, images, artifact, path, keep_float=keep_float, reporter=reporter)
+        trained = load_bundle(opened.bundle.folder)
+        fine_tune(
+            training,
+            images,
+            artifact,
+            path,
+            keep_float=settings.keep_float or (),
+            temperature=load_activation(trained.task).read_temperature(trained.settings),
+            reporter=reporter,
+        )
 
     return write
 
@@ -123,6 +133,7 @@ def fine_tune(
     path: Path,
     *,
     keep_float: Collection[str] = (),
+    temperature: float = 1.0,
     reporter: Reporter = SILENT,
 ) -> int:
     """Train a model whose weights and activations are rounded as in int8, and write it.
@@ -133,6 +144,8 @@ def fine_tune(
         artifact: what the file takes and gives.
         path: the ONNX file to write.
         keep_float: layers, or modules that contain layers, that stay in float.
+        temperature: what the outputs of the file are divided by, to be calibrated; the teacher and
+            the loss are not.
         reporter: receives a note after each epoch.
 
     Returns:
@@ -145,7 +158,9 @@ def fine_tune(
     from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
-    graph, example = build_graph(training.state.model, training.card.preprocessing)
+    preprocessing, model = training.card.preprocessing, training.state.model
+    model = divide_outputs(model, temperature, preprocessing.input_size)
+    graph, example = build_graph(model, preprocessing)
     with foreign(_CANNOT, ExportError, hint=_HINT), quiet():
         prepared = _insert_rounding(graph, example, keep_float)
     observers: list[Any] = [m for m in prepared.modules() if isinstance(m, FakeQuantizeBase)]
@@ -155,7 +170,7 @@ def fine_tune(
     with torch.no_grad():
         for start in range(0, len(images), _BATCH_SIZE):
             prepared(torch.from_numpy(images[start : start + _BATCH_SIZE]))
-    _train_rounded(training, prepared, observers, reporter)
+    _train_rounded(training, _Trainable(prepared, temperature), observers, reporter)
     with foreign(_CANNOT, ExportError, hint=_HINT), quiet():
         onnx.write(convert_pt2e(prepared), example, artifact, path, opset=_OPSET)
     return len(observers)
@@ -183,10 +198,10 @@ def _insert_rounding(graph: nn.Module, example: Tensor, keep_float: Collection[s
 
 
 def _train_rounded(
-    training: Training, prepared: nn.Module, observers: Sequence[Any], reporter: Reporter
+    training: Training, model: nn.Module, observers: Sequence[Any], reporter: Reporter
 ) -> None:
     """Train the rounded model by the training loop; its ranges move only in the first epoch."""
-    model, config, options = _Trainable(prepared), training.config, training.options
+    config, options = training.config, training.options
     optimizer = build_optimizer(model, config.optim)
     schedule = Schedule(
         optimizer,
@@ -222,17 +237,23 @@ def _train_rounded(
 
 
 class _Trainable(nn.Module):
-    """An exported graph, which has no training mode and raises when asked for it."""
+    """An exported graph, which has no training mode and raises when asked for it.
 
-    def __init__(self, graph: nn.Module) -> None:
+    Args:
+        graph: images to calibrated outputs.
+        temperature: what these were divided by.
+    """
+
+    def __init__(self, graph: nn.Module, temperature: float) -> None:
         super().__init__()
         self.graph = graph
+        self.temperature = temperature
 
     def forward(self, images: Tensor) -> Tensor:
-        """From (B, C, H, W) to (B, K) logits."""
+        """From (B, C, H, W) to (B, K) outputs as they were before the division."""
         # The graph was traced with contiguous tensors, and the batches are channels-last.
         outputs: Tensor = self.graph(images.contiguous())
-        return outputs
+        return outputs * self.temperature
 
     def train(self, mode: bool = True) -> _Trainable:
         """Keep the mode here only: the graph would raise."""

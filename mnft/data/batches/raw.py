@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +15,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from mnft.config.schema import AugmentConfig
 from mnft.data.batches.augment import Augment, choose_params
 from mnft.data.batches.batch import ProgressiveResize, seeded
 from mnft.data.batches.resample import adjust, resample_on_cpu
 from mnft.data.batches.samplers import EpochSampler, EvalSampler, Key
+from mnft.data.corruptions import vary_as_device
 from mnft.data.decode import BadImage, read_content
 from mnft.data.store.geometry import Pixels
 from mnft.data.store.store import Geometry, StoredImages
@@ -68,7 +71,7 @@ def vary(
     preprocessing: Preprocessing,
     pool: ThreadPoolExecutor | None = None,
 ) -> Tensor:
-    """Crop, flip, resize and colour the images of a batch on the CPU.
+    """Crop, flip, resize, colour and corrupt the images of a batch on the CPU.
 
     Args:
         pixels: B arrays (H, W, C) uint8; all of one size where `augment` is None.
@@ -88,7 +91,14 @@ def vary(
     sizes = np.array([image.shape[:2] for image in pixels])
     params = choose_params(augment, [key.seed or 0 for key in keys], sizes, preprocessing)
     images = resample_on_cpu(pixels, params, size, preprocessing.interpolation, pool)
-    return adjust(images, params, augment, preprocessing.mean)
+    images = adjust(images, params, augment, preprocessing.mean)
+    if isinstance(augment, AugmentConfig) and (probability := augment.device):
+        arrays = [np.ascontiguousarray(array) for array in images.permute(0, 2, 3, 1).numpy()]
+        seeds = [key.seed or 0 for key in keys]
+        run = map if pool is None else pool.map
+        varied = list(run(vary_as_device, arrays, repeat(probability), seeds))
+        images = torch.from_numpy(np.stack(varied)).permute(0, 3, 1, 2)
+    return images
 
 
 def _see_whole(

@@ -32,7 +32,9 @@ class EpochSampler(Sampler[list[Key]]):
         seed: seed of order and augmentation; each epoch derives its own from it.
         rank: this process.
         world_size: all processes.
-        weights: relative chance of each image, drawn with replacement; None takes each image once.
+        weights: relative chance of each image, drawn with replacement; None takes each image once
+            a pass.
+        passes: passes over the images in an epoch.
     """
 
     def __init__(
@@ -44,8 +46,10 @@ class EpochSampler(Sampler[list[Key]]):
         rank: int = 0,
         world_size: int = 1,
         weights: Sequence[float] | None = None,
+        passes: int = 1,
     ) -> None:
         self._num_samples = num_samples
+        self._num_drawn = num_samples * passes
         self._batch_size = batch_size
         self._seed = seed
         self._rank = rank
@@ -53,8 +57,8 @@ class EpochSampler(Sampler[list[Key]]):
         self._weights = weights
         self._epoch = 0
         self._done = 0
-        last = num_samples % batch_size
-        self._num_batches = num_samples // batch_size + (last >= 2 * world_size)
+        last = self._num_drawn % batch_size
+        self._num_batches = self._num_drawn // batch_size + (last >= 2 * world_size)
         if not self._num_batches:
             raise DataError(f"{num_samples} training images are too few for {world_size} processes")
 
@@ -70,7 +74,7 @@ class EpochSampler(Sampler[list[Key]]):
 
     def batch_size_of(self, step: int) -> int:
         """Images in a batch over all processes; `step` counts from 0."""
-        return min(self._batch_size, self._num_samples - step * self._batch_size)
+        return min(self._batch_size, self._num_drawn - step * self._batch_size)
 
     def __len__(self) -> int:
         return self._num_batches
@@ -78,11 +82,14 @@ class EpochSampler(Sampler[list[Key]]):
     def __iter__(self) -> Iterator[list[Key]]:
         generator = torch.Generator().manual_seed(derive_seed(self._seed, self._epoch))
         if self._weights is None:
-            order = torch.randperm(self._num_samples, generator=generator)
+            passes = range(self._num_drawn // self._num_samples)
+            order = torch.cat(
+                [torch.randperm(self._num_samples, generator=generator) for _ in passes]
+            )
         else:
             weights = torch.tensor(self._weights, dtype=torch.float64)
-            order = torch.multinomial(weights, self._num_samples, True, generator=generator)
-        seeds = torch.randint(2**62, (self._num_samples,), generator=generator)
+            order = torch.multinomial(weights, self._num_drawn, True, generator=generator)
+        seeds = torch.randint(2**62, (self._num_drawn,), generator=generator)
         keys = [Key(*pair) for pair in zip(order.tolist(), seeds.tolist(), strict=True)]
         for step in range(self._done, self._num_batches):
             batch = keys[step * self._batch_size :][: self.batch_size_of(step)]

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from mnft.config.data import DataConfig
 from mnft.data.folder import FolderScan
+from mnft.data.labels import OTHER
+from mnft.data.other import add_other
 from mnft.data.readers import class_folders, table
 from mnft.errors import ConfigError, DataError
 
@@ -15,15 +17,27 @@ from mnft.errors import ConfigError, DataError
 def read(config: DataConfig) -> FolderScan:
     """List the images of a data set with their labels, splits and groups; no pixel is read.
 
-    Another format is another file here, and a test of what `data.root` holds in this function.
-
     Args:
         config: the `data` section; `DataConfig(root=...)` where there is only a path.
 
     Raises:
-        DataError: the data set cannot be used.
+        DataError: the data set cannot be used, or the folder `data.other`.
         ConfigError: `data.group` is an empty column, or neither a column nor a regular expression
             with one bracket that matches a path.
+    """
+    scan = _read_labelled(config)
+    if any(OTHER in name.split(";") for name in {*scan.names, *(i.label for i in scan.images)}):
+        raise DataError(
+            f"{scan.source}: {OTHER!r} cannot be a label, it means images of none of them",
+            hint="rename it; a folder of images of none of the classes is named by data.other",
+        )
+    return scan if config.other is None else add_other(scan, Path(config.other).expanduser())
+
+
+def _read_labelled(config: DataConfig) -> FolderScan:
+    """List the images of a data set, without `data.other`.
+
+    Another format is another file here, and a test of what `data.root` holds in this function.
     """
     root = Path(config.root).expanduser()
     tables = table.find_tables(root)

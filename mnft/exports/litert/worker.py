@@ -22,6 +22,7 @@ from mnft.exports.artifact import INPUT_NAME
 from mnft.exports.graph import build_graph
 from mnft.model.bundle import load_bundle
 from mnft.tasks import load_activation
+from mnft.tasks.folding import fold_temperature
 
 _SIGNATURE = "serving_default"
 _PACKAGES = ("litert-torch", "ai-edge-litert", "torch", "timm")
@@ -99,7 +100,7 @@ def write_tflite(request: Request) -> dict[str, Any]:
     """
     import litert_torch
 
-    bundle = load_bundle(Path(request.model_folder))
+    bundle = fold_temperature(load_bundle(Path(request.model_folder)))
     embed, activation = request.embed_preprocessing, load_activation(bundle.task)
     graph, example = build_graph(
         bundle.model,

@@ -17,6 +17,7 @@ _NOT_SEARCHED = {
     "eval.batch_size": "it does not change the result",
     "eval.precision": "trials must be judged alike",
     "data.root": "trials must be judged on the same images",
+    "data.other": "trials must be judged on the same images",
     "data.fetch": "trials must be judged on the same images",
     "data.columns": "trials must be judged on the same images",
     "data.separator": "trials must be judged on the same images",
@@ -28,6 +29,7 @@ _NOT_SEARCHED = {
     "data.exclude": "trials must be judged on the same images",
     "data.workers": "it does not change the result",
     "data.store*": "it does not change the result",
+    "decision.*": "it does not change what is learnt",
     "train.seed": "the best of several seeds is luck; search.seeds trains the best with more",
     "train.device": "it does not change what is learnt",
     "train.threads": "it does not change what is learnt",
@@ -53,6 +55,7 @@ _OF_EPOCHS = (
     "train.ema_decay",
     "train.epochs",
     "train.label_smoothing",
+    "train.passes",
     "train.sampler",
     "train.start_size",
 )
@@ -81,7 +84,7 @@ def find_override(key: str, config: Config) -> str | None:
     rules: tuple[tuple[tuple[str, ...], Callable[[Config], bool], str], ...] = (
         (_OF_EPOCHS, lambda c: c.train.stages == ["head"], "train.stages is [head]"),
         (
-            ("distill.temperature", "distill.weight"),
+            ("distill.images", "distill.temperature", "distill.weight"),
             lambda c: c.distill.teacher is None,
             "distill.teacher is empty",
         ),

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from mnft.tasks.activation import Activation
+from mnft.tasks.classify.decision.record import read_settings
 
 
 def _softmax(logits: Tensor) -> Tensor:
@@ -17,4 +21,8 @@ def _log(probabilities: Tensor) -> Tensor:
     return probabilities.clamp_min(torch.finfo().tiny).log()
 
 
-ACTIVATION = Activation("logits", "probabilities", _softmax, _log)
+def _read_temperature(settings: Mapping[str, Any]) -> float:
+    return read_settings(settings).temperature
+
+
+ACTIVATION = Activation("logits", "probabilities", _softmax, _log, _read_temperature)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from mnft.data.check.findings import CheckInput, Finding
 from mnft.data.folder import FolderScan
-from mnft.data.labels import LabelRules
+from mnft.data.labels import OTHER, LabelRules
 from mnft.data.splits import choose_fractions, compute_split_counts
 
 # With fewer images a class can hardly be learned, and its figures mean little.
@@ -65,6 +65,7 @@ def check_labels(data: CheckInput, counts: Mapping[str, Mapping[str, int]]) -> l
         more = f" and {len(few) - 10} more" if len(few) > 10 else ""
         what = f"fewer than {_FEW} images to learn from: {some}{more}"
         findings.append(Finding("few_images", False, what, tuple(map(folder, few))))
+    sizes.pop(OTHER, None)  # how many of these there are is no balance of classes
     if len(sizes) > 1 and not data.needs.is_balanced:
         (most, largest), (least, smallest) = sizes.most_common()[0], sizes.most_common()[-1]
         if largest >= _IMBALANCE * smallest:

@@ -10,26 +10,26 @@ here because every training would wait for their import (tests/cli/test_startup.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from mnft.device.ranks.distributed import Ranks
-from mnft.device.ranks.rows import Rows
 from mnft.errors import DataError, ModelError
-from mnft.tasks.classify.evaluation import (
-    ECE_BINS,
-    INTERVAL_LEVEL,
-    Averages,
-    ClassMetrics,
-    Evaluation,
+from mnft.tasks.classify.decision.calibration import Calibration, compute_calibration
+from mnft.tasks.classify.decision.record import Decision
+from mnft.tasks.classify.decision.threshold import answer, count_kept
+from mnft.tasks.classify.decision.unknown import (
+    UnknownFigures,
+    UnknownRow,
+    judge_unknown,
+    list_unknown,
 )
+from mnft.tasks.classify.evaluation import Averages, ClassMetrics, Evaluation
+from mnft.tasks.classify.intervals import compute_wilson_interval
+from mnft.tasks.outputs import UnknownImages
 
 TOP_K = 5
 # Rows are taken in float64, at most about 32 MiB at a time.
@@ -46,15 +46,24 @@ class EpochMetrics(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Scores:
-    """One value an image: cross-entropy, predicted class, probability of that class; each (N,)."""
+    """One value an image, each (N,): cross-entropy, squared distance of the probabilities from the
+    truth, predicted class, probability of that class.
+    """
 
     losses: NDArray[Any]
+    briers: NDArray[Any]
     predictions: NDArray[Any]
     confidences: NDArray[Any]
 
 
 def compute_evaluation(
-    logits: NDArray[Any], targets: NDArray[Any], class_names: Sequence[str]
+    logits: NDArray[Any],
+    targets: NDArray[Any],
+    class_names: Sequence[str],
+    *,
+    decision: Decision | None = None,
+    other: int | None = None,
+    unknown: UnknownImages | None = None,
 ) -> Evaluation:
     """Evaluate the logits of a whole data set.
 
@@ -63,85 +72,116 @@ def compute_evaluation(
     down; the weighted averages weight each class by its images.
 
     Args:
-        logits: (N, C) float, unnormalised and finite.
+        logits: (N, C) float, finite; divided by the temperature of `decision` already.
         targets: (N,) int in [0, C).
         class_names: C names, in the order of the logits.
+        decision: the temperature and the threshold of the model.
+        other: the output for images of none of the classes, or None.
+        unknown: logits for a folder of such images.
 
     Raises:
-        DataError: there are no images, or a target is outside the C classes.
+        DataError: there are no images of the classes, or a target is outside the C classes.
         ModelError: logits that are not finite.
     """
     if len(class_names) != logits.shape[1]:
         raise ValueError(f"{len(class_names)} class names for {logits.shape[1]} logits")
+    decision = decision or Decision()
     scores = _compute_scores(logits, targets)
+    known = _find_known(targets, other)
     correct = scores.predictions == targets
+    hits = int(correct[known].sum())
     confusion = compute_confusion(targets, scores.predictions, num_classes=len(class_names))
+    of_classes = _without_other(confusion, other)
+    per_class = _compute_class_metrics(of_classes, class_names)
+    calibration, uncalibrated = _calibrate(scores, targets), None
+    if decision.temperature != 1:
+        uncalibrated = _calibrate(_compute_scores(logits * decision.temperature, targets), targets)
+    _, confidences = answer(softmax(logits), other)
+    kept = None
+    if decision.threshold is not None:
+        kept = count_kept(confidences[known], correct[known], decision.threshold)
+    of_other = None
+    if not known.all():
+        of_other = judge_unknown(confidences[known], confidences[~known], decision.threshold)
+    of_unknown: UnknownFigures | None = None
+    rows: tuple[UnknownRow, ...] = ()
+    if unknown is not None:
+        likely = softmax(unknown.outputs.values)
+        of_unknown = judge_unknown(confidences[known], answer(likely, other)[1], decision.threshold)
+        rows = list_unknown(unknown.paths, likely, class_names, decision.threshold, other)
     return Evaluation(
         num_images=len(targets),
+        num_known=int(known.sum()),
         loss=float(scores.losses.mean()),
-        accuracy=float(correct.mean()),
-        accuracy_interval=compute_wilson_interval(int(correct.sum()), len(targets)),
-        top5=compute_top_k(logits, targets, k=TOP_K) if len(class_names) > TOP_K else None,
-        macro=_compute_averages(confusion, "macro"),
-        weighted=_compute_averages(confusion, "weighted"),
-        ece=compute_ece(scores.confidences, correct),
-        per_class=_compute_class_metrics(confusion, class_names),
+        accuracy=hits / int(known.sum()),
+        accuracy_interval=compute_wilson_interval(hits, int(known.sum())),
+        top5=compute_top_k(logits[known], targets[known], k=TOP_K)
+        if len(class_names) - (other is not None) > TOP_K
+        else None,
+        macro=_compute_averages(of_classes, "macro"),
+        weighted=_compute_averages(of_classes, "weighted"),
+        ece=calibration.ece,
+        temperature=decision.temperature,
+        calibration=calibration,
+        uncalibrated=uncalibrated,
+        decision=kept,
+        on_val=decision.val,
+        other=of_other,
+        unknown=of_unknown,
+        unknown_rows=rows,
+        per_class=[m for place, m in enumerate(per_class) if place != other],
         confusion=confusion.tolist(),
     )
 
 
-def compute_epoch_metrics(logits: NDArray[Any], targets: NDArray[Any]) -> EpochMetrics:
+def _calibrate(scores: _Scores, targets: NDArray[Any]) -> Calibration:
+    correct = scores.predictions == targets
+    return compute_calibration(scores.losses, scores.briers, scores.confidences, correct)
+
+
+def _find_known(targets: NDArray[Any], other: int | None) -> NDArray[Any]:
+    """Which images belong to a class, (N,) bool.
+
+    Raises:
+        DataError: none does.
+    """
+    known = np.ones(len(targets), dtype=bool) if other is None else targets != other
+    if not known.any():
+        raise DataError("there are no images of the classes to evaluate")
+    return known
+
+
+def _without_other(confusion: NDArray[Any], other: int | None) -> NDArray[Any]:
+    """The confusion of the images that belong to a class."""
+    if other is None:
+        return confusion
+    known = confusion.copy()
+    known[other] = 0
+    return known
+
+
+def compute_epoch_metrics(
+    logits: NDArray[Any], targets: NDArray[Any], *, other: int | None = None
+) -> EpochMetrics:
     """Compute what each epoch's validation needs, equal to `compute_evaluation` to the last digit.
 
     Args:
         logits: (N, C) float, unnormalised and finite.
         targets: (N,) int in [0, C).
+        other: the output for images of none of the classes, or None.
 
     Raises:
-        DataError: there are no images, or a target is outside the C classes.
+        DataError: there are no images of the classes, or a target is outside the C classes.
         ModelError: logits that are not finite.
     """
     scores = _compute_scores(logits, targets)
+    known = _find_known(targets, other)
     confusion = compute_confusion(targets, scores.predictions, num_classes=logits.shape[1])
     return EpochMetrics(
         loss=float(scores.losses.mean()),
-        accuracy=float((scores.predictions == targets).mean()),
-        macro_f1=compute_macro_f1(confusion),
+        accuracy=int((scores.predictions == targets)[known].sum()) / int(known.sum()),
+        macro_f1=compute_macro_f1(_without_other(confusion, other)),
     )
-
-
-class ClassifyScore:
-    """Collects the logits of evaluated images; see `mnft.tasks.base.Score`."""
-
-    def __init__(self, ranks: Ranks) -> None:
-        self._rows = Rows(ranks)
-
-    def update(self, positions: Sequence[int], outputs: Tensor, targets: Tensor) -> None:
-        """Add one batch.
-
-        Args:
-            positions: B positions of the images in the list of all images.
-            outputs: (B, C) float logits.
-            targets: (B,) int64.
-        """
-        self._rows.add(positions, outputs, targets)
-
-    def result(self) -> dict[str, float]:
-        """Compute loss, accuracy and macro F1.
-
-        Raises:
-            DataError: there are no images.
-            ModelError: logits that are not finite.
-        """
-        collected = self._rows.collect()
-        if collected is None:
-            return compute_epoch_metrics(np.empty((0, 1)), np.empty(0, np.int64))._asdict()
-        _, logits, targets = (column.numpy() for column in collected)
-        return compute_epoch_metrics(logits, targets)._asdict()
-
-    def fit_settings(self) -> dict[str, Any]:
-        """Nothing: the most probable class needs no threshold."""
-        return {}
 
 
 def softmax(logits: NDArray[Any]) -> NDArray[Any]:
@@ -199,75 +239,9 @@ def compute_macro_f1(confusion: NDArray[Any]) -> float:
     return _compute_averages(confusion, "macro").f1
 
 
-def compute_ece(
-    confidences: NDArray[Any], correct: NDArray[Any], *, num_bins: int = ECE_BINS
-) -> float:
-    """Compute the expected calibration error (Guo et al. 2017, eq. 3).
-
-    Bins are equally wide and right-closed: bin m holds ((m - 1) / M, m / M].
-
-    Args:
-        confidences: (N,) float in (0, 1], the probability of the predicted class.
-        correct: (N,) bool.
-        num_bins: M.
-    """
-    _, hits, expected = _sum_bins(confidences, correct, num_bins)
-    # |B|/n * |acc(B) - conf(B)| is the difference of the sums over n: empty bins need no care.
-    return float(np.abs(hits - expected).sum() / len(confidences))
-
-
-class ReliabilityBin(NamedTuple):
-    """The predictions whose confidence lies in one bin; `confidence` is their mean, or 0."""
-
-    num_images: int
-    num_correct: int
-    confidence: float
-
-
-def compute_reliability(
-    confidences: NDArray[Any], correct: NDArray[Any], *, num_bins: int = ECE_BINS
-) -> list[ReliabilityBin]:
-    """The bins of `compute_ece`, from the least confident to the most.
-
-    Args:
-        confidences: (N,) float in (0, 1], the probability of the predicted class.
-        correct: (N,) bool.
-        num_bins: M.
-    """
-    counts, hits, expected = _sum_bins(confidences, correct, num_bins)
-    return [
-        ReliabilityBin(int(count), int(num_correct), float(total / max(count, 1)))
-        for count, num_correct, total in zip(counts, hits, expected, strict=True)
-    ]
-
-
-def _sum_bins(
-    confidences: NDArray[Any], correct: NDArray[Any], num_bins: int
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Count the predictions and hits in each bin, and add up their confidences: each (M,)."""
-    inner_edges = np.linspace(0, 1, num_bins + 1)[1:-1]
-    bins = np.digitize(confidences, inner_edges, right=True)
-    counts = np.bincount(bins, minlength=num_bins)
-    hits = np.bincount(bins, weights=correct, minlength=num_bins)
-    return counts, hits, np.bincount(bins, weights=confidences, minlength=num_bins)
-
-
-def compute_wilson_interval(num_correct: int, num_images: int) -> tuple[float, float]:
-    """Compute the 95% score interval of a fraction (Wilson 1927), low and high in [0, 1]."""
-    fraction = num_correct / num_images
-    z = NormalDist().inv_cdf((1 + INTERVAL_LEVEL) / 2)
-    scale = 2 * (num_images + z**2)
-    centre = (2 * num_correct + z**2) / scale
-    margin = z / scale * math.sqrt(4 * num_correct * (1 - fraction) + z**2)
-    # At the borders the two terms are equal; rounding must not leave anything beyond them.
-    low = 0.0 if num_correct == 0 else centre - margin
-    high = 1.0 if num_correct == num_images else centre + margin
-    return low, high
-
-
 def _compute_scores(logits: NDArray[Any], targets: NDArray[Any]) -> _Scores:
     _check(logits, targets)
-    losses, confidences = np.empty(len(logits)), np.empty(len(logits))
+    losses, briers, confidences = (np.empty(len(logits)) for _ in range(3))
     for rows in _chunks(logits.shape):
         part = logits[rows].astype(np.float64)
         part -= part.max(axis=1, keepdims=True)
@@ -275,7 +249,9 @@ def _compute_scores(logits: NDArray[Any], targets: NDArray[Any]) -> _Scores:
         total = np.exp(part, out=part).sum(axis=1)
         losses[rows] = np.log(total) - own
         confidences[rows] = 1 / total
-    return _Scores(losses, logits.argmax(axis=1), confidences)
+        # The right class adds (1 - p)^2 where the others add p^2.
+        briers[rows] = np.square(part).sum(axis=1) / total**2 + 1 - 2 * np.exp(own) / total
+    return _Scores(losses, briers, logits.argmax(axis=1), confidences)
 
 
 def _check(logits: NDArray[Any], targets: NDArray[Any]) -> None:

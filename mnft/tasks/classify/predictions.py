@@ -11,13 +11,15 @@ from typing import Any
 from numpy.typing import NDArray
 
 from mnft.files import atomic_folder, write_csv
+from mnft.tasks.classify.decision.calibration import ECE_BINS, Calibration
+from mnft.tasks.classify.decision.threshold import answer, compute_curve
 from mnft.tasks.classify.evaluation import (
-    ECE_BINS,
-    INTERVAL_LEVEL,
     MACRO_OVER,
     PER_CLASS,
+    UNKNOWN_IMAGES,
     Evaluation,
 )
+from mnft.tasks.classify.intervals import INTERVAL_LEVEL, compute_wilson_interval
 from mnft.tasks.outputs import METRICS
 from mnft.text import guard_cell
 
@@ -26,8 +28,12 @@ CONFUSION = "confusion_matrix.csv"
 PLOT = "confusion_matrix.png"
 RELIABILITY = "reliability.png"
 MISTAKES = "worst_mistakes.png"
+COVERAGE, COVERAGE_PLOT = "risk_coverage.csv", "risk_coverage.png"
 EVALUATION_FILES = frozenset(
-    {METRICS, PREDICTIONS, PER_CLASS, CONFUSION, PLOT, RELIABILITY, MISTAKES}
+    {
+        *(METRICS, PREDICTIONS, PER_CLASS, CONFUSION, PLOT, RELIABILITY, MISTAKES),
+        *(COVERAGE, COVERAGE_PLOT, UNKNOWN_IMAGES),
+    }
 )
 
 
@@ -56,12 +62,14 @@ def write_evaluation(
     header: dict[str, Any],
     unreadable: Mapping[str, str] | None = None,
     root: Path | None = None,
+    other: int | None = None,
 ) -> None:
     """Write an evaluation as a folder that appears whole or not at all.
 
     The folder takes the place of an older one and holds metrics.json, predictions.csv,
-    per_class.csv, confusion_matrix.csv and .png, reliability.png and, where `root` is given and
-    there are mistakes, worst_mistakes.png. In the CSV files a path or class
+    per_class.csv, confusion_matrix.csv and .png, reliability.png, risk_coverage.csv and .png; where
+    `root` is given and there are mistakes, worst_mistakes.png; and unknown.csv, if images of none
+    of the classes were judged. In the CSV files a path or class
     name that starts with `=`, `+`, `-`, `@`, a tab or a carriage return gets a leading apostrophe,
     so that a spreadsheet does not run it as a formula. Carriage returns, and bytes of a file name
     that are not UTF-8, are written as backslash escapes.
@@ -76,9 +84,11 @@ def write_evaluation(
         unreadable: path and reason of files that could not be decoded; they follow the others in
             predictions.csv, with the reason as `error` and no prediction.
         root: folder of the images, which `paths` are below.
+        other: the output for images of none of the classes, or None.
     """
     # `mnft predict` needs this module, but not matplotlib, which is slow to import.
     from mnft.tasks.classify.panels.confusion import plot_confusion
+    from mnft.tasks.classify.panels.coverage import plot_coverage
     from mnft.tasks.classify.panels.mistakes import plot_mistakes, plot_reliability
 
     num_images, num_classes = predictions.probabilities.shape
@@ -98,6 +108,9 @@ def write_evaluation(
         f"{high:.1%}), macro F1 {evaluation.macro.f1:.3f}, {evaluation.num_images} images"
     )
     targets, probabilities = predictions.targets, predictions.probabilities
+    predicted, scores = answer(probabilities, other)
+    known = targets != (-1 if other is None else other)
+    scores, correct = scores[known], (predicted == targets)[known]
     with atomic_folder(folder) as new:
         # A lone surrogate, from a file name that is not UTF-8, becomes \udcXX: JSON's own escape.
         (new / METRICS).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
@@ -111,6 +124,14 @@ def write_evaluation(
         write_csv(new / CONFUSION, [["true \\ predicted", *names], *counts])
         plot_confusion(evaluation.confusion, class_names, new / PLOT, title=title)
         plot_reliability(targets, probabilities, new / RELIABILITY, ece=evaluation.ece)
+        write_csv(new / COVERAGE, _coverage_rows(scores, correct))
+        plot_coverage(scores, correct, new / COVERAGE_PLOT, decision=evaluation.decision)
+        if evaluation.unknown is not None:
+            unknown = [
+                [guard_cell(row.path), guard_cell(row.name), f"{row.probability:.6g}", row.passes]
+                for row in evaluation.unknown_rows
+            ]
+            write_csv(new / UNKNOWN_IMAGES, [["path", "class", "probability", "passes"], *unknown])
         if root is not None:
             paths = predictions.paths
             plot_mistakes(root, paths, targets, probabilities, class_names, new / MISTAKES)
@@ -121,6 +142,7 @@ def _describe_figures(evaluation: Evaluation) -> dict[str, Any]:
     low, high = evaluation.accuracy_interval
     return {
         "num_images": evaluation.num_images,
+        "num_known_images": evaluation.num_known,
         "num_classes": len(evaluation.per_class),
         "loss": evaluation.loss,
         "accuracy": evaluation.accuracy,
@@ -136,8 +158,28 @@ def _describe_figures(evaluation: Evaluation) -> dict[str, Any]:
         "weighted": asdict(evaluation.weighted),
         "expected_calibration_error": evaluation.ece,
         "calibration_bins": ECE_BINS,
+        "temperature": evaluation.temperature,
+        "calibration": _describe_calibration(evaluation.calibration),
+        "uncalibrated": evaluation.uncalibrated and _describe_calibration(evaluation.uncalibrated),
+        "decision": evaluation.decision and evaluation.decision.as_record(),
+        "other": evaluation.other and asdict(evaluation.other),
+        "unknown": evaluation.unknown and asdict(evaluation.unknown),
         "per_class": [asdict(metrics) for metrics in evaluation.per_class],
     }
+
+
+def _describe_calibration(found: Calibration) -> dict[str, Any]:
+    interval = {"level": INTERVAL_LEVEL, "method": "bootstrap", **found.ece_interval._asdict()}
+    return asdict(found) | {"ece_interval": interval}
+
+
+def _coverage_rows(scores: NDArray[Any], correct: NDArray[Any]) -> Iterable[list[str]]:
+    """What each threshold that parts the images keeps, the highest first."""
+    yield ["threshold", "kept", "kept_fraction", "accuracy", "accuracy_low", "accuracy_high"]
+    for level, kept, hits in zip(*compute_curve(scores, correct), strict=True):
+        low, high = compute_wilson_interval(int(hits), int(kept))
+        fractions = (kept / len(scores), hits / kept, low, high)
+        yield [f"{level:.9g}", str(kept), *(f"{value:.6g}" for value in fractions)]
 
 
 def _prediction_rows(

@@ -6,12 +6,16 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from mnft.config.schema import AugmentConfig
 from mnft.data.manifest import Sample
 from mnft.errors import DataError
+
+# The target of an image whose class nobody knows: what torch's cross-entropy passes over.
+NO_CLASS = -100
 
 
 def compute_balanced_weights(labels: Sequence[int], num_classes: int) -> list[float]:
@@ -50,7 +54,10 @@ def weigh(samples: Sequence[Sample], class_names: tuple[str, ...]) -> list[float
 
 
 def build_mix(augment: AugmentConfig, num_classes: int) -> v2.Transform | None:
-    """Mixup and cutmix on a batch (images float, targets int) -> (images, (B, K) float targets)."""
+    """Mixup and cutmix on a batch (images float, targets int) -> (images, (B, K) float targets).
+
+    The target is NaN for all classes where that of either image is not known.
+    """
     mixes: list[v2.Transform] = []
     if augment.mixup:
         mixes.append(v2.MixUp(alpha=augment.mixup, num_classes=num_classes))
@@ -58,20 +65,44 @@ def build_mix(augment: AugmentConfig, num_classes: int) -> v2.Transform | None:
         mixes.append(v2.CutMix(alpha=augment.cutmix, num_classes=num_classes))
     if not mixes:
         return None
-    return mixes[0] if len(mixes) == 1 else v2.RandomChoice(mixes)
+    mix = mixes[0] if len(mixes) == 1 else v2.RandomChoice(mixes)
+    return v2.Compose([_AsProbabilities(num_classes), mix])
 
 
-def count_correct(loss: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
+class _AsProbabilities(nn.Module):
+    """Numbers of classes to probabilities, before images are mixed; others stay as they are."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self._num_classes = num_classes
+
+    def forward(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        if targets.ndim == 2:
+            return images, targets
+        certain = F.one_hot(targets.clamp(min=0), self._num_classes).float()
+        return images, certain.masked_fill((targets == NO_CLASS)[:, None], float("nan"))
+
+
+def count_correct(
+    loss: Tensor, logits: Tensor, targets: Tensor, other: int | None = None
+) -> Tensor:
     """The running sums that a batch adds to, left on the device: reading them waits for it.
 
     Args:
         loss: scalar, summed over the images.
         logits: (B, C).
-        targets: (B,) int64 labels, or (B, C) float probabilities of mixed images.
+        targets: (B,) int64 labels, or (B, C) float probabilities of mixed images; NO_CLASS or NaN
+            where the class is not known.
+        other: the output for images of none of the classes, which are not judged; None without it.
 
     Returns:
-        (2,) float: summed loss, and the number of images whose class is right.
+        (3,) float: summed loss, the number of images whose class is right, and the number of those
+        that are judged.
     """
-    labels = targets.argmax(1) if targets.ndim == 2 else targets
-    correct = (logits.argmax(1) == labels).sum()
-    return torch.stack([loss.detach(), correct.float()])
+    mixed = targets.ndim == 2
+    known = ~targets.isnan().any(1) if mixed else targets != NO_CLASS
+    labels = targets.argmax(1) if mixed else targets
+    if other is not None:
+        known &= labels != other
+    correct = (logits.argmax(1) == labels) & known
+    return torch.stack([loss.detach(), correct.sum().float(), known.sum().float()])

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from mnft.tasks.classify.confident_learning import find_contradictions
-from mnft.tasks.multilabel.linear_fit import fit_linear
+from mnft.tasks.multilabel.linear_fit import fit_logistic
 from mnft.tasks.multilabel.metrics import sigmoid
 from mnft.tasks.outputs import Features, LabelError
 
@@ -128,7 +128,7 @@ def cross_validate(
         if not held_out.any():
             continue
         rest = torch.from_numpy(~held_out)
-        weights, biases = fit_linear(
+        weights, biases = fit_logistic(
             values[rest], known[rest], [_PENALTY / int(rest.sum())], seed=seed
         )
         held = (values[~rest] @ weights[0] + biases[0]).numpy()

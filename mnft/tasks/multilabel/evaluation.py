@@ -102,11 +102,12 @@ class Evaluation:
             "micro_f1": self.micro_f1,
         }
 
-    def as_cells(self) -> list[str]:
+    def as_cells(self) -> dict[str, str]:
         """The same under `COLUMNS`."""
         low, high = self.map_interval.low, self.map_interval.high
         figure = f"{self.map:.2%} ({100 * low:.1f} to {100 * high:.1f})"
-        return [figure, f"{self.macro_f1:.4f}", f"{self.micro_f1:.4f}"]
+        cells = (figure, f"{self.macro_f1:.4f}", f"{self.micro_f1:.4f}")
+        return dict(zip(COLUMNS, cells, strict=True))
 
     def describe(self) -> dict[str, str]:
         """The figures over all images for people."""
@@ -126,6 +127,10 @@ class Evaluation:
             "exact": f"{self.exact_match:.2%}  of the images have all their known labels right",
             "loss": f"{self.loss:.4f}  (binary cross-entropy of a label)",
         }
+
+    def build_unknown_table(self) -> Table | None:
+        """None: images without labels are among those that are evaluated."""
+        return None
 
     def build_table(self) -> Table:
         """The labels that have images, or the worst of them where there are many."""

@@ -147,3 +147,16 @@ def compute_divergence(teacher: Tensor, student: Tensor) -> Tensor:
     divergences = probabilities * (F.logsigmoid(teacher) - F.logsigmoid(student))
     divergences += (1 - probabilities) * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
     return divergences.sum()
+
+
+def average_probabilities(teachers: Tensor) -> Tensor:
+    """Logits whose sigmoid is the mean of the teachers' probabilities of each label.
+
+    Args:
+        teachers: (T, B, K) float logits.
+
+    Returns:
+        (B, K) float logits.
+    """
+    present, absent = (torch.logsumexp(F.logsigmoid(z), dim=0) for z in (teachers, -teachers))
+    return present - absent

@@ -21,7 +21,7 @@ from mnft.config.multilabel import MultilabelConfig
 from mnft.device.ranks.distributed import Ranks
 from mnft.device.ranks.rows import Rows
 from mnft.errors import DataError, ModelError
-from mnft.tasks.classify.metrics import compute_wilson_interval
+from mnft.tasks.classify.intervals import compute_wilson_interval
 from mnft.tasks.multilabel.average_precision import (
     Interval,
     bootstrap,
@@ -153,6 +153,7 @@ class MultilabelScore:
         self._labels = labels
         self._config = config
         self._thresholds: NDArray[Any] = np.zeros(len(labels))
+        self._loss = 0.0
 
     def update(self, positions: Sequence[int], outputs: Tensor, targets: Tensor) -> None:
         """Add one batch.
@@ -186,11 +187,17 @@ class MultilabelScore:
                 hint="take a larger val split, or fill in what is not known",
             )
         self._thresholds = choose_thresholds(logits, targets, self._config)
-        return compute_epoch_metrics(logits, targets, self._thresholds)._asdict()
+        figures = compute_epoch_metrics(logits, targets, self._thresholds)._asdict()
+        self._loss = figures["loss"]
+        return figures
 
     def fit_settings(self) -> dict[str, Any]:
         """The thresholds that `result` chose."""
         return as_settings(self._thresholds, self._labels)
+
+    def fitted_loss(self) -> float:
+        """The loss of `result`: thresholds do not change it."""
+        return self._loss
 
 
 def sigmoid(logits: NDArray[Any]) -> NDArray[Any]:

@@ -77,8 +77,12 @@ def count_exact(loss: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
         targets: (B, K) float: 1, 0, between the two where images are mixed, or NaN.
 
     Returns:
-        (2,) float: loss summed over images, of each the mean over labels, and the number of images
-        all of whose known labels are decided right at a probability of 0.5.
+        (3,) float: loss summed over images, of each the mean over labels; the number of images all
+        of whose known labels are decided right at a probability of 0.5; and the number of images
+        of which a label is known.
     """
-    right = ((logits >= 0) == (targets >= 0.5)) | targets.isnan()
-    return torch.stack([loss.detach() / logits.shape[1], right.all(1).sum().float()])
+    unknown = targets.isnan()
+    known = ~unknown.all(1)
+    right = (((logits >= 0) == (targets >= 0.5)) | unknown).all(1) & known
+    mean = loss.detach() / logits.shape[1]
+    return torch.stack([mean, right.sum().float(), known.sum().float()])

@@ -18,7 +18,7 @@ from mnft.tasks.classify.targets import build_mix
 from mnft.tasks.multilabel.answers import DecidedLabels, compare, rate_one
 from mnft.tasks.multilabel.confident_learning import find_label_errors
 from mnft.tasks.multilabel.evaluation import COLUMNS, EXPLANATION, Evaluation
-from mnft.tasks.multilabel.head import build_loss, compute_divergence
+from mnft.tasks.multilabel.head import average_probabilities, build_loss, compute_divergence
 from mnft.tasks.multilabel.linear_fit import fit_head
 from mnft.tasks.multilabel.metrics import MultilabelScore, compute_evaluation
 from mnft.tasks.multilabel.predictions import EVALUATION_FILES, write_evaluation
@@ -72,6 +72,7 @@ def build(
         explanation=EXPLANATION,
         encode=partial(encode, labels=labels),
         weigh=partial(weigh, labels=labels),
+        no_label=[float("nan")] * len(labels),
         build_loss=partial(build_loss, labels=labels, own=own),
         # torchvision blends targets of this form as they are, and a NaN in either partner stays.
         build_mix=partial(build_mix, num_classes=len(labels)),
@@ -80,10 +81,14 @@ def build(
         build_model=build_classifier,
         fit_head=partial(fit_head, labels=labels, config=own),
         load_teacher=partial(load_teacher, class_names=labels, task="multilabel"),
-        build_distillation=partial(DistillationLoss, divergence=compute_divergence),
+        build_distillation=partial(
+            DistillationLoss, divergence=compute_divergence, average=average_probabilities
+        ),
         format_figures=_format_figures,
         plot_training=_plot_training,
+        describe_settings=lambda _settings: [],
         evaluate=evaluate,
+        judges_unknown=False,
         write_evaluation=partial(write_evaluation, thresholds=thresholds),
         evaluation_files=EVALUATION_FILES,
         compare=partial(compare, thresholds=thresholds),

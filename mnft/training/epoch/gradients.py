@@ -80,7 +80,7 @@ class Gradients:
         """Add the gradient of a whole batch to the parameters.
 
         Returns:
-            The task's training figures summed over the batch, on the device.
+            What the task's `sum_batch` gives for the batch, on the device.
 
         Raises:
             RuntimeError: parts cannot be small enough for the memory.

@@ -145,7 +145,8 @@ class RunningTotals:
     """Sums over an epoch so far.
 
     Attributes:
-        sums: the task's training figures summed over images, on the device.
+        sums: the task's training figures summed over images, and the number of images that have a
+            label, on the device.
         images: number of images so far, in this process.
         updates: number of updates so far.
         lr: learning rate that the epoch began with.
@@ -156,7 +157,9 @@ class RunningTotals:
         device = options.machine.device
         self._names = options.task.train_figures
         self._dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no double
-        *sums, images = begun.totals if begun else (*[0.0] * len(self._names), 0.0)
+        *sums, images = begun.totals if begun else [0.0] * (len(self._names) + 2)
+        if len(sums) == len(self._names):  # of a version that knew no images without labels
+            sums.append(images)
         self.sums = torch.tensor(sums, device=device, dtype=self._dtype)
         self.images = int(images)
         self.updates = begun.updates if begun else 0
@@ -173,7 +176,7 @@ class RunningTotals:
         """Count one update, without waiting for the device.
 
         Args:
-            sums: the task's figures summed over the batch, on the device.
+            sums: what the task's `sum_batch` gave, on the device.
             images: number of images of this process.
         """
         self.sums += sums.to(self._dtype)
@@ -186,10 +189,16 @@ class RunningTotals:
         Args:
             sums: the sums of all processes; None takes those of this one.
             images: their number of images.
+
+        Returns:
+            The loss over all images, and the other figures over those that have a label.
         """
-        sums = self.sums if sums is None else sums
-        count = max(self.images if images is None else images, 1)
-        return {name: total / count for name, total in zip(self._names, sums.tolist(), strict=True)}
+        *totals, labelled = (self.sums if sums is None else sums).tolist()
+        counts = [self.images if images is None else images, *[labelled] * (len(totals) - 1)]
+        return {
+            name: total / max(number, 1)
+            for name, total, number in zip(self._names, totals, counts, strict=True)
+        }
 
     def describe(self, epoch: int, accumulation_steps: int) -> PartialEpoch:
         """Describe the epoch so far, to be saved."""

@@ -139,11 +139,14 @@ def estimate(
 
     # Loading processes hand batches over in shared memory. Where the store has all images and
     # the device augments them, there are no such processes.
-    if not _SHARED.is_dir() or (is_stored and config.augment.policy == "none"):
+    in_batches = is_stored and config.augment.policy == "none"
+    if not _SHARED.is_dir() or (in_batches and not config.augment.device):
         return needs, findings
     try:
         machine = open_machine(config.train.device)
     except ConfigError:  # the config is for another machine
+        return needs, findings
+    if in_batches and machine.device.type != "cuda":  # threads corrupt images
         return needs, findings
     workers = choose_loader_options(config, plan.preprocessing, machine).workers
     eval_batch = choose_eval_batch_size(config.eval, plan.preprocessing)

@@ -17,6 +17,7 @@ from sklearn.metrics import (
 
 from mnft.errors import DataError, ModelError
 from mnft.tasks.classify import metrics
+from mnft.tasks.classify.decision import calibration
 from mnft.tasks.classify.evaluation import Evaluation
 
 
@@ -197,7 +198,7 @@ def test_ece_equals_the_naive_loop(seed, num_bins):
     confidences = rng.uniform(0.01, 1, size=400)
     correct = rng.random(400) < confidences**2
     expected = naive_ece(confidences, correct, num_bins)
-    got = metrics.compute_ece(confidences, correct, num_bins=num_bins)
+    got = calibration.compute_ece(confidences, correct, num_bins=num_bins)
     assert got == pytest.approx(expected, rel=1e-12)
     assert got > 0.01
 
@@ -207,7 +208,7 @@ def test_ece_by_hand_with_right_closed_bins():
     confidences = np.array([0.3, 0.5, 0.7, 1.0])
     correct = np.array([False, True, False, True])
     # 2/4 * |1/2 - 0.4| + 2/4 * |1/2 - 0.85|; left-closed bins would give 0.125.
-    assert metrics.compute_ece(confidences, correct, num_bins=2) == pytest.approx(0.225)
+    assert calibration.compute_ece(confidences, correct, num_bins=2) == pytest.approx(0.225)
 
 
 def test_evaluation_takes_15_bins_over_the_top1_confidence():

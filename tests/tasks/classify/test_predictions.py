@@ -29,6 +29,8 @@ FILES = {
     "confusion_matrix.csv",
     "confusion_matrix.png",
     "reliability.png",
+    "risk_coverage.csv",
+    "risk_coverage.png",
 }
 HEADER = {"checkpoint": "runs/flowers/best", "split": "test"}
 
@@ -72,6 +74,7 @@ def test_metrics_json_holds_the_header_and_every_figure(written):
     assert got == {
         **HEADER,
         "num_images": 10,
+        "num_known_images": 10,
         "num_classes": 6,
         "loss": result.loss,
         "accuracy": result.accuracy,
@@ -90,6 +93,19 @@ def test_metrics_json_holds_the_header_and_every_figure(written):
         },
         "expected_calibration_error": result.ece,
         "calibration_bins": 15,
+        "temperature": 1.0,
+        "calibration": {
+            "nll": result.loss,
+            "brier": result.calibration.brier,
+            "ece": result.ece,
+            "ece_interval": {
+                "level": 0.95,
+                "method": "bootstrap",
+                "low": result.calibration.ece_interval.low,
+                "high": result.calibration.ece_interval.high,
+            },
+        },
+        **dict.fromkeys(("uncalibrated", "decision", "other", "unknown")),
         "per_class": [
             {
                 "name": row.name,

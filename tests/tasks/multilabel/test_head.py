@@ -155,7 +155,7 @@ def distill(teacher_logits: Tensor, order: tuple[int, ...] | None, weight: float
     teacher = Teacher(Fixed(), preprocessing, False, None, order, False, "fixed")
     config = DistillConfig(teacher="fixed", temperature=2.0, weight=weight)
     loss = DistillationLoss(
-        MultilabelLoss(BCE), teacher, config, preprocessing, torch.float32, compute_divergence
+        MultilabelLoss(BCE), [teacher], config, preprocessing, torch.float32, compute_divergence
     )
     logits, targets = draw()
     return loss(logits, targets, torch.zeros(6, 3, 8, 8))

@@ -13,7 +13,7 @@ from sklearn.metrics import f1_score, precision_score, recall_score
 from mnft.config.multilabel import MultilabelConfig
 from mnft.device.ranks.distributed import Ranks
 from mnft.errors import DataError, ModelError
-from mnft.tasks.classify.metrics import compute_wilson_interval
+from mnft.tasks.classify.intervals import compute_wilson_interval
 from mnft.tasks.multilabel.metrics import (
     MultilabelScore,
     compute_epoch_metrics,

@@ -10,8 +10,8 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from mnft.config.multilabel import MultilabelConfig
-from mnft.tasks.classify.linear_fit import WEIGHT_DECAYS
-from mnft.tasks.multilabel.linear_fit import LinearFit, fit_head, fit_linear
+from mnft.tasks.linear_fit import WEIGHT_DECAYS, LinearFit
+from mnft.tasks.multilabel.linear_fit import fit_head, fit_logistic
 from mnft.tasks.multilabel.metrics import compute_epoch_metrics, compute_loss
 from mnft.tasks.multilabel.thresholds import read_settings
 from mnft.tasks.outputs import Features
@@ -38,7 +38,7 @@ def fit(train: Features, val: Features, **changes: Any) -> LinearFit:
 @pytest.mark.parametrize("decay", [0.3, 1.0])
 def test_each_label_is_the_logistic_regression_of_scikit_learn(decay: float) -> None:
     train = draw(500, 0, unknown=0.3)
-    weights, biases = fit_linear(train.values, train.targets, [decay, 3.0], seed=0)
+    weights, biases = fit_logistic(train.values, train.targets, [decay, 3.0], seed=0)
     mean, std = train.values.mean(0), train.values.std(0, correction=0)
     scaled = ((train.values - mean) / std).numpy()
     for label in range(3):
@@ -68,7 +68,7 @@ def test_the_head_gives_the_figures_that_it_says_and_takes_plain_features() -> N
 
 def test_the_largest_decay_within_one_standard_error_is_taken() -> None:
     train, val = draw(60, 0), draw(200, 1)
-    weights, biases = fit_linear(train.values, train.targets, WEIGHT_DECAYS, seed=0)
+    weights, biases = fit_logistic(train.values, train.targets, WEIGHT_DECAYS, seed=0)
     losses = []
     for weight, bias in zip(weights, biases, strict=True):
         logits = (val.values @ weight + bias).numpy()
@@ -107,7 +107,7 @@ def test_the_frequency_of_a_rare_label_is_right_although_updates_are_few() -> No
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(2000, 4, generator=generator)
     targets = (torch.rand(2000, 2, generator=generator) < torch.tensor([0.01, 0.5])).float()
-    weights, biases = fit_linear(values, targets, [1.0], seed=0)
+    weights, biases = fit_logistic(values, targets, [1.0], seed=0)
     probabilities = torch.sigmoid(values @ weights[0] + biases[0])
     assert probabilities.mean(0).tolist() == pytest.approx(targets.mean(0).tolist(), rel=0.05)
 
@@ -117,7 +117,7 @@ def test_weights_of_present_labels_are_those_of_scikit_learn() -> None:
     values = torch.randn(1000, 4, generator=generator)
     targets = (values[:, :1] + torch.randn(1000, 1, generator=generator) > 2.5).float()
     pos_weight = torch.tensor([10.0])
-    weights, biases = fit_linear(values, targets, [1.0], pos_weight=pos_weight, seed=0)
+    weights, biases = fit_logistic(values, targets, [1.0], pos_weight=pos_weight, seed=0)
     scaled = ((values - values.mean(0)) / values.std(0, correction=0)).numpy()
     reference = LogisticRegression(C=1 / 1000, class_weight={1: 10}, tol=1e-8, max_iter=1000)
     reference.fit(scaled, targets[:, 0].numpy())

@@ -216,6 +216,20 @@ def test_a_run_with_everything_else(mnft: Run, trained: Path) -> None:
     assert load(Path("runs/b/best/mnft.json"))["result"]["val_map"] > 0.5
 
 
+def test_a_search_chooses_by_mean_average_precision(mnft: Run, trained: Path) -> None:
+    sections = yaml.safe_load(Path("c.yaml").read_text())
+    sections["train"]["epochs"], sections["run"]["name"] = 1, None
+    space = {"optim.lr": [1e-3, 3e-3], "multilabel.loss": ["bce", "asymmetric"]}
+    sections["search"] = {"method": "grid", "seeds": 1, "rungs": [0], "space": space}
+    Path("s.yaml").write_text(yaml.safe_dump(sections))
+    told = json.loads(mnft("search", "s.yaml", "--json"))
+    assert told["figure"] == "val_map"
+    assert set(told["tried"]) == set(space)
+    assert 0 < told["mean"] <= 1
+    log = (Path(told["run"]) / "log.jsonl").read_text().splitlines()
+    assert max(json.loads(line).get("val_map", 0.0) for line in log) == told["first"]
+
+
 def test_a_teacher_of_classes_is_refused(trained: Path) -> None:
     config = load(trained / "best" / "config.json")
     record = load(trained / "best" / "mnft.json")

@@ -79,7 +79,7 @@ def test_exact_counts_images_whose_known_labels_are_all_right() -> None:
     logits = torch.tensor([[2.0, -1, 9], [2, 1, -1], [-1, -1, -1], [1, -1, 1]])
     targets = torch.tensor([[1, 0, nan], [1, 0, 0], [0, 0, 0], [0.7, 0.2, 0.4]])
     found = count_exact(torch.tensor(12.0), logits, targets)
-    assert found.tolist() == [4.0, 2.0]  # the loss as the mean over labels
+    assert found.tolist() == [4.0, 2.0, 4.0]  # the loss as the mean over labels
     parts = [
         count_exact(torch.tensor(6.0), logits[s], targets[s]) for s in np.split(np.arange(4), 2)
     ]

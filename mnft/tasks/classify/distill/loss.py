@@ -1,8 +1,9 @@
-"""Distillation: the loss that compares a student with a frozen teacher."""
+"""Distillation: the loss that compares a student with frozen teachers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,48 +27,55 @@ def compute_divergence(teacher: Tensor, student: Tensor) -> Tensor:
     return F.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
 
 
+def average_probabilities(teachers: Tensor) -> Tensor:
+    """Logits whose softmax is the mean of the teachers' probabilities.
+
+    Args:
+        teachers: (T, B, K) float logits.
+
+    Returns:
+        (B, K) float logits.
+    """
+    return torch.logsumexp(F.log_softmax(teachers, dim=2), dim=0) - math.log(len(teachers))
+
+
 class DistillationLoss:
-    """The student's loss and its distance from the teacher, summed over the batch.
+    """The student's loss and its distance from the teachers, summed over the batch.
 
     (1 - weight) * criterion + weight * T^2 * KL(softmax(teacher / T) || softmax(student / T)),
     where T^2 keeps the gradient's size the same for all temperatures (Hinton, Vinyals, Dean,
-    2015, "Distilling the Knowledge in a Neural Network", section 2). The teacher sees the
+    2015, "Distilling the Knowledge in a Neural Network", section 2). A teacher sees the
     student's images, with the same crops and mixing ("consistent teaching", Beyer et al., 2022,
-    "Knowledge distillation: A good teacher is patient and consistent", section 2).
+    "Knowledge distillation: A good teacher is patient and consistent", section 2). Of several
+    teachers the probabilities at the temperature T are averaged.
 
     Args:
         criterion: the summed loss on the labels.
-        teacher: the teacher, which is put in evaluation mode and does not learn.
+        teachers: the teachers, which are put in evaluation mode and do not learn.
         config: temperature and weight.
         student: preprocessing of the images that the loss is given.
-        dtype: dtype in which the teacher computes.
+        dtype: dtype in which the teachers compute.
         divergence: distance of two (B, K) float logits, the teacher's first, summed over the batch.
+        average: (T, B, K) float logits of teachers to (B, K) float logits that stand for all.
     """
 
     def __init__(
         self,
         criterion: Loss,
-        teacher: Teacher,
+        teachers: Sequence[Teacher],
         config: DistillConfig,
         student: Preprocessing,
         dtype: torch.dtype,
         divergence: Callable[[Tensor, Tensor], Tensor] = compute_divergence,
+        average: Callable[[Tensor], Tensor] = average_probabilities,
     ) -> None:
-        if teacher.needs_head:
-            raise ValueError(f"the head of the teacher is not fitted: {teacher.description}")
         self._criterion = criterion
-        self._model = teacher.model.requires_grad_(False).eval()
-        self._order = None if teacher.order is None else list(teacher.order)
-        self._adapt = InputAdapter(
-            student,
-            teacher.preprocessing,
-            resize=teacher.fixed_input,
-            device=next(teacher.model.parameters()).device,
-        )
+        self._teachers = [_Frozen(teacher, student) for teacher in teachers]
         self._temperature = config.temperature
         self._weight = config.weight
         self._dtype = dtype
         self._divergence = divergence
+        self._average = average
 
     def __call__(self, logits: Tensor, targets: Tensor, images: Tensor) -> Tensor:
         """The summed loss.
@@ -83,11 +91,28 @@ class DistillationLoss:
         if self._weight > 0:
             # Not inference_mode: its tensors cannot be saved for a backward pass.
             with torch.no_grad(), autocast(images.device, self._dtype):
-                teacher: Tensor = self._model(self._adapt(images))
-            if self._order is not None:
-                teacher = teacher[:, self._order]
-            divergence = self._divergence(
-                teacher.float() / self._temperature, logits.float() / self._temperature
-            )
+                given = [teacher(images).float() / self._temperature for teacher in self._teachers]
+                teacher = given[0] if len(given) == 1 else self._average(torch.stack(given))
+            divergence = self._divergence(teacher, logits.float() / self._temperature)
             loss = loss + self._weight * self._temperature**2 * divergence
         return loss
+
+
+class _Frozen:
+    """A teacher that takes the student's images and gives logits in the student's order."""
+
+    def __init__(self, teacher: Teacher, student: Preprocessing) -> None:
+        if teacher.needs_head:
+            raise ValueError(f"the head of the teacher is not fitted: {teacher.description}")
+        self._model = teacher.model.requires_grad_(False).eval()
+        self._order = None if teacher.order is None else list(teacher.order)
+        self._adapt = InputAdapter(
+            student,
+            teacher.preprocessing,
+            resize=teacher.fixed_input,
+            device=next(teacher.model.parameters()).device,
+        )
+
+    def __call__(self, images: Tensor) -> Tensor:
+        logits: Tensor = self._model(self._adapt(images))
+        return logits if self._order is None else logits[:, self._order]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mnft.config.schema import DistillConfig, ModelConfig
+from mnft.config.schema import ModelConfig
 from mnft.device.machine import Machine
 from mnft.errors import ModelError
 from mnft.model.bundle import load_bundle
@@ -16,7 +16,7 @@ from mnft.tasks.base import Teacher
 
 
 def load_teacher(
-    config: DistillConfig,
+    name: str,
     machine: Machine,
     *,
     class_names: tuple[str, ...],
@@ -28,7 +28,7 @@ def load_teacher(
     Any other model gets a new head (`Teacher.needs_head`). The random state is left as it was.
 
     Args:
-        config: the `distill` section, with a teacher.
+        name: what `distill.teacher` says, or one of its entries.
         machine: where the teacher goes.
         class_names: names of the student's outputs, in their order.
         task: name of the student's task, which a teacher with these labels must have.
@@ -37,9 +37,8 @@ def load_teacher(
         ModelError: no such teacher, one that cannot be loaded, or one of another task; blames
             `distill.teacher`.
     """
-    check_teacher(config)
-    assert config.teacher is not None
-    folder = find_folder(config.teacher)
+    check_teacher(name)
+    folder = find_folder(name)
     known = read_label_names(folder) if folder else None
     names = tuple(known) if isinstance(known, list) else None
     with blaming_teacher(), torch.random.fork_rng(devices=[]):
@@ -59,7 +58,7 @@ def load_teacher(
                 + ("" if same else ", its classes in another order"),
             )
         else:
-            name = f"local-dir:{folder}" if folder else config.teacher
+            name = f"local-dir:{folder}" if folder else name
             _, source_args = load_source(normal_name(name))
             in_chans = source_args.get("in_chans", 3)
             if in_chans not in {1, 3}:

@@ -17,6 +17,7 @@ from PIL import ImageOps
 from mnft.data.decode import decode_bytes, read_content
 from mnft.errors import DataError
 from mnft.figures import (
+    draw_caption,
     find_fonts,
     make_drawable,
     replace_missing,
@@ -24,7 +25,8 @@ from mnft.figures import (
     shorten,
     style_axes,
 )
-from mnft.tasks.classify.metrics import compute_reliability, compute_wilson_interval
+from mnft.tasks.classify.decision.calibration import compute_reliability
+from mnft.tasks.classify.intervals import compute_wilson_interval
 
 _DPI = 110
 _COLUMNS, _MAX_SHOWN = 6, 24
@@ -111,17 +113,7 @@ def plot_mistakes(
             f"true: {shorten(names[target], _LINE_CHARS - 12)} {likely[target]:.1%}",
             shorten(replace_missing(Path(paths[position]).name), _LINE_CHARS),
         ]
-        caption = "\n".join(lines)
-        axes.text(
-            0,
-            -0.03,
-            caption,
-            transform=axes.transAxes,
-            va="top",
-            fontsize=7.5,
-            fontfamily=find_fonts([caption]),
-            parse_math=False,
-        )
+        draw_caption(axes, lines)
     save_figure(figure, path)
     return True
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mnft.tasks.classify.metrics import compute_wilson_interval
+from mnft.tasks.classify.intervals import compute_wilson_interval
 from mnft.tasks.classify.report.confidence import build_confidence
 from mnft.tasks.classify.report.images import read_images
 from mnft.tasks.classify.report.mistakes import build_confusion, build_mistakes

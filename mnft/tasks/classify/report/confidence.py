@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mnft.tasks.classify.metrics import compute_reliability, compute_wilson_interval
+from mnft.tasks.classify.decision.calibration import compute_reliability
+from mnft.tasks.classify.intervals import compute_wilson_interval
 from mnft.tasks.classify.report.images import JudgedImages
 from mnft.tasks.panels import Chart, Chooser, Panel, Point, Series, Text
 

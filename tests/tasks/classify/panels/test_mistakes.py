@@ -14,6 +14,7 @@ from PIL import Image
 from support.images import write_image
 
 from mnft.tasks.classify import metrics
+from mnft.tasks.classify.decision import calibration
 from mnft.tasks.classify.panels.mistakes import find_worst, plot_mistakes, plot_reliability
 from mnft.tasks.classify.predictions import MISTAKES, Predictions, write_evaluation
 
@@ -104,7 +105,7 @@ def test_reliability_has_a_point_a_bin_and_its_interval(tmp_path, figures):
     targets = (rng.uniform(size=500) > likely).astype(int)
     probabilities = np.stack([likely, 1 - likely], axis=1)
     plot_reliability(targets, probabilities, tmp_path / "x.png", ece=0.0123)
-    bins = metrics.compute_reliability(likely, targets == 0)
+    bins = calibration.compute_reliability(likely, targets == 0)
     filled = [b for b in bins if b.num_images]
     upper, lower = figures[0].axes
     (points,) = [line for line in upper.lines if line.get_marker() == "o"]
@@ -124,11 +125,11 @@ def test_reliability_of_one_image(tmp_path):
 def test_the_bins_are_those_of_the_calibration_error():
     confidences = np.array([0.05, 0.5, 0.5, 0.51, 1.0])
     correct = np.array([False, True, False, True, True])
-    bins = metrics.compute_reliability(confidences, correct, num_bins=4)
+    bins = calibration.compute_reliability(confidences, correct, num_bins=4)
     assert [(b.num_images, b.num_correct) for b in bins] == [(1, 0), (2, 1), (1, 1), (1, 1)]
     assert [b.confidence for b in bins] == pytest.approx([0.05, 0.5, 0.51, 1.0])
     ece = sum(abs(b.num_correct - b.num_images * b.confidence) for b in bins) / 5
-    assert metrics.compute_ece(confidences, correct, num_bins=4) == pytest.approx(ece)
+    assert calibration.compute_ece(confidences, correct, num_bins=4) == pytest.approx(ece)
 
 
 def test_pictures_are_not_imported_for_predictions():
