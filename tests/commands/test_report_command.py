@@ -192,6 +192,24 @@ def test_robustness_is_shown_where_it_was_measured(
     assert not any(command.endswith("--robustness") for command in commands(page))
 
 
+def test_unknown_images_and_robustness_as_eval_writes_them(
+    run: Path, run_cli: Cli, evaluate: Callable[..., None], tmp_path: Path
+) -> None:
+    for index in range(6):
+        write_image(tmp_path / "street" / f"{index}.png", (9, 9, 40 * index), seed=index)
+    evaluate(run, "--unknown", tmp_path / "street")
+    evaluate(run, "--robustness")
+    found = json.loads((run / "eval-street/metrics.json").read_text())["unknown"]
+    robustness = json.loads((run / "eval/robustness.json").read_text())
+    page = read(run_cli("report", run))
+    low, high = found["accepted_interval"]["low"], found["accepted_interval"]["high"]
+    assert f"{low:.1%} to {high:.1%}" in page
+    assert f"{found['auroc']:.3f}" in page
+    assert f"{100 * robustness['drop']:.1f} points less" in page
+    assert all(corruption["name"] in page for corruption in robustness["corruptions"])
+    assert not any("--unknown" in c or "--robustness" in c for c in commands(page))
+
+
 def test_hostile_names_and_200_pictures_fit_in_3_mb(
     tmp_path: Path, run_cli: Cli, evaluate: Callable[..., None]
 ) -> None:

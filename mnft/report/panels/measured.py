@@ -5,9 +5,11 @@ This is the one place where the files of these evaluations are read.
 
 from __future__ import annotations
 
+from pathlib import Path
 from shlex import quote
 
 from mnft.report.sources import Sources, read_json
+from mnft.tasks.outputs import METRICS
 from mnft.tasks.panels import Block, Cell, Panel, Table, Text
 
 ROBUSTNESS = "robustness.json"  # in the folder of an evaluation
@@ -15,6 +17,30 @@ ROBUSTNESS = "robustness.json"  # in the folder of an evaluation
 
 def build_unknowns(sources: Sources) -> Panel:
     """Say how many images of none of the labels are accepted."""
+    # Each folder of such images has an evaluation of its own, beside that of the split alone.
+    files = sorted(sources.folder.glob(f"eval*/{METRICS}"))
+    known = [metrics for file in files if (metrics := read_json(file)) is not None]
+    rows: list[list[Cell | str]] = [
+        [
+            Path(metrics["unknown_images"]).name,
+            Cell(f"{found['num_images']:,}", found["num_images"]),
+            Cell(f"{found['accepted']:.1%}", found["accepted"], bar=found["accepted"]),
+            f"{found['accepted_interval']['low']:.1%} to {found['accepted_interval']['high']:.1%}",
+            Cell(f"{found['accepted_at_95']:.1%}", found["accepted_at_95"]),
+            Cell(f"{found['auroc']:.3f}", found["auroc"]),
+        ]
+        for metrics in known
+        if metrics.get("split") == sources.split and (found := metrics.get("unknown"))
+    ]
+    if rows:
+        lead = (
+            "How many images that show none of this get a label all the same; also where the "
+            "threshold is such that 95% of the known images are answered. An AUROC of 0.5 means "
+            "that their confidence does not tell them apart."
+        )
+        headings = ["folder", "images", "get a label", "95% interval", "at 95% known", "AUROC"]
+        table = Table("Images of none of the labels", headings, rows, sortable=True, in_card=True)
+        return Panel("unknowns", "Unknown images", lead, [table])
     run = quote(str(sources.folder))
     text = (
         "Not measured: what the model does with images that show none of this. A model that was "
