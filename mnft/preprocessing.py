@@ -84,6 +84,26 @@ class Preprocessing:
         """Whether evaluation sees a part of the image, with its aspect kept and without border."""
         return self.crop_mode == "center" and self.crop_pct <= 1
 
+    def locate_input(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Where the model's input lies on an image: left, top, width and height.
+
+        Args:
+            width: width of the image in pixels.
+            height: height of the image in pixels.
+
+        Returns:
+            Fractions of the image's width and height; with a border they go beyond it.
+        """
+        _, input_height, input_width = self.input_size
+        resized_width = math.floor(input_width / self.crop_pct)
+        resized_height = math.floor(input_height / self.crop_pct)
+        ratios = resized_width / width, resized_height / height
+        if self.crop_mode != "squash":
+            scale = min(ratios) if self.crop_mode == "border" else max(ratios)
+            ratios = scale, scale
+        share_x, share_y = input_width / (ratios[0] * width), input_height / (ratios[1] * height)
+        return (1 - share_x) / 2, (1 - share_y) / 2, share_x, share_y
+
     def as_pretrained_cfg(self) -> dict[str, Any]:
         """The keys of timm's `pretrained_cfg` that hold this specification."""
         return {

@@ -26,6 +26,7 @@ MAX_USED_ONCE = 8.0  # in 1,000 lines
 LAYERS = {
     "mnft.cli": 10,
     "mnft.commands": 9,
+    "mnft.report": 8,
     "mnft.search": 8,
     "mnft.compare": 7,
     "mnft.compress": 7,
@@ -218,6 +219,7 @@ EARLY = {
     "mnft.errors",
     "mnft.cli.exits",
     "mnft.cli.options",
+    "mnft.cli.report",
     "mnft.cli.search",
     "mnft.cli.starting",
     "mnft.cli.usage",

@@ -19,6 +19,7 @@ from mnft.cli.options import (
     Overrides,
     flag_of,
 )
+from mnft.cli.report import report_app
 from mnft.cli.search import search_app
 from mnft.cli.starting import starting, starting_training
 from mnft.cli.usage import SettingsCommand
@@ -37,6 +38,7 @@ app = typer.Typer(
 app.add_typer(evaluate_app)
 app.add_typer(data_app, name="data")
 app.add_typer(edge_app)
+app.add_typer(report_app)
 app.add_typer(search_app)
 
 

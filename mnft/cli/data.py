@@ -61,6 +61,10 @@ def data_check(
             "--fix", help="Write, or extend, a list of files to leave out (for data.exclude)."
         ),
     ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="File to write all of it to, as JSON."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Find what would spoil a training; the exit code is 3 if there is something.
@@ -68,7 +72,7 @@ def data_check(
     Finds files that cannot be decoded, classes that differ between splits, the same or nearly the
     same image in two splits or two classes, classes that are empty or too small to split, and
     unusual sizes, colours and extensions; for a config also what a run will need. `--fix` deletes
-    nothing.
+    nothing. `-o RUN/check.json` keeps the findings for `mnft report`.
 
     Examples: `mnft data check photos/`, `mnft data check configs/flowers.yaml --fix leave_out.txt`
     """
@@ -81,7 +85,7 @@ def data_check(
     ):
         from mnft.commands import check as command
 
-    command.run(target, overrides, as_json=as_json, checkpoint=checkpoint, fix=fix)
+    command.run(target, overrides, as_json=as_json, checkpoint=checkpoint, fix=fix, output=output)
 
 
 @data_app.command("curve", cls=SettingsCommand)

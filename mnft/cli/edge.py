@@ -188,6 +188,10 @@ def compare(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder to write; default comparison/.")
     ] = None,
+    html: Annotated[
+        bool,
+        typer.Option("--html", help="Write comparison.html too, with how often models agree."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Compare models: accuracy, size, memory, latency and throughput, on the same images.
@@ -205,5 +209,5 @@ def compare(
     from mnft.compare.latency import Plan
 
     plan = Plan(threads=threads, rounds=rounds)
-    request = command.Request(models, data, split, output, exports, compiled, plan)
+    request = command.Request(models, data, split, output, exports, compiled, plan, html)
     command.run(request, as_json=as_json)

@@ -94,6 +94,9 @@ def predict(
     device: Device = "auto",
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per batch.")] = 32,
     workers: Workers = None,
+    explain: Annotated[
+        Path | None, typer.Option("--explain", help="Folder for a heat map of each answer.")
+    ] = None,
 ) -> None:
     """Predict the class of each image, or its labels; the row of an unreadable file says why.
 
@@ -107,6 +110,6 @@ def predict(
 
     with flag_of("train.device", f"--device {device}"):
         request = command.Request(
-            checkpoint, inputs, output, limit, json_lines, device, batch_size, workers
+            checkpoint, inputs, output, limit, json_lines, device, batch_size, workers, explain
         )
         command.run(request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mnft import console
+from mnft import console, files
 from mnft.config.data import DataConfig
 from mnft.config.load import load_config
 from mnft.config.schema import Config
@@ -22,7 +23,7 @@ from mnft.data.decode import list_cures
 from mnft.data.labels import LabelRules
 from mnft.errors import ConfigError, DataError, GateError, MnftError
 from mnft.tasks import load_label_rules
-from mnft.text import count
+from mnft.text import count, printable
 
 if TYPE_CHECKING:
     from mnft.training.probes.needs import Need, Plan
@@ -38,6 +39,7 @@ def run(
     as_json: bool,
     checkpoint: Path | None = None,
     fix: Path | None = None,
+    output: Path | None = None,
 ) -> None:
     """Check a folder, or the folder of a config as that config will use it.
 
@@ -47,6 +49,7 @@ def run(
         as_json: whether to print JSON.
         checkpoint: a model to find wrong labels with.
         fix: the list of files to leave out, which is written or added to.
+        output: the JSON file to write, such as the run's check.json, which a report reads.
 
     Raises:
         ConfigError: `overrides` for a plain folder, or a config that is wrong.
@@ -70,16 +73,19 @@ def run(
             report = report.with_findings(found.findings)
             labels = label_errors.describe(found)
     added = None if fix is None else write_list(fix, report.findings)
+    values: dict[str, Any] = asdict(report) | {
+        "root": str(report.root),
+        "problems": report.num_problems,
+        "needs": [asdict(need) | {"fits": need.fits} for need in needs],
+    }
+    if labels is not None:
+        values["labels"] = labels
+    if output is not None:
+        text = json.dumps(values, indent=2, ensure_ascii=False)
+        files.write_text(output, printable(text) + "\n")
+    if fix is not None:
+        values["fix"] = {"path": str(fix), "added": added}
     if as_json:
-        values: dict[str, Any] = asdict(report) | {
-            "root": str(report.root),
-            "problems": report.num_problems,
-            "needs": [asdict(need) | {"fits": need.fits} for need in needs],
-        }
-        if labels is not None:
-            values["labels"] = labels
-        if fix is not None:
-            values["fix"] = {"path": str(fix), "added": added}
         console.show_json(values)
     else:
         _show_report(report, checked.rules, needs, labels)
@@ -87,6 +93,8 @@ def run(
             is_used = config is not None and config.data.exclude is not None
             then = "" if is_used else f"; use it with data.exclude: {fix}"
             console.note(f"fix      {count(added or 0, 'more file')} to leave out in {fix}{then}")
+        if output is not None:
+            console.note(f"written to {output}")
     if report.num_problems:
         raise GateError(f"{root}: {count(report.num_problems, 'problem')}", hint=_advise(report))
     console.done(f"{root}: no problems")

@@ -9,18 +9,27 @@ from pathlib import Path
 from mnft import console, files
 from mnft.compare.files import (
     COMPARISON_FILES,
+    HTML,
     RECORD,
     Setting,
     build_table,
     write_comparison,
 )
-from mnft.compare.judging import add_evaluation, add_latency, choose_images, read_row
+from mnft.compare.judging import (
+    add_evaluation,
+    add_latency,
+    choose_images,
+    compute_agreement,
+    read_row,
+)
 from mnft.compare.latency import Plan
 from mnft.compare.rows import check_labels, compare, describe_slow_int8
 from mnft.compare.variants import list_variants
 from mnft.errors import ExportError
 from mnft.evaluation.checkpoint import portable_path
 from mnft.host import count_cores
+from mnft.report.comparison import build_agreement, build_page
+from mnft.report.page.render import render
 from mnft.tasks import open_task
 from mnft.text import printable
 
@@ -39,6 +48,7 @@ class Request:
         exports: take the exports of each run as well.
         compiled: take each torch model a second time, compiled.
         plan: how to measure latency.
+        html: whether to write a page as well.
     """
 
     paths: Sequence[Path]
@@ -48,6 +58,7 @@ class Request:
     exports: bool
     compiled: bool
     plan: Plan
+    html: bool = False
 
 
 def run(request: Request, *, as_json: bool) -> None:
@@ -65,7 +76,7 @@ def run(request: Request, *, as_json: bool) -> None:
     rows = [read_row(variant) for variant in variants]
     check_labels(rows)
     images = choose_images(rows, request.data, request.split, reporter)
-    rows, warnings = add_evaluation(rows, images, plan.threads, reporter)
+    rows, warnings = add_evaluation(rows, images, plan.threads, reporter, keep_outputs=request.html)
     rows = add_latency(rows, plan, reporter)
     if not any(row.complete for row in rows):
         reasons = "".join(f"\n  {row.name}: {row.problem}" for row in rows)
@@ -86,6 +97,11 @@ def run(request: Request, *, as_json: bool) -> None:
     setting = replace(setting, more_columns=more)
     comparison = compare(rows)
     record = write_comparison(target, comparison, setting)
+    if request.html:
+        names = [row.name for row in rows if row.outputs is not None]
+        agreement = build_agreement(names, compute_agreement(rows, setting.task))
+        page = build_page(record, setting.task, setting.explanation, agreement)
+        files.write_text(target / HTML, render(page))
     if as_json:
         console.show_json({"output": str(target), **record})
     else:

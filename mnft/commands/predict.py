@@ -23,6 +23,7 @@ from mnft.device.machine import Machine, open_machine
 from mnft.errors import ConfigError, DataError
 from mnft.evaluation.checkpoint import open_checkpoint
 from mnft.model.bundle import Bundle
+from mnft.report.heat_files import HeatFiles
 from mnft.reporter import SILENT
 from mnft.streams import is_stdout_closed
 from mnft.tasks import open_task
@@ -47,6 +48,7 @@ class Request:
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         batch_size: images in a batch.
         workers: loading processes; None chooses their number.
+        explain: folder for heat maps; None for none.
     """
 
     checkpoint: Path
@@ -57,14 +59,16 @@ class Request:
     device: str
     batch_size: int
     workers: int | None
+    explain: Path | None = None
 
 
 class _Row(NamedTuple):
-    """An image: its path as it is shown, and its (K,) outputs or why it could not be read."""
+    """An image: its path as it is shown, its (K,) outputs or why it could not be read, its file."""
 
     path: str
     values: NDArray[Any] | None
     error: str | None
+    file: Path
 
 
 def run(request: Request) -> None:
@@ -90,11 +94,15 @@ def run(request: Request) -> None:
         workers = request.workers or 0
     options = EvalOptions(request.batch_size, workers, allow_bad=True)
     rows = _predict(bundle, paths, machine, options, request)
+    if request.explain is not None:
+        rows = _explain(rows, HeatFiles(request.explain, bundle, answers))
     if output:
         failed = _write_file(rows, output, answers, request)
         console.note(f"written to {output}")
     else:
         failed = _write(rows, sys.stdout, answers, request)
+    if request.explain is not None:
+        console.note(f"heat maps are in {request.explain}")
     if failed == len(paths):
         if failed == 1:
             raise DataError("the image could not be read; its row says why")
@@ -178,6 +186,14 @@ def _predict(
         yield from _rows(chunk, outputs)
 
 
+def _explain(rows: Iterator[_Row], heat_files: HeatFiles) -> Iterator[_Row]:
+    """The same rows, after the heat maps of each are written."""
+    for row in rows:
+        if row.values is not None:
+            heat_files.write(row.file, row.values)
+        yield row
+
+
 def _is_pipe(stream: TextIO) -> bool:
     try:
         return stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode)
@@ -189,9 +205,9 @@ def _rows(paths: list[Path], outputs: Outputs) -> Iterator[_Row]:
     values = dict(zip(outputs.positions.tolist(), outputs.values, strict=True))
     for position, path in enumerate(paths):
         if (bad := outputs.bad.get(position)) is not None:
-            yield _Row(_printable(path), None, bad.reason)
+            yield _Row(_printable(path), None, bad.reason, path)
         else:
-            yield _Row(_printable(path), values[position], None)
+            yield _Row(_printable(path), values[position], None, path)
 
 
 def _printable(path: Path) -> str:

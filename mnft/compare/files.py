@@ -18,10 +18,10 @@ from mnft.host import count_cores, name_processor, read_versions
 from mnft.tasks.base import Task
 from mnft.text import count, guard_cell, printable
 
-TABLE, RECORD, PAGE, PLOT = (
-    f"comparison.{extension}" for extension in ("csv", "json", "md", "png")
+TABLE, RECORD, PAGE, PLOT, HTML = (
+    f"comparison.{extension}" for extension in ("csv", "json", "md", "png", "html")
 )
-COMPARISON_FILES = frozenset({TABLE, RECORD, PAGE, PLOT})
+COMPARISON_FILES = frozenset({TABLE, RECORD, PAGE, PLOT, HTML})
 
 _COSTS = (
     "params M",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from mnft.evaluation.images import ImageSet, describe_seen, load_image_set
 from mnft.evaluation.outputs import compute_image_outputs
 from mnft.reporter import Reporter
 from mnft.tasks import open_task
+from mnft.tasks.base import Task
 from mnft.training.eval_batches import EvalOptions
 
 # What concerns only one model; images that cannot be used stop the whole comparison.
@@ -60,7 +62,12 @@ def choose_images(
 
 
 def add_evaluation(
-    rows: Sequence[Row], images: ImageSet, threads: int | None, reporter: Reporter
+    rows: Sequence[Row],
+    images: ImageSet,
+    threads: int | None,
+    reporter: Reporter,
+    *,
+    keep_outputs: bool = False,
 ) -> tuple[list[Row], list[str]]:
     """Evaluate each model on the CPU.
 
@@ -69,6 +76,7 @@ def add_evaluation(
         images: the images to judge them on.
         threads: the threads that exported files compute with; None takes all cores.
         reporter: receives progress, and why a model cannot be evaluated.
+        keep_outputs: whether the rows keep the outputs, for `compute_agreement`.
 
     Returns:
         The rows, and a warning for each model that was trained on some of the images.
@@ -79,7 +87,12 @@ def add_evaluation(
         folder = row.variant.folder
         if (earlier := done.get(folder)) is not None:
             # A compiled model has the figures of its model, which is computed only once.
-            row = replace(row, evaluation=earlier.evaluation, problem=earlier.problem)
+            row = replace(
+                row,
+                evaluation=earlier.evaluation,
+                problem=earlier.problem,
+                outputs=earlier.outputs,
+            )
         elif row.problem is None:
             try:
                 opened = open_checkpoint(folder, threads=threads)
@@ -102,6 +115,7 @@ def add_evaluation(
                     evaluation=open_task(bundle.labels, bundle.task, bundle.settings).evaluate(
                         outputs
                     ),
+                    outputs=outputs if keep_outputs else None,
                 )
             except _FAULTS_OF_ONE as error:
                 row = replace(row, problem=error.message)
@@ -110,6 +124,20 @@ def add_evaluation(
             reporter.warn(f"{row.name}: {row.problem}")
         judged.append(row)
     return judged, warnings
+
+
+def compute_agreement(rows: Sequence[Row], task: Task) -> list[list[float]]:
+    """The fraction of the images for which each two models give the same answer.
+
+    Args:
+        rows: rows that keep their outputs.
+        task: the task of the models.
+    """
+    outputs = [row.outputs for row in rows if row.outputs is not None]
+    same = [[1.0] * len(outputs) for _ in outputs]
+    for i, j in itertools.combinations(range(len(outputs)), 2):
+        same[i][j] = same[j][i] = task.compare(outputs[i], outputs[j]).agreement
+    return same
 
 
 def add_latency(rows: Sequence[Row], plan: Plan, reporter: Reporter) -> list[Row]:

@@ -15,7 +15,7 @@ from mnft.exports.artifact import Artifact, compute_size, read_artifact
 from mnft.exports.formats import FORMATS
 from mnft.model.bundle import RECORD, WEIGHTS, load_bundle
 from mnft.model.profile import compute_macs
-from mnft.tasks.outputs import Evaluation
+from mnft.tasks.outputs import Evaluation, Outputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,7 @@ class Row:
         evaluation: evaluation on the same images as all other rows.
         latency: measured together with the others.
         problem: why figures are missing.
+        outputs: outputs for the images, where they are kept to be compared with others.
     """
 
     variant: Variant
@@ -67,6 +68,7 @@ class Row:
     evaluation: Evaluation | None = None
     latency: Latency | None = None
     problem: str | None = None
+    outputs: Outputs | None = None
 
     @property
     def name(self) -> str:

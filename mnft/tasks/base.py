@@ -28,6 +28,7 @@ from mnft.tasks.outputs import (
     Remark,
     WriteEvaluation,
 )
+from mnft.tasks.panels import EvaluationFiles, TaskReport
 
 
 class Loss(Protocol):
@@ -176,6 +177,7 @@ class Task:
             over images is the main figure, or follows it.
         find_label_errors: finds likely wrong labels.
         build_answers: what `mnft predict` says of images, with at most so many labels an image.
+        build_report: what a report shows of the files that `write_evaluation` wrote.
     """
 
     name: str
@@ -210,3 +212,4 @@ class Task:
     rate_one: Callable[[NDArray[Any], Any], float]
     find_label_errors: FindLabelErrors
     build_answers: Callable[[int], Answers]
+    build_report: Callable[[EvaluationFiles], TaskReport]

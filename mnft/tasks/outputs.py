@@ -176,6 +176,13 @@ class Answers(Protocol):
             values: (K,) outputs for one image; None for an image that could not be read.
         """
 
+    def choose_explained(self, values: NDArray[Any]) -> list[int]:
+        """The outputs whose heat maps explain the answer, the most important first.
+
+        Args:
+            values: (K,) outputs for one image.
+        """
+
 
 class WriteEvaluation(Protocol):
     """Writes the files of an evaluation."""

@@ -71,6 +71,14 @@ class ProbableClasses:
         listed = [{"class": name, "probability": round(p, 6)} for name, p in chosen]
         return {"predictions": listed} | ({"guess": guess} if self._may_be_silent else {})
 
+    def choose_explained(self, values: NDArray[Any]) -> list[int]:
+        """The most probable class.
+
+        Args:
+            values: (C,) logits.
+        """
+        return [int(values.argmax())]
+
     def _choose(self, logits: NDArray[Any]) -> tuple[list[tuple[str, float]], str]:
         """The classes to name with their probabilities, and the most probable class."""
         probabilities = softmax(logits[None])

@@ -162,8 +162,8 @@ def _describe_figures(evaluation: Evaluation) -> dict[str, Any]:
         "calibration": _describe_calibration(evaluation.calibration),
         "uncalibrated": evaluation.uncalibrated and _describe_calibration(evaluation.uncalibrated),
         "decision": evaluation.decision and evaluation.decision.as_record(),
-        "other": evaluation.other and asdict(evaluation.other),
-        "unknown": evaluation.unknown and asdict(evaluation.unknown),
+        "other": evaluation.other and evaluation.other.as_record(),
+        "unknown": evaluation.unknown and evaluation.unknown.as_record(),
         "per_class": [asdict(metrics) for metrics in evaluation.per_class],
     }
 

@@ -27,6 +27,7 @@ from mnft.tasks.classify.head import CrossEntropy
 from mnft.tasks.classify.linear_fit import fit_head
 from mnft.tasks.classify.metrics import compute_evaluation, softmax
 from mnft.tasks.classify.predictions import EVALUATION_FILES, Predictions, write_evaluation
+from mnft.tasks.classify.report.build import build_report
 from mnft.tasks.classify.score import ClassifyScore
 from mnft.tasks.classify.targets import (
     NO_CLASS,
@@ -102,6 +103,7 @@ def build(
         rate_one=rate_one,
         find_label_errors=partial(find_label_errors, class_names=labels),
         build_answers=partial(ProbableClasses, labels, threshold=decision.threshold, other=other),
+        build_report=build_report,
     )
 
 

@@ -61,6 +61,16 @@ class DecidedLabels:
         probabilities = dict(zip(self._labels, shown, strict=True))
         return {"labels": self._decide(values), "probabilities": probabilities}
 
+    def choose_explained(self, values: NDArray[Any]) -> list[int]:
+        """The labels that the image has, the most probable first; else the most probable one.
+
+        Args:
+            values: (K,) logits.
+        """
+        decided = decide(values[None], self._thresholds)[0]
+        order = [int(k) for k in (-values).argsort(kind="stable")]
+        return [k for k in order if decided[k]] or order[:1]
+
     def _decide(self, logits: NDArray[Any]) -> list[str]:
         decided = decide(logits[None], self._thresholds)[0]
         return [name for name, has in zip(self._labels, decided, strict=True) if has]

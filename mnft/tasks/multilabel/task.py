@@ -22,6 +22,7 @@ from mnft.tasks.multilabel.head import average_probabilities, build_loss, comput
 from mnft.tasks.multilabel.linear_fit import fit_head
 from mnft.tasks.multilabel.metrics import MultilabelScore, compute_evaluation
 from mnft.tasks.multilabel.predictions import EVALUATION_FILES, write_evaluation
+from mnft.tasks.multilabel.report.build import build_report
 from mnft.tasks.multilabel.targets import count_exact, encode, weigh
 from mnft.tasks.multilabel.thresholds import read_settings
 from mnft.tasks.outputs import Answers, Outputs
@@ -94,6 +95,7 @@ def build(
         rate_one=partial(rate_one, thresholds=thresholds),
         find_label_errors=partial(find_label_errors, labels=labels),
         build_answers=build_answers,
+        build_report=build_report,
     )
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mnft.tasks.classify.decision.threshold import answer
-from mnft.tasks.classify.intervals import Interval, compute_wilson_interval
+from mnft.tasks.classify.intervals import INTERVAL_LEVEL, Interval, compute_wilson_interval
 
 KEPT_LEVEL = 0.95  # fraction of the known images at which models are usually compared
 
@@ -46,6 +46,12 @@ class UnknownFigures:
     accepted_interval: Interval
     auroc: float
     accepted_at_95: float
+
+    def as_record(self) -> dict[str, Any]:
+        """The figures for metrics.json."""
+        low, high = self.accepted_interval
+        interval = {"low": low, "high": high, "level": INTERVAL_LEVEL, "method": "wilson"}
+        return asdict(self) | {"accepted_interval": interval}
 
     def describe(self) -> str:
         """The figures for people."""

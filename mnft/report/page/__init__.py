@@ -1,0 +1,1 @@
+"""How a page looks: templates, style, script and charts."""

@@ -1,0 +1,1 @@
+"""What a report shows of a classifier, from the files of its evaluation."""

@@ -1,0 +1,1 @@
+"""What a report shows of a multi-label classifier, from the files of its evaluation."""
