@@ -11,8 +11,8 @@ from mnft.config.schema import Config
 # With fewer images BatchNorm keeps its statistics. This was compared with 1,600 and 1,200 images
 # only; that it also helps with fewer, and no longer with many more, is an assumption.
 _FEW_IMAGES = 20_000
-# With fewer images the rate falls with the cube root of their number, and weights are interpolated. An
-# epoch passes over at least so many images. Measured with 100 images: benchmarks/few-images.md.
+# With fewer images the rate falls with the cube root of their number, weights are interpolated, and
+# an epoch passes over at least so many images. Measured with 100 images: benchmarks/few-images.md.
 _VERY_FEW_IMAGES = 1_000
 _LEAST_PER_EPOCH = 300
 
