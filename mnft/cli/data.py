@@ -98,8 +98,8 @@ def data_curve(
     """Say whether more images would help, by the learning curve of the head.
 
     Fits the head to parts of the training images, scores it on val, and extrapolates to twice the
-    images, with a 95% band. It uses features of the frozen backbone, which trainings share, so a
-    second call takes seconds. Fine-tuning may gain more.
+    images, with a 95% band. Features of the frozen backbone are computed once and shared with
+    trainings. Fine-tuning may gain more.
 
     Example: `mnft data curve configs/flowers.yaml`
     """

@@ -24,7 +24,8 @@ class EvalConfig(Section):
     """Metric on the val split that selects the best epoch and controls early stopping and plateau:
     `accuracy`, `macro_f1` or `loss`; with task: multilabel `map` (mean average precision, then the
     default), `macro_f1`, `micro_f1` or `loss`. Among epochs with the same value the one with the
-    lowest loss is the best, then the latest."""
+    lowest loss is the best, then the latest. After the stage `interpolate` the lowest loss
+    decides."""
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Images per evaluation batch and process; it does not change the result. `auto` is 64, and up
     to 256 if a GPU evaluates stored images. On the CPU a batch goes through the model in parts,

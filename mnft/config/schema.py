@@ -149,7 +149,7 @@ class TrainConfig(Section):
     """Stages of training, in order. `head` fits the classifier to features of the frozen backbone,
     which are computed once; `finetune` trains everything that model.freeze leaves free, for
     train.epochs; `interpolate` tries weights between those after `head` and those after `finetune`,
-    and keeps those with the smallest val loss. Empty: the recipe chooses."""
+    and keeps those with the smallest val loss, after calibration. Empty: the recipe chooses."""
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 32
     """Images per update: the total over all processes and accumulated parts. `auto` chooses by the
     number of images, within the memory of the device."""

@@ -112,6 +112,7 @@ class RunWriter:
 
     def save_interpolated(self, state: TrainState, weights: Mapping[str, Tensor]) -> None:
         """Save the best of the interpolated models, and log its result."""
+        self._check_lock()
         self._save()
         result = state.interpolated
         assert result is not None
